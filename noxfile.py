@@ -1,0 +1,131 @@
+"""What one can do here. `nox -l` lists it; plain `nox` is what has to pass before a release."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.10"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests", "generated", "drills"]
+
+HERE = Path(__file__).parent
+SERVICE_PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+
+
+@nox.session
+def new(session: nox.Session) -> None:
+    """Render a service and finish it: nox -s new -- PATH [-d question=answer ...]"""
+    if not session.posargs or session.posargs[0].startswith("-"):
+        session.error("give the path of the new service: nox -s new -- ../my-service")
+    path, *options = session.posargs
+    install(session)
+    refuse_unknown_questions(session, options)
+    destination = (Path(session.invoked_from) / path).resolve()
+    # An absolute source and a commit that exists are what `copier update` will look for later.
+    version = git(session, "rev-parse", "HEAD")
+    if git(session, "status", "--porcelain"):
+        session.warn("uncommitted changes of the template are left out")
+    copy = ("copier", "copy", "--vcs-ref", version)
+    session.run(*copy, *options, str(HERE), str(destination))
+    session.run("python", "hooks/finish.py", str(destination))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Render, start, do the round trip, show it, stop (-- --keep leaves it running)."""
+    install(session)
+    service = Path(session.create_tmp()) / "demo-service"
+    session.run("python", "-m", "tests.demo", str(service), *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff over the template's own Python; the workflows and the Dockerfile by their linters."""
+    install(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("zizmor", "--offline", "--quiet", ".github/workflows", "template/.github/workflows")
+    session.run("hadolint", "template/Dockerfile")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict over the template's own Python."""
+    install(session)
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every variant renders cleanly, bad answers are refused, updates work (about a minute)."""
+    install(session)
+    # What needs a rendered service has sessions of its own.
+    others = ("tests/generated", "tests/launcher", "tests/drills")
+    options = session.posargs or ["-n", "auto", *(f"--ignore={folder}" for folder in others)]
+    session.run("pytest", *options)
+
+
+@nox.session
+def generated(session: nox.Session) -> None:
+    """Every variant on the oldest Python found; the checks of the ends on the newest, too."""
+    install(session)
+    pythons = oldest_and_newest(session)
+    everything = ("tests/generated", "--variants", "all")
+    checks = ("tests/generated/test_checks.py", "--variants", "ends")
+    for python, what in zip(pythons, (everything, checks), strict=False):
+        session.run("pytest", "-v", *what, "--service-python", python, *session.posargs)
+
+
+@nox.session
+def drills(session: nox.Session) -> None:
+    """Break a running service from outside and compare (-- -k kill: one; -- --module cqrs)."""
+    install(session)
+    service = Path(session.create_tmp()) / "drill-service"
+    chosen = [session.posargs] if session.posargs else [[], ["--module", "outbox"]]
+    for options in chosen:
+        session.run("python", "-m", "tests.drills", str(service), *options)
+
+
+def install(session: nox.Session) -> None:
+    session.install("--quiet", "--group", "dev")
+
+
+def git(session: nox.Session, *arguments: str) -> str:
+    output = session.run("git", *arguments, external=True, silent=True)
+    return str(output).strip()
+
+
+def refuse_unknown_questions(session: nox.Session, options: list[str]) -> None:
+    # Copier drops an answer to a question that does not exist without a word.
+    questions = set(re.findall(r"^([a-z]\w*):$", (HERE / "copier.yml").read_text(), re.MULTILINE))
+    given = re.findall(r"(?:^| )(?:-d|--data)[ =]?(\w+)=", " ".join(options))
+    if unknown := set(given) - questions:
+        asked = ", ".join(sorted(questions))
+        session.error(f"no question is called {', '.join(sorted(unknown))}; there are: {asked}")
+
+
+def oldest_and_newest(session: nox.Session) -> list[str]:
+    """Paths of the first and the last of the supported Pythons installed; downloads none."""
+    # pyenv keeps what is not its current version behind shims that fail.
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    kept = [str(path) for path in pyenv.glob("versions/*/bin")]
+    listed = session.run(
+        *("uv", "python", "list", "--only-installed", "--output-format", "json"),
+        silent=True,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.pathsep.join([os.environ["PATH"], *kept])},
+    )
+    paths: dict[str, str] = {}
+    for python in json.loads(str(listed)):
+        version = "{major}.{minor}".format(**python["version_parts"])
+        if python["implementation"] == "cpython" and python["variant"] == "default":
+            paths.setdefault(version, python["path"])
+    found = [version for version in SERVICE_PYTHONS if version in paths]
+    if not found:
+        session.error(f"none of Python {', '.join(SERVICE_PYTHONS)} is installed")
+    return [paths[version] for version in dict.fromkeys([found[0], found[-1]])]

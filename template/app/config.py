@@ -1,0 +1,60 @@
+"""Settings come from the environment and `.env`. Each module keeps its own class beside its reader."""
+
+from typing import Literal, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.about import SERVICE_NAME
+
+
+class ConfigurationError(Exception):
+    """A setting is missing or wrong. The message names the variable and never holds a secret."""
+
+
+class EnvSettings(BaseSettings):
+    """Base of every settings class: names are environment variables, in either case."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
+    )
+
+
+class Settings(EnvSettings):
+    """What concerns the service as a whole."""
+
+    service_name: str = Field(SERVICE_NAME, pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=80)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "pretty", "json"] = "auto"
+
+
+S = TypeVar("S", bound=EnvSettings)
+
+
+def load(settings: type[S]) -> S:
+    """Read `settings` from the environment.
+
+    Raises ConfigurationError with one line for each wrong variable.
+    """
+    try:
+        return settings()
+    except ValidationError as error:
+        raise ConfigurationError(_explain(settings, error)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"wrong configuration: .env is not UTF-8: {error}") from None
+
+
+def _explain(settings: type[EnvSettings], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False):
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        field = settings.model_fields.get(name)
+        given = problem.get("input")
+        secret = field is None or SecretStr in (field.annotation, *_arguments(field.annotation))
+        shown = "" if secret or problem["type"] == "missing" else f" (it is {given!r})"
+        lines.append(f"{name.upper() or 'settings'}: {problem['msg']}{shown}")
+    return "wrong configuration: " + "; ".join(lines)
+
+
+def _arguments(annotation: object) -> tuple[object, ...]:
+    return getattr(annotation, "__args__", ())

@@ -1,0 +1,185 @@
+"""The database: engine, sessions, and which of its errors mean that it is away."""
+
+from typing import Any
+
+import asyncpg
+from pydantic import Field, SecretStr, field_validator
+from sqlalchemy import URL, MetaData, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase
+
+from app.config import EnvSettings
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+# SQLSTATE classes and codes that say "not now": connection exceptions, insufficient resources,
+# shutdown or start-up in progress, and a standby that was not yet promoted.
+_UNAVAILABLE_CLASSES = ("08", "53", "57P")
+_UNAVAILABLE_CODES = {"25006"}
+
+
+class DatabaseUnavailable(Exception):
+    """No connection to PostgreSQL could be made."""
+
+
+class Base(DeclarativeBase):
+    """Base of every table of the service."""
+
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+
+class DatabaseSettings(EnvSettings):
+    """How to reach PostgreSQL.
+
+    `database_url` is taken as `postgresql://…` or with a driver, with libpq's parameters (`sslmode`).
+    `database_pooler` is for a transaction pooler between the service and the server (PgBouncer):
+    no prepared statement is kept from one transaction to the next.
+    """
+
+    database_url: SecretStr = SecretStr("postgresql://postgres@localhost:5432/postgres")
+    database_pool_size: int = Field(10, ge=1)
+    database_max_overflow: int = Field(10, ge=0)
+    database_pool_timeout_seconds: float = Field(5.0, gt=0)
+    database_connect_timeout_seconds: float = Field(5.0, gt=0)
+    database_pooler: bool = False
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, value: SecretStr) -> SecretStr:
+        async_url(value.get_secret_value())
+        return value
+
+
+def async_url(database_url: str) -> URL:
+    """`database_url` for SQLAlchemy and asyncpg.
+
+    Raises ValueError for anything that is no PostgreSQL URL; the message does not repeat it.
+    """
+    try:
+        url = make_url(database_url)
+    except (ArgumentError, ValueError):  # ValueError quotes what stands in the port's place
+        raise ValueError("not a URL; use postgresql://user:password@host:5432/database") from None
+    if url.get_backend_name() not in {"postgresql", "postgres"}:
+        raise ValueError("only PostgreSQL is supported; use postgresql://…")
+    return url.set(drivername="postgresql+asyncpg")
+
+
+class Database:
+    """The connection pool and the sessions on it."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self.engine = open_engine(
+            settings.database_url.get_secret_value(),
+            connect_seconds=settings.database_connect_timeout_seconds,
+            pooler=settings.database_pooler,
+            pool_size=settings.database_pool_size,
+            max_overflow=settings.database_max_overflow,
+            pool_timeout=settings.database_pool_timeout_seconds,
+        )
+        self.sessions: async_sessionmaker[AsyncSession] = async_sessionmaker(
+            self.engine, expire_on_commit=False
+        )
+
+    async def ping(self) -> None:
+        """Do one round trip. Raises what the driver raises."""
+        async with self.engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def open_engine(
+    database_url: str, *, connect_seconds: float = 5.0, pooler: bool = False, **options: Any
+) -> AsyncEngine:
+    """An engine for `database_url`; `options` are those of SQLAlchemy's create_engine.
+
+    Where no connection can be made, whatever the reason, it raises DatabaseUnavailable.
+    """
+    url = async_url(database_url)
+    libpq = _libpq_url(url)
+    # With no cache a prepared statement is unnamed, and gone with its transaction.
+    cache = {"statement_cache_size": 0} if pooler else {}
+
+    async def connect(*_parts: Any, **_names: Any) -> Any:
+        # SQLAlchemy hands over the URL in parts, of which asyncpg does not know all.
+        try:
+            return await asyncpg.connect(libpq, timeout=connect_seconds, **cache)
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            reason = str(error) or type(error).__name__  # a time-out has no words
+            host = url.host or "a local socket"
+            raise DatabaseUnavailable(
+                f"cannot connect to PostgreSQL at {host}: {reason}"
+            ) from error
+
+    arguments: dict[str, Any] = {"async_creator_fn": connect}
+    if pooler:
+        arguments |= {
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": lambda: "",
+        }
+    engine = create_async_engine(url.set(query={}), connect_args=arguments, **options)
+    event.listen(engine.sync_engine, "checkout", _replace_closed_connection)
+    return engine
+
+
+def _replace_closed_connection(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
+    # asyncpg notices when the server hangs up, so this costs no round trip (a pre-ping costs three).
+    if dbapi_connection.driver_connection.is_closed():
+        raise DisconnectionError("the server closed this connection")
+
+
+def _libpq_url(url: URL) -> str:
+    # asyncpg reads libpq's parameters (sslmode, sslrootcert, target_session_attrs, …) from a URL
+    # only; given one by one it knows them by other names, or not at all.
+    query = dict(url.query)
+    if "ssl" in query:
+        query["sslmode"] = query.pop("ssl")
+    return url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether `error` says that the database is away, rather than that a statement is wrong.
+
+    The same statement may succeed later, so callers wait instead of giving up on the message.
+    """
+    return any(_says_unavailable(cause) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what caused it, and what a group of errors holds."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if cause is None or cause in found:
+            continue
+        found.append(cause)
+        waiting.append(cause.__cause__)
+        if isinstance(cause, BaseExceptionGroup):
+            waiting += cause.exceptions
+    return found
+
+
+def _says_unavailable(error: BaseException) -> bool:
+    if isinstance(error, DatabaseUnavailable | PoolTimeout | DisconnectionError):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    sqlstate = getattr(error, "sqlstate", None)
+    if not isinstance(sqlstate, str):
+        return False
+    return sqlstate.startswith(_UNAVAILABLE_CLASSES) or sqlstate in _UNAVAILABLE_CODES

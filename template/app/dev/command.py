@@ -1,0 +1,170 @@
+"""`app dev`: servers, schema, topics, then API and consumers in this process."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from asyncpg import PostgresError
+from fastapi import FastAPI
+from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError
+
+from app import logs, migrate
+from app.commands.context import Context
+from app.config import Settings, load
+from app.database import Database, DatabaseSettings, DatabaseUnavailable
+from app.dev.errors import DevelopmentServerError
+from app.dev.servers import BrokerChoice, Servers, say
+from app.dev.training import training
+from app.kafka.admin import provision
+from app.kafka.settings import KafkaSettings
+from app.main import create_app
+from app.runtime import Role
+from app.server import STOP_SIGNALS, listen, run
+
+HOST = "127.0.0.1"
+FOLDER = Path(".dev")
+
+
+class StopRequested(KeyboardInterrupt):
+    """A signal came before the service was up, or after it went down."""
+
+
+class DatabaseUnusable(DevelopmentServerError):
+    """DATABASE_URL names a database that cannot be reached or does not let us in."""
+
+
+def run_dev(port: int, broker: BrokerChoice, fresh: bool) -> None:
+    """Run all of it until a signal. Exits with one line if it cannot start."""
+    settings = load(Settings)
+    logs.configure(settings.log_level, settings.log_format)
+    with _signals_interrupt():
+        try:
+            with closing(listen(HOST, port)) as listener:
+                servers = _servers(broker, fresh)
+                try:
+                    servers.start()
+                    _use(servers)
+                    asyncio.run(_prepare())
+                    run(_announcing(create_app(set(Role)), servers, port), listener)
+                finally:
+                    _ignore_signals()  # what is being stopped is stopped; it takes seconds
+                    servers.stop()
+        except DevelopmentServerError as error:
+            sys.exit(f"error: {error}")
+        except StopRequested:
+            sys.exit("stopped before the service was up")
+
+
+def _servers(broker: BrokerChoice, fresh: bool) -> Servers:
+    """The servers that neither the environment nor `.env` names."""
+    database, kafka = load(DatabaseSettings), load(KafkaSettings)
+    given_url = "database_url" in database.model_fields_set
+    given_kafka = "kafka_bootstrap_servers" in kafka.model_fields_set
+    return Servers(
+        FOLDER,
+        broker,
+        fresh=fresh,
+        database_url=database.database_url.get_secret_value() if given_url else None,
+        kafka_bootstrap_servers=kafka.kafka_bootstrap_servers if given_kafka else None,
+    )
+
+
+def _use(servers: Servers) -> None:
+    """From here on the settings are the servers' addresses, as if they had been set."""
+    os.environ["DATABASE_URL"] = servers.database_url
+    os.environ["KAFKA_BOOTSTRAP_SERVERS"] = servers.kafka_bootstrap_servers
+
+
+async def _prepare() -> None:
+    await _check_database()
+    context = Context.from_environment()
+    await asyncio.gather(
+        migrate.upgrade(load(DatabaseSettings).database_url.get_secret_value()),
+        provision(context.kafka, context.topics()),
+    )
+
+
+async def _check_database() -> None:
+    database = Database(load(DatabaseSettings))
+    try:
+        await database.ping()
+    except (DatabaseUnavailable, DBAPIError, PostgresError, OSError) as error:
+        raise DatabaseUnusable(
+            f"the database of DATABASE_URL cannot be used: {error}; correct DATABASE_URL, or unset "
+            "it to get a server of its own"
+        ) from error
+    finally:
+        await database.close()
+
+
+def _announcing(app: FastAPI, servers: Servers, port: int) -> FastAPI:
+    """`app`, which says where everything is once it is up."""
+    lifespan = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def announced(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app):
+            say(_where(servers, port))
+            with training(FOLDER / "training") if servers.kafka else nullcontext():
+                yield
+
+    app.router.lifespan_context = announced
+    return app
+
+
+def _where(servers: Servers, port: int) -> str:
+    api = f"http://{HOST}:{port}"
+    broker = {"kafka": "Apache Kafka", "mock": "Mock broker", "external": "Kafka"}
+    body = """'{"email": "ada@example.com", "username": "ada"}'"""
+    return f"""
+  API documentation  {api}/docs
+  Metrics            {api}/metrics
+  {broker[servers.broker_kind]:<17}  {servers.kafka_bootstrap_servers}
+  Database           {_without_password(servers.database_url)}
+  Data and logs      {FOLDER.resolve()}
+
+  Try it:
+    curl {api}/users -H 'Content-Type: application/json' -d {body}
+
+  Ctrl-C stops all of it.
+"""
+
+
+def _without_password(url: str) -> str:
+    return make_url(url).render_as_string(hide_password=True)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Turn every stop signal into StopRequested, so that `finally` stops the servers."""
+    before = {number: signal.signal(number, _interrupt) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    if number not in (signal.SIGINT, signal.SIGTERM):
+        _drop_output()
+    raise StopRequested
+
+
+def _ignore_signals() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _drop_output() -> None:
+    """A closed terminal takes no output any more; writing to it would raise while we stop."""
+    with Path(os.devnull).open("w") as nowhere:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere.fileno(), stream.fileno())

@@ -1,0 +1,230 @@
+"""One server as a child process: started, watched, stopped, and mended when it was left over."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.dev.errors import ServerFailed, StartCancelled, development
+
+_POLL_SECONDS = 0.02
+_KILL_SECONDS = 10.0
+
+
+class ServerProcess:
+    """A server's process, log and process id file, all in `folder`.
+
+    The child has a session of its own, so that Ctrl-C in the terminal reaches this process only,
+    which then stops the server in its own time. `mark` is an argument that no other server's
+    command line has (the path of its data or configuration): it tells a left-over server from a
+    stranger that was given the same process id.
+    """
+
+    def __init__(self, name: str, folder: Path, mark: str, *, user: str | None = None) -> None:
+        self.name = name
+        self.log = folder / "server.log"
+        self._pid_file = folder / "server.pid"
+        self._mark = mark
+        self._user = user
+        self._child: subprocess.Popen[bytes] | None = None
+        self._frozen: list[Any] = []
+
+    @property
+    def running(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def pid(self) -> int:
+        if self._child is None:
+            raise ServerFailed(f"{self.name} was not started")
+        return self._child.pid
+
+    def spawn(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self._keep_last_log()
+        options: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        if self._user is not None:
+            options |= run_as(self._user)
+        with self.log.open("wb") as log:
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(environment) if environment is not None else None,
+                **options,
+            )
+        self._pid_file.write_text(f"{self._child.pid}\n")
+
+    def wait_ready(
+        self,
+        ready: Callable[[], bool],
+        timeout: float,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Wait until `ready`. Raises ServerFailed with the log's tail if that never comes."""
+        deadline = time.monotonic() + timeout
+        while not ready():
+            if cancelled():
+                raise StartCancelled(f"the start of {self.name} was cancelled")
+            if not self.running:
+                raise ServerFailed(f"{self.name} ended at its start.\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise ServerFailed(
+                    f"{self.name} was not ready within {timeout:g} s.\n{self.log_tail()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Ask the server to stop; `wait_stopped` follows."""
+        self.resume()
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
+
+    def wait_stopped(self, timeout: float, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Wait for the end that was asked for; past `timeout` seconds the server is killed."""
+        deadline = time.monotonic() + timeout
+        while self.running and time.monotonic() < deadline and not cancelled():
+            time.sleep(_POLL_SECONDS)
+        if self.running:
+            self.kill()
+        self._child = None
+        self._pid_file.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """SIGKILL the server and its children, and wait until they are gone."""
+        self._frozen = []
+        if self._child is None:
+            return
+        family = _family(self._child.pid)
+        for process in family:
+            _ignore_gone(process.kill)
+        self._child.wait()
+        _wait_gone(family, _KILL_SECONDS)
+        self._child = None
+        self._pid_file.unlink(missing_ok=True)
+
+    def suspend(self) -> None:
+        """Freeze the server and its children: connections stay open, nothing answers."""
+        self._frozen = _family(self.pid)
+        for process in self._frozen:
+            _ignore_gone(process.suspend)
+
+    def resume(self) -> None:
+        for process in reversed(self._frozen):
+            _ignore_gone(process.resume)
+        self._frozen = []
+
+    def stop_leftover(self, pid: int | None = None, timeout: float = 20.0) -> bool:
+        """Stop the server that a killed process left behind; whether there was one.
+
+        `pid` is for servers that write a process id file of their own.
+        """
+        pid = self._recorded_pid() if pid is None else pid
+        leftover = None if pid is None else self._ours(pid)
+        if leftover is None:
+            self._pid_file.unlink(missing_ok=True)
+            return False
+        family = _family(leftover.pid)
+        for process in family:  # it may have been left frozen
+            _ignore_gone(process.resume)
+        _ignore_gone(leftover.terminate)
+        for process in _wait_gone(family, timeout):
+            _ignore_gone(process.kill)
+        _wait_gone(family, _KILL_SECONDS)
+        self._pid_file.unlink(missing_ok=True)
+        return True
+
+    def is_strangers(self, pid: int) -> bool:
+        """Whether a living process that is not this server has the id `pid`."""
+        return bool(_psutil().pid_exists(pid)) and self._ours(pid) is None
+
+    def log_contains(self, text: bytes) -> bool:
+        return self.log.exists() and text in self.log.read_bytes()
+
+    def log_tail(self, lines: int = 15) -> str:
+        if not self.log.exists():
+            return f"(it wrote no log to {self.log})"
+        tail = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join([f"The end of {self.log}:", *(f"  {line}" for line in tail)])
+
+    def _keep_last_log(self) -> None:
+        # One log of the past is kept: it tells why the last run ended.
+        if self.log.exists():
+            self.log.replace(self.log.with_suffix(".log.1"))
+
+    def _recorded_pid(self) -> int | None:
+        try:
+            return int(self._pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _ours(self, pid: int) -> Any | None:
+        psutil = _psutil()
+        try:
+            process = psutil.Process(pid)
+            ours = any(self._mark in argument for argument in process.cmdline())
+        except psutil.Error:  # gone, a zombie, or another user's: then it is none of ours
+            return None
+        return process if ours else None
+
+
+def run_as(user: str) -> dict[str, Any]:
+    """Options of `subprocess` that run a child as the system user `user`."""
+    import pwd
+
+    entry = pwd.getpwnam(user)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without variables that change how a server starts."""
+    foreign = {"CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in foreign and not name.startswith("PG")
+    }
+
+
+def _family(pid: int) -> list[Any]:
+    psutil = _psutil()
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _wait_gone(processes: list[Any], timeout: float) -> list[Any]:
+    """Wait for processes that need not be our children; return those that outlive `timeout`."""
+    deadline = time.monotonic() + timeout
+    while (alive := [p for p in processes if _is_alive(p)]) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return alive
+
+
+def _is_alive(process: Any) -> bool:
+    psutil = _psutil()
+    try:
+        # An orphan stays a zombie for ever in a container whose first process does not reap.
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _ignore_gone(action: Callable[[], object]) -> None:
+    psutil = _psutil()
+    try:
+        action()
+    except psutil.NoSuchProcess:  # it ended by itself in between, which is what is wanted
+        return
+
+
+def _psutil() -> Any:
+    return development("psutil", "psutil")

@@ -1,0 +1,151 @@
+"""Both servers of the service, started side by side; what the environment names is left alone."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from app.dev.errors import JarsUnavailable
+from app.dev.kafka import KafkaCluster
+from app.dev.mock import MockBroker
+from app.dev.postgres import PostgresServer
+
+BrokerChoice = Literal["kafka", "mock"]
+BrokerKind = Literal["kafka", "mock", "external"]
+
+
+def say(line: str) -> None:
+    """Tell the person at the terminal; stdout stays for logs."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Servers:
+    """PostgreSQL and Kafka for as long as the context lasts.
+
+    Steps over PostgreSQL when `database_url` is given, and over Kafka when
+    `kafka_bootstrap_servers` is (by default: what the environment says). Takes the mock broker,
+    and says so, where Kafka's jars cannot be had. `fresh` throws earlier data away.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        broker: BrokerChoice = "kafka",
+        *,
+        fresh: bool = False,
+        fsync: bool = True,
+        database_url: str | None = None,
+        kafka_bootstrap_servers: str | None = None,
+        say: Callable[[str], None] = say,
+    ) -> None:
+        self._data = data
+        self._broker = broker
+        self._fresh = fresh
+        self._fsync = fsync
+        self._say = say
+        self._cancelled = threading.Event()
+        self._database_url = database_url or os.environ.get("DATABASE_URL", "")
+        self._bootstrap = kafka_bootstrap_servers or os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "")
+        self.postgres: PostgresServer | None = None
+        self.kafka: KafkaCluster | None = None
+        self.mock: MockBroker | None = None
+        self.mock_reason = ""
+
+    @property
+    def database_url(self) -> str:
+        return self.postgres.url if self.postgres else self._database_url
+
+    @property
+    def kafka_bootstrap_servers(self) -> str:
+        if self.kafka is not None:
+            return self.kafka.bootstrap_servers
+        return self.mock.bootstrap_servers if self.mock else self._bootstrap
+
+    @property
+    def broker_kind(self) -> BrokerKind:
+        if self.mock is not None:
+            return "mock"
+        return "external" if self.kafka is None else "kafka"
+
+    def start(self) -> None:
+        """Start what is needed. Raises DevelopmentServerError; then nothing is left running."""
+        with ThreadPoolExecutor(2, "servers") as pool:
+            starting = [pool.submit(self._start_postgres), pool.submit(self._start_broker)]
+            try:
+                self._wait(starting)
+            except BaseException:
+                self._cancelled.set()
+                _settle(starting)
+                self.stop()
+                raise
+
+    def stop(self) -> None:
+        if self.mock is not None:
+            self.mock.stop()
+        with ThreadPoolExecutor(2, "servers") as pool:
+            stopping = [
+                pool.submit(server.stop) for server in (self.kafka, self.postgres) if server
+            ]
+            for future in stopping:
+                future.result()
+
+    def _wait(self, starting: list[Future[None]]) -> None:
+        """Fail as soon as one of them does; the other is then cancelled."""
+        done = threading.Semaphore(0)
+        for future in starting:
+            future.add_done_callback(lambda _: done.release())
+        for _ in starting:
+            done.acquire()
+            for future in starting:
+                if future.done():
+                    future.result()
+
+    def _start_postgres(self) -> None:
+        if self._database_url:
+            return
+        server = PostgresServer(self._data / "postgres", fsync=self._fsync, fresh=self._fresh)
+        server.start(self._cancelled.is_set)
+        self.postgres = server
+
+    def _start_broker(self) -> None:
+        if self._bootstrap:
+            return
+        if self._broker == "mock":
+            self._start_mock("asked for")
+            return
+        cluster = KafkaCluster(self._data / "kafka", fresh=self._fresh)
+        try:
+            cluster.start(cancelled=self._cancelled.is_set)
+        except JarsUnavailable as error:
+            self._start_mock(str(error))
+            return
+        self.kafka = cluster
+
+    def _start_mock(self, reason: str) -> None:
+        mock = MockBroker()
+        mock.start()
+        self.mock, self.mock_reason = mock, reason
+        self._say(
+            f"Mock broker instead of Apache Kafka ({reason}): it forgets everything at the end"
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _settle(futures: list[Future[None]]) -> None:
+    for future in futures:
+        future.exception()

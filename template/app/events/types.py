@@ -1,0 +1,88 @@
+"""The integration events: what this service tells others. Money is Decimal, a string in JSON.
+
+They are contracts: a change that readers could trip over needs a new version, with an upcaster
+from the old one (upcasters.py), a golden sample and an exported schema of the new one (tests).
+"""
+
+from decimal import Decimal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from app.kafka.event import VERSION_PATTERN, BaseEvent
+
+# What fits the database. A message beyond it can never be handled, so it is refused when decoded.
+Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Quantity = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class UserCreated(BaseEvent):
+    """A user signed up. Version 2.0.0 has the phone number, which not everybody gives."""
+
+    key_field: ClassVar[str] = "user_id"
+
+    version: str = Field("2.0.0", pattern=VERSION_PATTERN)
+    event_type: Literal["user.created"] = "user.created"
+    user_id: Id
+    email: str
+    username: str
+    phone: str | None
+
+
+class PostPublished(BaseEvent):
+    """A user's post is there for others to read."""
+
+    key_field: ClassVar[str] = "post_id"
+
+    event_type: Literal["post.published"] = "post.published"
+    post_id: Id
+    author_id: Id
+    title: str
+
+
+class OrderLine(BaseModel):
+    """An item of an order."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    sku: Sku
+    quantity: Quantity
+    unit_price: Decimal
+
+
+class OrderStateEvent(BaseEvent):
+    """What all events of orders carry: the full state after it, and the order's version.
+
+    Readers keep the state of the highest `order_version` and need no event that they missed.
+    Version 1.1.0 has `placed_at`; in messages of 1.0.0 it is null.
+    """
+
+    key_field: ClassVar[str] = "order_id"
+
+    version: str = Field("1.1.0", pattern=VERSION_PATTERN)
+    order_id: Id
+    order_version: int = Field(ge=1, description="Number of changes so far; grows by one")
+    user_id: Id
+    status: Literal["placed", "paid", "cancelled"]
+    items: tuple[OrderLine, ...]
+    total: Decimal
+    placed_at: AwareDatetime | None = None
+
+
+class OrderCreated(OrderStateEvent):
+    """An order was placed."""
+
+    event_type: Literal["order.created"] = "order.created"
+
+
+class OrderPaid(OrderStateEvent):
+    """An order was paid."""
+
+    event_type: Literal["order.paid"] = "order.paid"
+
+
+class OrderCancelled(OrderStateEvent):
+    """An order was cancelled."""
+
+    event_type: Literal["order.cancelled"] = "order.cancelled"

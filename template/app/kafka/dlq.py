@@ -1,0 +1,155 @@
+"""Dead letters: reading them, choosing among them, and sending them back to their consumer."""
+
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from aiokafka import ConsumerRecord
+
+from app.kafka import message as names
+from app.kafka.event import EventRegistry
+from app.kafka.message import header, header_number, header_time
+from app.kafka.reading import read_to_end, reading
+from app.kafka.settings import KafkaSettings
+from app.kafka.subscription import Subscription
+from app.kafka.topics import dead_letter_topic
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message in a dead letter topic, and what its headers tell of its way there."""
+
+    record: ConsumerRecord
+    consumer: str
+    origin: str
+    origin_partition: int
+    origin_offset: int
+    attempts: int
+    error_type: str
+    error_message: str
+    first_failed_at: datetime | None
+    last_failed_at: datetime | None
+
+    @classmethod
+    def of(cls, record: ConsumerRecord) -> "DeadLetter":
+        """Missing headers read as empty: what is in the topic can be looked at in any case."""
+
+        def text(name: str) -> str:
+            return header(record.headers, name) or ""
+
+        return cls(
+            record=record,
+            consumer=text(names.CONSUMER),
+            origin=text(names.ORIGIN_TOPIC),
+            origin_partition=header_number(record.headers, names.ORIGIN_PARTITION),
+            origin_offset=header_number(record.headers, names.ORIGIN_OFFSET),
+            attempts=header_number(record.headers, names.ATTEMPTS),
+            error_type=text(names.ERROR_TYPE),
+            error_message=text(names.ERROR_MESSAGE),
+            first_failed_at=header_time(record.headers, names.FIRST_FAILED_AT),
+            last_failed_at=header_time(record.headers, names.LAST_FAILED_AT),
+        )
+
+    @property
+    def id(self) -> str:
+        """The name of this dead letter on the command line: topic:partition:offset."""
+        return f"{self.record.topic}:{self.record.partition}:{self.record.offset}"
+
+    @property
+    def identity(self) -> tuple[str, str, int, int]:
+        """The message itself, however often it came here."""
+        return (self.consumer, self.origin, self.origin_partition, self.origin_offset)
+
+    @property
+    def key(self) -> str:
+        return (self.record.key or b"").decode("utf-8", "replace")
+
+    @property
+    def event_id(self) -> UUID | None:
+        """The id under which the inbox would know the event; None when it has none."""
+        # The body is what the consumer goes by.
+        candidates = [_event_id_of(self.record.value), header(self.record.headers, names.CE_ID)]
+        for candidate in candidates:
+            try:
+                return UUID(candidate or "")
+            except ValueError:
+                continue
+        return None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which dead letters are meant. What is None does not restrict."""
+
+    consumer: str | None = None
+    topic: str | None = None
+    error_type: str | None = None
+    key: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def matches(self, letter: DeadLetter) -> bool:
+        failed = letter.last_failed_at
+        return (
+            self.consumer in (None, letter.consumer)
+            and self.topic in (None, letter.origin)
+            and self.error_type in (None, letter.error_type)
+            and self.key in (None, letter.key)
+            and (self.since is None or (failed is not None and failed >= self.since))
+            and (self.until is None or (failed is not None and failed < self.until))
+        )
+
+
+def dead_letter_topics(
+    subscriptions: Iterable[Subscription], registry: EventRegistry, only: Filter
+) -> list[str]:
+    """The dead letter topics in which `only` can find anything."""
+    return [
+        dead_letter_topic(topic, subscription.name)
+        for subscription in subscriptions
+        if only.consumer in (None, subscription.name)
+        for topic in subscription.topics(registry)
+        if only.topic in (None, topic)
+    ]
+
+
+async def read(
+    settings: KafkaSettings, topics: Sequence[str], only: Filter
+) -> AsyncIterator[DeadLetter]:
+    """The dead letters of `topics` that match. Raises BrokerUnavailable."""
+    async with reading(settings, topics) as client:
+        async for record in read_to_end(client):
+            letter = DeadLetter.of(record)
+            if only.matches(letter):
+                yield letter
+
+
+def newest(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
+    """One dead letter a message: a message that failed again after a replay counts once.
+
+    Without this, each replay of what keeps failing would double it.
+    """
+    found: dict[object, DeadLetter] = {}
+    for letter in letters:
+        # Without its origin a letter cannot be told from others: each one counts.
+        identity = letter.identity if letter.origin else letter.id
+        other = found.get(identity)
+        if other is None or _age(letter) > _age(other):
+            found[identity] = letter
+    return list(found.values())
+
+
+def _age(letter: DeadLetter) -> tuple[int, int]:
+    # Without a key, a message may come back to another partition: offsets alone tell nothing.
+    return (letter.record.timestamp, letter.record.offset)
+
+
+def _event_id_of(value: bytes | None) -> str | None:
+    try:
+        payload = json.loads(value or b"")
+    except (ValueError, RecursionError):
+        return None
+    event_id = payload.get("event_id") if isinstance(payload, dict) else None
+    return event_id if isinstance(event_id, str) else None

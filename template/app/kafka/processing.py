@@ -1,0 +1,379 @@
+"""What happens to a fetched batch: group commit first, one by one where that fails.
+
+Whichever way a message takes, its inbox row and its effects are committed in one transaction, and
+it counts as done only after that commit, or after Kafka has confirmed it in a retry or dead letter
+topic.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from uuid import UUID
+
+import structlog
+from aiokafka import ConsumerRecord, TopicPartition
+from sqlalchemy.exc import DBAPIError
+
+from app import tracing
+from app.database import is_unavailable
+from app.kafka import metrics
+from app.kafka.codec import decode, trace_of
+from app.kafka.errors import BrokerUnavailable, PermanentError, SendError, UndecodableMessage
+from app.kafka.event import BaseEvent, EventRegistry
+from app.kafka.inbox import claim
+from app.kafka.lanes import split
+from app.kafka.message import CORRELATION_ID, Message, header
+from app.kafka.offsets import Progress
+from app.kafka.overload import Breaker
+from app.kafka.producer import Producer
+from app.kafka.retry import (
+    attempts_so_far,
+    backoff,
+    dead_letter,
+    delay_after,
+    delayed,
+    due_at,
+)
+from app.kafka.status import ConsumerStatus, Draining
+from app.kafka.subscription import Subscription, describe
+from app.kafka.topics import is_replay_topic
+from app.unit_of_work import UnitOfWork, UnitsOfWork
+
+log = structlog.get_logger(__name__)
+
+INFRASTRUCTURE_WAIT_SECONDS = (0.1, 5.0)
+# Up to so many events a transaction get a log line each; more would cost more than the work.
+STORY_LENGTH = 10
+
+
+class InboxUnavailable(Exception):
+    """Nothing can be recorded as applied. `app db upgrade` makes a missing table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A record and the event in it."""
+
+    record: ConsumerRecord
+    event: BaseEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """A record in which there is no event, and why not."""
+
+    record: ConsumerRecord
+    error: UndecodableMessage
+
+
+class Processor:
+    """Applies the messages of one subscription."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        registry: EventRegistry,
+        origins: Mapping[str, str],
+        units: UnitsOfWork,
+        producer: Producer,
+        status: ConsumerStatus,
+    ) -> None:
+        self._subscription = subscription
+        self._name = subscription.name
+        self._registry = registry
+        self._origins = origins
+        self._units = units
+        self._producer = producer
+        self._status = status
+        self._breaker = Breaker(subscription.overload)
+        self._probing = asyncio.Lock()
+
+    async def process(
+        self, batch: Mapping[TopicPartition, Sequence[ConsumerRecord]], progress: Progress
+    ) -> None:
+        """Apply `batch` lane by lane and note in `progress` what is done.
+
+        Returns early when the consumer drains; what was not begun by then is not noted.
+        """
+        records = [record for part in batch.values() for record in part]
+        metrics.batch_size.labels(self._name).observe(len(records))
+        lanes = split(records, self._subscription.concurrency)
+        async with asyncio.TaskGroup() as group:
+            for number, lane in enumerate(lanes):
+                group.create_task(
+                    self._lane(lane, progress), name=f"consumer-{self._name}-lane-{number}"
+                )
+
+    async def _lane(self, records: Sequence[ConsumerRecord], progress: Progress) -> None:
+        opened = [self._open(record) for record in records]
+        deliveries = [entry for entry in opened if isinstance(entry, Delivery)]
+        try:
+            together = await self._apply_together(deliveries, progress)
+            # In the order of arrival: it is by this order that overload is recognised.
+            for entry in opened:
+                if isinstance(entry, Undecodable):
+                    await self._give_up_undecodable(entry)
+                elif together:
+                    self._succeeded()
+                else:
+                    await self._apply_alone(entry)
+                progress.done(entry.record)
+        except Draining:
+            log.debug("lane drained", consumer=self._name)
+
+    def _open(self, record: ConsumerRecord) -> "Delivery | Undecodable":
+        try:
+            return Delivery(
+                record, decode(self._origins[record.topic], record.value, self._registry)
+            )
+        except UndecodableMessage as error:
+            return Undecodable(record, error)
+
+    # Group commit
+
+    async def _apply_together(self, deliveries: list[Delivery], progress: Progress) -> bool:
+        """Apply all in one transaction. False, with nothing applied, when a handler failed."""
+        alone = not deliveries or (len(deliveries) == 1 and not self._subscription.batch)
+        if alone or self._breaker.is_open:
+            return False
+        try:
+            await self._patiently(lambda: self._transaction(deliveries), _is_away)
+        except Draining:
+            raise
+        except Exception as error:
+            # Which message it was, and what is to be done about it, is found out one by one.
+            log.info("batch rolled back, taking its messages one by one", **self._about(error))
+            return False
+        for delivery in deliveries:
+            progress.done(delivery.record)
+        return True
+
+    async def _transaction(self, deliveries: Sequence[Delivery]) -> None:
+        """One transaction: inbox rows for all, then the handlers, in order, for what is new."""
+        self._status.check_draining()
+        async with self._units.begin() as uow:
+            ids = [delivery.event.event_id for delivery in deliveries]
+            new = await self._claim(uow, ids)
+            fresh = []
+            for delivery in deliveries:
+                if delivery.event.event_id in new:
+                    new.discard(delivery.event.event_id)  # twice in one batch: the first counts
+                    fresh.append(delivery)
+            await self._handle(fresh, uow)
+        self._count(deliveries, fresh)
+        self._tell(fresh)
+        self._status.progressed()
+
+    async def _claim(self, uow: UnitOfWork, ids: Sequence[UUID]) -> set[UUID]:
+        try:
+            return await claim(uow.session, self._name, ids)
+        except DBAPIError as error:
+            # Whatever is wrong with the inbox (its table is missing, say), no message is at fault.
+            raise InboxUnavailable(f"the inbox cannot be written: {error}") from error
+
+    async def _handle(self, deliveries: Sequence[Delivery], uow: UnitOfWork) -> None:
+        if not self._subscription.batch:
+            for delivery in deliveries:
+                await self._handle_one(delivery, uow)
+            return
+        for model, run in groupby((d.event for d in deliveries), key=type):
+            events = list(run)
+            with metrics.handler_time.labels(self._name, events[0].event_type).time():
+                await self._subscription.handlers[model](events, uow)
+
+    async def _handle_one(self, delivery: Delivery, uow: UnitOfWork) -> None:
+        event = delivery.event
+        with (
+            tracing.bound(trace_of(delivery.record.headers, event.event_id)),
+            metrics.handler_time.labels(self._name, event.event_type).time(),
+        ):
+            await self._subscription.handler(event)(event, uow)
+
+    # One by one
+
+    async def _apply_alone(self, delivery: Delivery) -> None:
+        """Apply one message, with retries in place; give it up when they are exhausted."""
+        attempts = attempts_so_far(delivery.record)
+        if self._breaker.is_open:
+            await self._probe(delivery, attempts)
+            return
+        policy = self._subscription.retry
+        in_place = policy.attempts if due_at(delivery.record) is None else 1
+        for attempt in range(1, in_place + 1):
+            error = await self._attempt(delivery)
+            if error is None:
+                self._succeeded()
+                return
+            if self._is_permanent(error) or attempt == in_place:
+                await self._exhausted(delivery, error, attempts + attempt)
+                return
+            metrics.messages_retried.labels(self._name, delivery.record.topic, "in_place").inc()
+            await self._status.wait(backoff(policy, attempt))
+
+    async def _exhausted(self, delivery: Delivery, error: Exception, attempts: int) -> None:
+        if self._paused_by(delivery.record, error):
+            await self._probe(delivery, attempts)
+        else:
+            await self._give_up(delivery.record, error, attempts)
+
+    async def _attempt(self, delivery: Delivery) -> Exception | None:
+        """Apply one message once; the error of its handler, or None. Infrastructure is waited for."""
+        try:
+            await self._patiently(lambda: self._transaction([delivery]), _is_away)
+        except Draining:
+            raise
+        except Exception as error:
+            kind = "permanent" if self._is_permanent(error) else "transient"
+            self._failed(delivery.record, error, kind)
+            return error
+        return None
+
+    async def _patiently(
+        self, work: Callable[[], Awaitable[None]], is_infrastructure: Callable[[Exception], bool]
+    ) -> None:
+        """Do `work`; while database or broker are away, wait and do it again, uncounted."""
+        wait, longest = INFRASTRUCTURE_WAIT_SECONDS
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                if not is_infrastructure(error):
+                    raise
+                metrics.infrastructure_waits.labels(self._name).inc()
+                self._status.blocked(f"{type(error).__name__}: {error}")
+                await self._status.wait(wait * (1 - 0.3 * random.random()))
+                wait = min(wait * 2, longest)
+            else:
+                if self._status.trouble is not None:
+                    self._status.unblocked()
+                return
+
+    # Giving up
+
+    async def _give_up(self, record: ConsumerRecord, error: Exception, attempts: int) -> None:
+        """Put the message where it is not lost: the next delay topic, or the dead letter topic."""
+        origin = self._origins[record.topic]
+        delay = None
+        if not self._is_permanent(error):
+            delay = delay_after(self._subscription, origin, record.topic)
+        if delay is not None:
+            message = delayed(record, self._subscription, origin, delay, attempts, error)
+            await self._forward(message)
+            metrics.messages_retried.labels(self._name, origin, "delay_topic").inc()
+            log.warning("message delayed", to=message.topic, **self._about(error, record))
+            return
+        message = dead_letter(record, self._subscription, origin, attempts, error)
+        await self._forward(message)
+        metrics.messages_dead_lettered.labels(self._name, origin, type(error).__name__).inc()
+        log.error("message dead-lettered", to=message.topic, **self._about(error, record))
+
+    async def _forward(self, message: Message) -> None:
+        # Until Kafka confirms it, the message is nowhere but on its own partition: keep at it,
+        # whatever the reason for which it is not taken.
+        await self._patiently(lambda: self._producer.send(message), _is_unsent)
+        self._status.progressed()
+
+    async def _give_up_undecodable(self, entry: Undecodable) -> None:
+        self._failed(entry.record, entry.error, "permanent")
+        if self._paused_by(entry.record, entry.error):
+            async with self._probing:
+                # Its bytes will not change: one wait limits how fast such messages are given up.
+                await self._status.wait(self._breaker.probe_wait())
+        await self._give_up(entry.record, entry.error, attempts_so_far(entry.record) + 1)
+
+    # Overload
+
+    async def _probe(self, delivery: Delivery, attempts: int) -> None:
+        """Try the message slowly, alone, until it passes or has had its share of probes."""
+        error: Exception | None = None
+        async with self._probing:
+            for _ in range(self._subscription.overload.probes):
+                if not self._breaker.is_open:
+                    break
+                await self._status.wait(self._breaker.probe_wait())
+                error = await self._attempt(delivery)
+                attempts += 1
+                if error is None:
+                    self._succeeded()
+                    return
+        if error is None:  # another message closed the breaker while this one waited its turn
+            await self._apply_alone(delivery)
+        else:
+            await self._give_up(delivery.record, error, attempts)
+
+    def _paused_by(self, record: ConsumerRecord, error: Exception) -> bool:
+        """Count a message that is to be given up; whether the subscription is paused now."""
+        if is_replay_topic(record.topic):
+            return False  # it has failed before: however many of them fail again, that is no news
+        return self._breaker.is_open or self._open_breaker(error)
+
+    def _open_breaker(self, error: Exception) -> bool:
+        if self._breaker.failed(error):
+            share = self._breaker.share_failed
+            self._status.overload = (
+                f"{share:.0%} of the last {self._subscription.overload.window} messages failed,"
+                f" the last with {self._breaker.last_error}"
+            )
+            metrics.paused.labels(self._name, "overload").set(1)
+            log.error("subscription paused", consumer=self._name, reason=self._status.overload)
+        return self._breaker.is_open
+
+    def _succeeded(self) -> None:
+        if self._breaker.succeeded():
+            self._status.overload = None
+            metrics.paused.labels(self._name, "overload").set(0)
+            log.info("subscription resumed", consumer=self._name)
+
+    # Bookkeeping
+
+    def _is_permanent(self, error: Exception) -> bool:
+        return isinstance(error, (PermanentError, *self._subscription.retry.permanent))
+
+    def _failed(self, record: ConsumerRecord, error: Exception, kind: str) -> None:
+        metrics.messages_failed.labels(self._name, record.topic, kind).inc()
+        log.warning("handling failed", kind=kind, **self._about(error, record))
+
+    def _count(self, deliveries: Sequence[Delivery], fresh: Sequence[Delivery]) -> None:
+        for topic, group in groupby(d.record.topic for d in deliveries):
+            metrics.messages_consumed.labels(self._name, topic).inc(len(list(group)))
+        if len(fresh) == len(deliveries):
+            return
+        applied = {id(delivery) for delivery in fresh}
+        for delivery in deliveries:
+            if id(delivery) not in applied:
+                metrics.inbox_duplicates.labels(self._name, delivery.record.topic).inc()
+                log.info("duplicate skipped", **self._place(delivery.record))
+
+    def _tell(self, applied: Sequence[Delivery]) -> None:
+        if len(applied) > STORY_LENGTH:
+            log.info("events applied", consumer=self._name, events=len(applied))
+            return
+        for delivery in applied:
+            log.info(
+                "event applied",
+                event_id=str(delivery.event.event_id),
+                correlation_id=header(delivery.record.headers, CORRELATION_ID),
+                **self._place(delivery.record),
+            )
+
+    def _about(self, error: Exception, record: ConsumerRecord | None = None) -> dict[str, object]:
+        place = {} if record is None else self._place(record)
+        return {"consumer": self._name, **place, **describe(error)}
+
+    def _place(self, record: ConsumerRecord) -> dict[str, object]:
+        return {
+            "consumer": self._name,
+            "topic": record.topic,
+            "partition": record.partition,
+            "offset": record.offset,
+        }
+
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, BrokerUnavailable | InboxUnavailable) or is_unavailable(error)
+
+
+def _is_unsent(error: Exception) -> bool:
+    return isinstance(error, SendError)

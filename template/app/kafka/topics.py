@@ -1,0 +1,123 @@
+"""The topics of the service: their names, and with what settings they are made."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from app.kafka.event import TOPIC_MAX_LENGTH, EventRegistry
+from app.kafka.settings import KafkaSettings
+from app.kafka.subscription import Subscription
+
+# What the headers of a failed message may add to it.
+FORWARDED_HEADROOM_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic as the service wants it. `config` holds Kafka's own settings."""
+
+    name: str
+    partitions: int
+    replication_factor: int
+    config: dict[str, str] = field(default_factory=dict)
+
+
+def dead_letter_topic(topic: str, consumer: str) -> str:
+    return _checked(f"{topic}.{consumer}.dlq")
+
+
+def replay_topic(topic: str, consumer: str) -> str:
+    """Where `app dlq replay` puts messages: only the consumer that they failed in reads it."""
+    return _checked(f"{topic}.{consumer}.replay")
+
+
+def retry_topic(topic: str, consumer: str, delay: timedelta) -> str:
+    return _checked(f"{topic}.{consumer}.retry.{format_delay(delay)}")
+
+
+def is_delay_topic(topic: str) -> bool:
+    """Whether `topic` is one of those that `retry_topic` names."""
+    parts = topic.split(".")
+    return len(parts) == 6 and parts[4] == "retry"
+
+
+def is_replay_topic(topic: str) -> bool:
+    """Whether `topic` is one of those that `replay_topic` names."""
+    parts = topic.split(".")
+    return len(parts) == 5 and parts[4] == "replay"
+
+
+def format_delay(delay: timedelta) -> str:
+    """A delay as people write it: 5s, 10m, 2h."""
+    seconds = int(delay.total_seconds())
+    for unit, size in (("h", 3600), ("m", 60)):
+        if seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def origins(subscription: Subscription, registry: EventRegistry) -> dict[str, str]:
+    """Every topic that the subscription reads, with the topic that its messages first came from."""
+    found = {}
+    for topic in subscription.topics(registry):
+        found[topic] = topic
+        found[replay_topic(topic, subscription.name)] = topic
+        for delay in subscription.retry.retry_after:
+            found[retry_topic(topic, subscription.name, delay)] = topic
+    return found
+
+
+def wanted(
+    settings: KafkaSettings, registry: EventRegistry, subscriptions: Iterable[Subscription]
+) -> list[Topic]:
+    """The topics that the service owns: of its events, and of its consumers' failures."""
+    topics = [
+        _topic(settings, name, settings.kafka_topic_retention_hours)
+        for name in registry.owned_topics()
+    ]
+    for subscription in subscriptions:
+        topics += _of_consumer(settings, registry, subscription)
+    return topics
+
+
+def _of_consumer(
+    settings: KafkaSettings, registry: EventRegistry, subscription: Subscription
+) -> Iterator[Topic]:
+    # A forwarded message carries more headers than it had: it must still fit.
+    roomy = {"max.message.bytes": str(forwarded_limit(settings))}
+    for origin in subscription.topics(registry):
+        yield _topic(
+            settings,
+            dead_letter_topic(origin, subscription.name),
+            settings.kafka_dlq_retention_hours,
+            roomy,
+        )
+        passing = [replay_topic(origin, subscription.name)]
+        passing += [
+            retry_topic(origin, subscription.name, delay)
+            for delay in subscription.retry.retry_after
+        ]
+        for name in passing:
+            yield _topic(settings, name, settings.kafka_topic_retention_hours, roomy)
+
+
+def forwarded_limit(settings: KafkaSettings) -> int:
+    """The size, in bytes, up to which a message can go to a retry or dead letter topic."""
+    return settings.kafka_max_message_bytes + FORWARDED_HEADROOM_BYTES
+
+
+def _topic(
+    settings: KafkaSettings, name: str, retention_hours: int, config: dict[str, str] | None = None
+) -> Topic:
+    return Topic(
+        name,
+        settings.kafka_topic_partitions,
+        settings.kafka_topic_replication_factor,
+        {"retention.ms": str(retention_hours * 3_600_000), **(config or {})},
+    )
+
+
+def _checked(topic: str) -> str:
+    if len(topic) > TOPIC_MAX_LENGTH:
+        raise ValueError(f"the topic name {topic} is longer than {TOPIC_MAX_LENGTH} characters")
+    return topic

@@ -1,0 +1,83 @@
+"""The application: what a process of the service consists of is constructed here, and only here."""
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import errors, health, metrics, wiring
+from app.about import DESCRIPTION, PROJECT_NAME
+from app.config import load
+from app.database import Database
+from app.dependencies import OrderAccess
+from app.kafka.event import EventRegistry
+from app.kafka.producer import KafkaProducer, Producer
+from app.middleware import TracingMiddleware
+from app.runtime import Configuration, Resources, Role, Runtime
+from app.services.order_reads import OrderReadSettings
+from app.unit_of_work import UnitsOfWork
+
+
+def create_app(
+    roles: Collection[Role],
+    configuration: Configuration | None = None,
+    producer: Producer | None = None,
+) -> FastAPI:
+    """The ASGI application of a process with `roles`.
+
+    `configuration` is read from the environment unless given; `producer` takes the place of the
+    one that talks to Kafka. Raises ConfigurationError.
+    """
+    chosen = configuration or Configuration.from_environment()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with running(roles, chosen, producer) as runtime:
+            app.state.runtime = runtime
+            yield
+
+    app = FastAPI(title=PROJECT_NAME, description=DESCRIPTION, lifespan=lifespan)
+    errors.install(app)
+    app.add_middleware(TracingMiddleware)  # the last one added is the outermost
+    app.include_router(health.router)
+    app.include_router(metrics.router)
+    if Role.API in roles:
+        app.state.orders = OrderAccess(
+            wiring.order_repository, wiring.order_queries, load(OrderReadSettings)
+        )
+        for router in wiring.ROUTERS:
+            app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def running(
+    roles: Collection[Role], configuration: Configuration, producer: Producer | None = None
+) -> AsyncIterator[Runtime]:
+    """Everything that a process with `roles` runs, from the first connection to the last."""
+    async with AsyncExitStack() as stack:
+        resources = await _resources(stack, configuration, producer)
+        runtime = Runtime(
+            **vars(resources),
+            units=UnitsOfWork(resources.database.sessions, wiring.bind_publisher(resources)),
+            subscriptions=wiring.SUBSCRIPTIONS,
+        )
+        for role, lifespan in wiring.LIFESPANS:
+            if role in roles:
+                await stack.enter_async_context(lifespan(runtime))
+        yield runtime
+
+
+async def _resources(
+    stack: AsyncExitStack, configuration: Configuration, producer: Producer | None
+) -> Resources:
+    checks = health.Health()
+    database = Database(configuration.database)
+    stack.push_async_callback(database.close)
+    if producer is None:
+        kafka = KafkaProducer(configuration.kafka)
+        producer = await stack.enter_async_context(kafka.running())
+    checks.add_ready("database", database.ping)
+    checks.add_ready("producer", producer.ping)
+    registry = EventRegistry(configuration.service.service_name, wiring.EVENTS)
+    return Resources(configuration, checks, database, producer, registry)

@@ -1,0 +1,84 @@
+"""Bringing the database to the newest schema, from `app db upgrade` and before tests."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import NullPool
+
+from app.database import open_engine
+
+# Any number will do; it only has to be this job's own.
+_LOCK = 0x5C4E3A
+_POLL_SECONDS = 0.2
+
+
+class MigrationsNotFound(Exception):
+    """The folder `migrations` is neither in the package nor beside it."""
+
+
+async def upgrade(database_url: str) -> None:
+    """Run all migrations that are still to be run, of every module (`alembic upgrade heads`).
+
+    Two that start at once take turns. Raises MigrationsNotFound, what Alembic raises for a
+    migration that fails, and what the driver raises when the database is away.
+    """
+    config = configuration()
+    engine = open_engine(database_url, poolclass=NullPool)
+    try:
+        async with _turn(engine), engine.connect() as connection:
+            await connection.run_sync(_upgrade, config)
+    finally:
+        await engine.dispose()
+
+
+def configuration() -> Config:
+    """Alembic's configuration, wherever the service is installed."""
+    folder = migrations_folder()
+    config = Config(attributes={})
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("version_locations", str(folder / "versions").replace("%", "%%"))
+    config.set_main_option("recursive_version_locations", "true")
+    return config
+
+
+def migrations_folder() -> Path:
+    """`migrations` in the installed package (a wheel), or beside it (a checkout, an image)."""
+    package = Path(__file__).parent
+    for folder in (package / "migrations", package.parent / "migrations"):
+        if (folder / "env.py").is_file():
+            return folder
+    raise MigrationsNotFound(
+        f"no migrations in {package} or {package.parent}: copy the project's folder"
+        " `migrations` beside the package `app`"
+    )
+
+
+def _upgrade(connection: Connection, config: Config) -> None:
+    config.attributes["connection"] = connection
+    command.upgrade(config, "heads")
+
+
+@asynccontextmanager
+async def _turn(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Hold the lock of migrations, on a connection of its own, for the length of the block.
+
+    It is asked for again and again instead of waited for: a statement that waits holds a snapshot,
+    and a migration with CREATE INDEX CONCURRENTLY would wait for that for ever. It belongs to a
+    transaction, because behind a transaction pooler a session's lock would stay behind.
+    """
+    async with engine.connect() as connection:
+        while True:
+            async with connection.begin():
+                if await connection.scalar(
+                    text("SELECT pg_try_advisory_xact_lock(:k)"), {"k": _LOCK}
+                ):
+                    yield
+                    return
+            await asyncio.sleep(_POLL_SECONDS)

@@ -1,0 +1,65 @@
+"""What a running process consists of. `main.py` makes it; lifespans and dependencies receive it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from app.config import Settings, load
+from app.database import Database, DatabaseSettings
+from app.health import Health
+from app.kafka.event import EventRegistry
+from app.kafka.producer import Producer
+from app.kafka.settings import KafkaSettings
+from app.kafka.subscription import Subscription
+from app.unit_of_work import BindPublisher, UnitsOfWork
+
+
+class Role(StrEnum):
+    """What a process does. One process may have several roles; `app dev` has all."""
+
+    API = "api"
+    WORKER = "worker"
+    RELAY = "relay"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The settings that every process needs."""
+
+    service: Settings
+    kafka: KafkaSettings
+    database: DatabaseSettings
+
+    @classmethod
+    def from_environment(cls) -> "Configuration":
+        """Raises ConfigurationError."""
+        return cls(load(Settings), load(KafkaSettings), load(DatabaseSettings))
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the process holds before anything is plugged in.
+
+    A publisher that leaves the sending to a role of the process sets `published` after a commit.
+    """
+
+    configuration: Configuration
+    health: Health
+    database: Database
+    producer: Producer
+    registry: EventRegistry
+    published: asyncio.Event = field(default_factory=asyncio.Event, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Runtime(Resources):
+    """The resources, and what is plugged into them."""
+
+    units: UnitsOfWork
+    subscriptions: Sequence[Subscription]
+
+
+Lifespan = Callable[[Runtime], AbstractAsyncContextManager[None]]
+Binding = Callable[[Resources], BindPublisher]

@@ -1,0 +1,94 @@
+"""The HTTP server of a process: one socket, signals that drain, and exit code 0 after them."""
+
+import errno
+import gc
+import signal
+import socket
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from app import logs
+from app.config import ConfigurationError, Settings, load
+from app.main import create_app
+from app.runtime import Role
+
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):
+    STOP_SIGNALS.append(signal.SIGHUP)
+
+REQUESTS_TIMEOUT_SECONDS = 10
+
+
+class PortTaken(ConfigurationError):
+    """Another process listens on the port."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, except that a signal which stops it is not raised again once it has stopped."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(roles: Collection[Role], host: str, port: int) -> None:
+    """Run a process with `roles` until a signal; drain, and return.
+
+    Raises ConfigurationError for wrong settings and for a port that is taken.
+    """
+    settings = load(Settings)
+    logs.configure(settings.log_level, settings.log_format)
+    listener = listen(host, port)
+    try:
+        run(create_app(roles), listener)
+    finally:
+        listener.close()
+
+
+def run(app: FastAPI, listener: socket.socket) -> None:
+    """Serve `app` on `listener` until a signal. Exits with code 3 when it cannot start."""
+    # What is loaded by now stays for good, so the collector need not look through it again. And a
+    # batch of messages is many objects at once: by default it would be looked at ten times over,
+    # for as much as a third of the time that it takes.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+    server = Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=REQUESTS_TIMEOUT_SECONDS,
+        )
+    )
+    server.run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to `host` and `port`. Raises ConfigurationError when that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if sys.platform != "win32":  # there the option would let two processes share the port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except (OSError, TypeError) as error:  # TypeError: a host that is no name at all
+        listener.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"port {port} on {host} is in use: stop what listens there, or give another --port"
+            ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {reason}") from error
+    listener.set_inheritable(True)
+    return listener

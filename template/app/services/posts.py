@@ -1,0 +1,22 @@
+from app.errors import Unprocessable
+from app.events.types import PostPublished
+from app.models import Post
+from app.repositories.posts import PostRepository
+from app.repositories.users import UserRepository
+from app.unit_of_work import EventPublisher
+
+
+class PostService:
+    def __init__(
+        self, posts: PostRepository, users: UserRepository, events: EventPublisher
+    ) -> None:
+        self._posts = posts
+        self._users = users
+        self._events = events
+
+    async def publish(self, author_id: int, title: str, body: str) -> Post:
+        if not await self._users.exists(author_id):
+            raise Unprocessable(f"there is no user {author_id}", pointer="/author_id")
+        post = await self._posts.add(author_id, title, body)
+        await self._events.publish(PostPublished(post_id=post.id, author_id=author_id, title=title))
+        return post

@@ -1,0 +1,67 @@
+"""Which request or event the current work belongs to: correlation, causation, W3C trace context.
+
+The ids travel from request to event to handler to the next event, in headers and in log lines.
+"""
+
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from uuid import uuid4
+
+import structlog
+
+CORRELATION_HEADER = "x-correlation-id"
+
+# https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
+# What is taken from outside ends up in headers and logs, so it is kept short and printable.
+_CORRELATION = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """`correlation_id` names the whole story, `causation_id` the event that led to this work."""
+
+    correlation_id: str
+    causation_id: str | None = None
+    traceparent: str | None = None
+
+
+_current: ContextVar[Trace | None] = ContextVar("trace", default=None)
+
+
+def current() -> Trace:
+    """The trace of the running work, or a new one where none was begun."""
+    return _current.get() or Trace(str(uuid4()))
+
+
+@contextmanager
+def bound(trace: Trace) -> Iterator[Trace]:
+    """Do the block's work, and its log lines, under `trace`."""
+    token = _current.set(trace)
+    try:
+        with structlog.contextvars.bound_contextvars(correlation_id=trace.correlation_id):
+            yield trace
+    finally:
+        _current.reset(token)
+
+
+def trace_from(
+    correlation_id: str | None, traceparent: str | None, causation_id: str | None = None
+) -> Trace:
+    """The trace that came from outside; what is missing or malformed is made anew."""
+    if correlation_id is None or not _CORRELATION.fullmatch(correlation_id):
+        correlation_id = str(uuid4())
+    return Trace(correlation_id, causation_id, child_of(traceparent))
+
+
+def child_of(traceparent: str | None) -> str:
+    """A `traceparent` for a new span in the same trace, or in a new one."""
+    span = secrets.token_hex(8)
+    if traceparent is None or not _TRACEPARENT.fullmatch(traceparent):
+        return f"00-{secrets.token_hex(16)}-{span}-01"
+    version, trace_id, _parent, flags = traceparent.split("-")
+    return f"{version}-{trace_id}-{span}-{flags}"

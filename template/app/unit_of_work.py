@@ -1,0 +1,52 @@
+"""The unit of work: one transaction, and the events that go out with it."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from app.kafka.event import BaseEvent
+
+
+class EventPublisher(Protocol):
+    """Where services and handlers hand in their events."""
+
+    async def publish(self, event: BaseEvent) -> None:
+        """Take `event` into the current transaction: it goes out only if that commits."""
+
+
+class TransactionalPublisher(EventPublisher, Protocol):
+    """A publisher bound to one transaction."""
+
+    async def committed(self) -> None:
+        """The transaction is durable: see to it that what was published goes out."""
+
+
+BindPublisher = Callable[[AsyncSession], TransactionalPublisher]
+
+
+@dataclass(frozen=True)
+class UnitOfWork:
+    """What a service or a handler works with. It never commits: the boundary does."""
+
+    session: AsyncSession
+    events: EventPublisher
+
+
+class UnitsOfWork:
+    """Opens units of work. The only place in the service that commits business transactions."""
+
+    def __init__(self, sessions: async_sessionmaker[AsyncSession], bind: BindPublisher) -> None:
+        self._sessions = sessions
+        self._bind = bind
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[UnitOfWork]:
+        """A transaction that commits at the end of the block and rolls back on any exception."""
+        async with self._sessions() as session:
+            publisher = self._bind(session)
+            async with session.begin():
+                yield UnitOfWork(session, publisher)
+        await publisher.committed()

@@ -1,0 +1,40 @@
+"""How Alembic reaches the database and knows the tables."""
+
+import asyncio
+
+from alembic import context
+from sqlalchemy import Connection
+from sqlalchemy.pool import NullPool
+
+import app.wiring  # noqa: F401 - the tables of every module that is plugged in
+from app.config import load
+from app.database import Base, DatabaseSettings, open_engine
+
+
+def migrate(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        # One that fails leaves those before it in place, and may leave its transaction
+        # (`with op.get_context().autocommit_block()`) for CREATE INDEX CONCURRENTLY.
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def connect_and_migrate() -> None:
+    settings = load(DatabaseSettings)
+    engine = open_engine(settings.database_url.get_secret_value(), poolclass=NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+    await engine.dispose()
+
+
+given: Connection | None = context.config.attributes.get("connection")
+if context.is_offline_mode():
+    raise SystemExit("SQL scripts (--sql) are not supported: run against a database")
+if given is None:
+    asyncio.run(connect_and_migrate())
+else:
+    migrate(given)

@@ -1,0 +1,56 @@
+"""What contract tests do over and over."""
+
+import secrets
+from typing import Any
+
+from httpx import AsyncClient, Response
+
+PROBLEM = "application/problem+json"
+
+
+def unique(word: str) -> str:
+    # Not `random`, which a test runner may seed alike in each session on one database.
+    return f"{word}-{secrets.token_hex(6)}"
+
+
+def new_user(**changes: Any) -> dict[str, Any]:
+    name = unique("user")
+    return {"email": f"{name}@example.com", "username": name} | changes
+
+
+def new_order(user_id: int, **changes: Any) -> dict[str, Any]:
+    item = {"sku": unique("sku"), "quantity": 2, "unit_price": "3.50"}
+    return {"user_id": user_id, "items": [item]} | changes
+
+
+async def sign_up(client: AsyncClient) -> int:
+    answer = await client.post("/users", json=new_user())
+    assert answer.status_code == 201, answer.text
+    return int(answer.json()["id"])
+
+
+async def place(client: AsyncClient, user_id: int | None = None, **changes: Any) -> Response:
+    order = new_order(user_id or await sign_up(client), **changes)
+    answer = await client.post("/orders", json=order)
+    assert answer.status_code == 201, answer.text
+    return answer
+
+
+async def change(client: AsyncClient, order_id: int, action: str, if_match: str) -> Response:
+    return await client.post(f"/orders/{order_id}/{action}", headers={"If-Match": if_match})
+
+
+def assert_problem(answer: Response, status: int) -> dict[str, Any]:
+    """The body of an answer that tells a problem as RFC 9457 wants it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["type"]
+    assert problem["instance"] == answer.request.url.raw_path.decode().split("?")[0]
+    return problem
+
+
+def pointers(problem: dict[str, Any]) -> list[str]:
+    return [f"{field['location']} {field['pointer']}" for field in problem["errors"]]

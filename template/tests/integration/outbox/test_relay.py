@@ -1,0 +1,472 @@
+"""Relays on a real database with a broker that is a fake: all sent, in order, whatever fails."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from app.database import is_unavailable
+from app.kafka.errors import BrokerUnavailable, MessageRejected
+from app.kafka.fake import FakeProducer
+from app.kafka.message import Message
+from app.kafka.producer import Outcome
+from app.outbox import parked, relay, store
+from app.outbox.buckets import bucket_of
+from app.outbox.parked import Filter
+from tests.eventually import eventually
+from tests.integration.outbox.conftest import (
+    MOVED,
+    SOLD,
+    TOPICS,
+    Moved,
+    Sold,
+    World,
+    in_order_by_key,
+    moved,
+    numbers,
+    outbox_settings,
+)
+
+
+class Slow(FakeProducer):
+    """Takes its time, so that relays meet."""
+
+    async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+        await asyncio.sleep(0.02)
+        return await super().send_all(messages)
+
+
+async def test_everything_committed_is_sent_in_order_by_key_and_leaves_the_outbox(
+    world: World,
+) -> None:
+    await world.write(*moved(300))
+    async with world.relaying():
+        await world.is_empty()
+    assert len(world.producer.sent) == 300
+    assert in_order_by_key(world.delivered())
+
+
+async def test_relays_share_the_work_and_keep_the_order(world: World) -> None:
+    world.producer = Slow(TOPICS)
+    world.settings = outbox_settings(outbox_batch_rows=7, outbox_buckets=4)
+    events = moved(400, keys=13)
+    async with world.relaying(3):
+        for begin in range(0, 400, 20):
+            await world.write(*events[begin : begin + 20])
+        await world.is_empty(30)
+    sent = numbers(world.producer.sent)
+    assert len(world.producer.sent) == 400  # nothing twice: nobody died
+    assert in_order_by_key(sent)
+
+
+async def test_a_bucket_that_another_relay_has_is_left_alone_and_holds_up_nothing(
+    world: World,
+) -> None:
+    world.settings = outbox_settings(outbox_relay_tasks=1)
+    await world.write(*moved(5, keys=5))
+    async with world.relaying():
+        await world.is_empty()  # so the buckets have their rows
+    theirs = {"bucket": bucket_of(MOVED, b"key-0", world.settings.outbox_buckets)}
+    async with world.database.engine.begin() as connection:
+        await connection.execute(
+            text("SELECT FROM outbox_buckets WHERE bucket = :bucket FOR UPDATE"), theirs
+        )
+        async with world.relaying():
+            await world.write(*(Moved(name=f"key-{n}", number=5 + n) for n in range(5)))
+            await eventually(world.rows, lambda rows: len(rows) == 1, 5)
+            await asyncio.sleep(0.2)
+            assert ("key-0", 5) not in world.delivered()
+    async with world.relaying():
+        await world.is_empty()
+
+
+async def test_a_commit_is_sent_at_once_in_its_process(world: World) -> None:
+    world.settings = outbox_settings(outbox_poll_seconds=30)
+    async with world.relaying():
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        await world.write(*moved(1))
+        await world.is_empty()
+        assert time.monotonic() - started < 5
+
+
+async def test_rows_of_other_processes_are_found_by_polling(world: World) -> None:
+    async with world.relaying():
+        world.published = asyncio.Event()  # the writer's is not the relay's
+        await world.write(*moved(3))
+        await world.is_empty()
+
+
+async def test_while_the_broker_is_away_nothing_is_lost_and_no_attempt_is_counted(
+    world: World,
+) -> None:
+    world.producer.available = False
+    world.settings = outbox_settings(outbox_max_attempts=1)
+    async with world.relaying() as (running,):
+        await world.write(*moved(20))
+        await eventually(lambda: asyncio.sleep(0, running.trouble))
+        await asyncio.sleep(0.5)
+        assert [row["attempts"] for row in await world.rows()] == [0] * 20
+        assert await world.rows("outbox_parked") == []
+        world.producer.available = True
+        await world.is_empty()
+        assert running.trouble is None
+    assert in_order_by_key(world.delivered())
+
+
+async def test_while_the_broker_is_away_no_transaction_is_open(world: World) -> None:
+    world.producer.available = False
+    async with world.relaying() as (running,):
+        await world.write(*moved(5))
+        await eventually(lambda: asyncio.sleep(0, running.trouble))
+        await asyncio.sleep(0.05)
+        async with world.database.engine.connect() as connection:
+            open_ones = await connection.scalar(
+                text(
+                    "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'"
+                    " AND datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        assert open_ones == 0
+
+
+class Dying(FakeProducer):
+    """Delivers, and then never answers."""
+
+    async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+        await super().send_all(messages)
+        await asyncio.Event().wait()
+        return []
+
+
+async def test_a_relay_that_dies_after_sending_leaves_its_rows_to_the_next(world: World) -> None:
+    world.settings = outbox_settings(outbox_buckets=1)
+    await world.write(*moved(30))
+    dying = Dying(TOPICS)
+    stuck = world.relay(dying)
+    async with stuck.running(stop_seconds=0.1):
+        await eventually(lambda: asyncio.sleep(0, len(dying.sent) == 30))
+    assert len(await world.rows()) == 30
+    async with world.relaying():
+        await world.is_empty()
+    assert sorted(world.delivered()) == sorted(numbers(dying.sent))
+    assert in_order_by_key(numbers([*dying.sent, *world.producer.sent]))
+
+
+async def test_a_relay_whose_connection_is_cut_deletes_nothing_and_goes_on(world: World) -> None:
+    """As a frozen one that wakes up after the server has hung up on it."""
+
+    class Cutting(FakeProducer):
+        cuts = 0
+
+        async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+            outcomes = await super().send_all(messages)
+            if not self.cuts:
+                self.cuts += 1
+                async with world.database.engine.connect() as connection:
+                    await connection.execute(
+                        text(
+                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                            " AND query LIKE '%octet_length%'"  # the relay's, after its reading
+                        )
+                    )
+            return outcomes
+
+    world.producer = Cutting(TOPICS)
+    world.settings = outbox_settings(outbox_relay_tasks=1, outbox_buckets=1)
+    await world.write(*moved(10, keys=2))
+    async with world.relaying():
+        await world.is_empty()
+    assert len(world.producer.sent) == 20  # all of them twice
+    assert in_order_by_key(world.delivered())
+
+
+async def test_a_relay_that_stood_still_sends_its_batch_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_MARGIN_SECONDS", 0.2)
+
+    class Frozen(FakeProducer):
+        async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+            outcomes = await super().send_all(messages)
+            if len(self.sent) == len(messages):
+                time.sleep(1.0)  # noqa: ASYNC251 - the whole process stands still
+            return outcomes
+
+    world.producer = Frozen(TOPICS)
+    world.settings = outbox_settings(outbox_relay_tasks=1, outbox_buckets=1)
+    await world.write(*moved(10, keys=2))
+    frozen = world.relay(send_timeout=0.2)
+    async with frozen.running(stop_seconds=5):
+        await world.is_empty()
+    assert len(world.producer.sent) == 20
+
+
+async def test_the_server_hangs_up_on_a_transaction_that_stands_still(world: World) -> None:
+    await world.write(*moved(1))
+    async with world.database.engine.begin() as connection:
+        (bucket,) = await store.waiting_buckets(connection)
+
+    async def stand_still() -> None:
+        async with world.database.engine.begin() as frozen:
+            await store.limit_transaction(frozen, 5, 0.2)
+            assert await store.lock(frozen, [bucket]) == [bucket]
+            await asyncio.sleep(0.6)
+            async with world.database.engine.begin() as another:
+                assert await store.lock(another, [bucket]) == [bucket]
+            await store.delete(frozen, [row["id"] for row in await world.rows()])  # type: ignore[misc]  # numbers
+
+    with pytest.raises(DBAPIError) as caught:
+        await stand_still()
+    assert is_unavailable(caught.value)
+    assert len(await world.rows()) == 1
+
+
+async def test_rows_that_commit_late_with_lower_ids_are_not_deleted_unsent(world: World) -> None:
+    sending = asyncio.Event()
+    go_on = asyncio.Event()
+
+    class Waiting(FakeProducer):
+        async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+            sending.set()
+            await go_on.wait()
+            return await super().send_all(messages)
+
+    world.producer = Waiting(TOPICS)
+    world.settings = outbox_settings(outbox_buckets=1)
+    async with world.units.begin() as slow:
+        await slow.events.publish(Moved(name="slow", number=1))
+        await slow.session.run_sync(lambda session: session.dispatch.before_commit(session))
+        await world.write(Moved(name="quick", number=2))
+        async with world.relaying():
+            await sending.wait()
+            await slow.session.commit()
+            go_on.set()
+            await world.is_empty()
+    assert sorted(world.delivered()) == [("quick", 2), ("slow", 1)]
+
+
+async def test_a_busy_key_does_not_starve_others(world: World) -> None:
+    world.producer = Slow(TOPICS)
+    world.settings = outbox_settings(outbox_batch_rows=10, outbox_relay_tasks=1)
+    await world.write(*moved(1000, keys=1))
+    async with world.relaying():
+        await eventually(lambda: asyncio.sleep(0, world.producer.sent))
+        await world.write(Moved(name="other", number=0))
+        await eventually(lambda: asyncio.sleep(0, ("other", 0) in world.delivered()))
+        assert len(world.producer.sent) < 500
+        await world.is_empty(30)
+
+
+async def test_a_batch_is_bounded_in_bytes(world: World) -> None:
+    sizes: list[int] = []
+
+    class Weighing(FakeProducer):
+        async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+            sizes.append(sum(len(m.value or b"") for m in messages))
+            return await super().send_all(messages)
+
+    world.producer = Weighing(TOPICS)
+    world.settings = outbox_settings(outbox_batch_bytes=50_000, outbox_buckets=1)
+    await world.write(*(Moved(name="k", number=n, load="x" * 20_000) for n in range(20)))
+    async with world.relaying():
+        await world.is_empty()
+    assert max(sizes) < 75_000
+    assert in_order_by_key(world.delivered())
+
+
+async def test_after_a_change_of_the_buckets_the_order_holds(world: World) -> None:
+    world.producer = Slow(TOPICS)
+    events = moved(300, keys=10)
+    for begin, buckets in [(0, 32), (100, 8), (200, 64)]:
+        world.settings = outbox_settings(outbox_buckets=buckets, outbox_batch_rows=20)
+        await world.write(*events[begin : begin + 100])
+    async with world.relaying(3):
+        await world.is_empty(30)
+    assert len(world.delivered()) == 300
+    assert in_order_by_key(world.delivered())
+
+
+async def test_an_event_follows_one_of_its_key_on_another_topic_once_that_is_acknowledged(
+    world: World,
+) -> None:
+    waves: list[list[str]] = []
+
+    class Noting(FakeProducer):
+        async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+            waves.append([message.topic for message in messages])
+            return await super().send_all(messages)
+
+    world.producer = Noting(TOPICS)
+    await world.write(
+        Moved(name="a", number=1), Sold(name="a", number=2), Moved(name="a", number=3)
+    )
+    async with world.relaying():
+        await world.is_empty()
+    assert waves == [["shop.thing.moved"], ["shop.thing.sold"], ["shop.thing.moved"]]
+
+
+# Poison
+
+
+class Refusing(FakeProducer):
+    """Refuses for good what carries a certain number, as a broker would."""
+
+    def __init__(self, *bad: int) -> None:
+        super().__init__(TOPICS)
+        self.bad = set(bad)
+
+    def _refusal(self, message: Message) -> BrokerUnavailable | MessageRejected | None:
+        number = Moved.model_validate_json(
+            (message.value or b"").replace(b"thing.sold", b"thing.moved")
+        ).number
+        return MessageRejected("no") if number in self.bad else None
+
+
+async def test_block_parks_the_row_and_holds_what_follows_of_its_key(world: World) -> None:
+    world.producer = producer = Refusing(4)
+    await world.write(*moved(20, keys=4))
+    async with world.relaying():
+        await world.is_empty()
+        await world.write(Sold(name="key-0", number=20), Moved(name="key-1", number=21))
+        await world.is_empty()
+    sent = [number for _, number in world.delivered()]
+    assert [n for n in sent if n % 4 == 0] == [0]  # of the blocked key only what came before
+    assert sorted(n for n in sent if n % 4) == [*(n for n in range(20) if n % 4), 21]
+    rows = await world.rows("outbox_parked")
+    assert [row["held"] for row in rows] == [False, *[True] * 4]
+    assert rows[0]["reason"] == "MessageRejected: no"
+    producer.bad.clear()
+    assert await parked.retry(world.database.engine, [int(str(rows[0]["id"]))]) == 5
+    async with world.relaying():
+        await world.is_empty()
+    assert len(world.delivered()) == 22
+    assert in_order_by_key(world.delivered())
+    assert await world.rows("outbox_parked") == []
+
+
+async def test_discarding_the_parked_row_frees_its_key(world: World) -> None:
+    world.producer = Refusing(0)
+    await world.write(*moved(3, keys=1))
+    async with world.relaying():
+        (first, *_) = await world.has_parked(3)
+        assert await parked.discard(world.database.engine, [int(str(first["id"]))]) == 1
+        await eventually(lambda: world.rows("outbox_parked"), lambda rows: not rows)
+        await world.is_empty()
+    assert world.delivered() == [("key-0", 1), ("key-0", 2)]
+
+
+async def test_a_row_with_a_long_key_can_be_parked(world: World) -> None:
+    world.producer = Refusing(1)
+    await world.write(Moved(name=secrets.token_hex(5_000), number=1))
+    async with world.relaying():
+        await world.has_parked(1)
+        await world.is_empty()
+
+
+async def test_park_lets_the_later_events_of_the_key_pass(world: World) -> None:
+    world.settings = outbox_settings(outbox_on_poison="park")
+    world.producer = Refusing(2)
+    await world.write(*moved(6, keys=2))
+    async with world.relaying():
+        await world.is_empty()
+    assert sorted(number for _, number in world.delivered()) == [0, 1, 3, 4, 5]
+    assert [row["held"] for row in await world.rows("outbox_parked")] == [False]
+
+
+async def test_a_topic_that_is_missing_is_tried_again_and_does_not_stop_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_MISSING_TOPIC_SECONDS", (0.1, 0.2))
+    world.producer = FakeProducer([MOVED])
+    world.settings = outbox_settings(outbox_max_attempts=3)
+    await world.write(
+        Sold(name="a", number=1), Moved(name="a", number=2), Moved(name="b", number=3)
+    )
+    async with world.relaying():
+        await eventually(lambda: asyncio.sleep(0, world.delivered()), lambda d: d == [("b", 3)])
+        rows = await world.has_parked(2)
+    assert str(rows[0]["reason"]).startswith("UnknownTopic")
+    assert [row["held"] for row in rows] == [False, True]
+    assert world.delivered() == [("b", 3)]
+
+
+async def test_a_missing_topic_is_left_alone_for_a_while(world: World) -> None:
+    class Counting(FakeProducer):
+        tries = 0
+
+        async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+            # On a broker each of these would take seconds, and the rest of its batch would wait.
+            self.tries += any(message.topic == SOLD for message in messages)
+            return await super().send_all(messages)
+
+    world.producer = producer = Counting([MOVED])
+    world.settings = outbox_settings(outbox_max_attempts=100, outbox_buckets=1)
+    await world.write(Sold(name="a", number=0))
+    async with world.relaying():
+        await eventually(lambda: asyncio.sleep(0, producer.tries))
+        for number in range(1, 6):
+            await world.write(Moved(name="b", number=number), Sold(name="c", number=number))
+            await eventually(lambda n=number: asyncio.sleep(0, ("b", n) in world.delivered()))  # type: ignore[misc]  # a default binds it
+        assert producer.tries == 1
+    assert len(await world.rows()) == 6
+
+
+async def test_a_topic_that_comes_into_being_gets_its_events(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_MISSING_TOPIC_SECONDS", (0.1, 0.2))
+    world.producer = FakeProducer([MOVED])
+    world.settings = outbox_settings(outbox_max_attempts=1000)
+    await world.write(Sold(name="a", number=1), Moved(name="a", number=2))
+    async with world.relaying():
+        await eventually(world.rows, lambda rows: bool(rows[0]["attempts"]))
+        world.producer._topics = TOPICS
+        await world.is_empty()
+    assert world.delivered() == [("a", 1), ("a", 2)]
+
+
+async def test_a_row_at_which_the_client_itself_fails_is_parked_alone(world: World) -> None:
+    class Broken(FakeProducer):
+        async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+            if any(b'"number":3,' in (message.value or b"") for message in messages):
+                raise TypeError("cannot serialise this")
+            return await super().send_all(messages)
+
+    world.producer = Broken(TOPICS)
+    world.settings = outbox_settings(outbox_max_attempts=2, outbox_buckets=1)
+    await world.write(*moved(10, keys=5))
+    async with world.relaying():
+        await world.has_parked(2)
+        await world.is_empty()
+    rows = await world.rows("outbox_parked")
+    assert [row["held"] for row in rows] == [False, True]  # 3, and 8 of the same key
+    assert "cannot serialise this" in str(rows[0]["reason"])
+    assert len(world.delivered()) == 8
+
+
+async def test_a_key_parked_under_another_division_of_the_buckets_stays_blocked(
+    world: World,
+) -> None:
+    world.producer = producer = Refusing(0)
+    world.settings = outbox_settings(outbox_buckets=32)
+    await world.write(Moved(name="k", number=0))
+    async with world.relaying():
+        await world.has_parked(1)
+    world.settings = outbox_settings(outbox_buckets=8)
+    assert bucket_of(MOVED, b"k", 8) != bucket_of(MOVED, b"k", 32)
+    await world.write(Moved(name="k", number=1))
+    async with world.relaying():
+        await world.has_parked(2)
+    producer.bad.clear()
+    async with world.database.sessions() as session:
+        (first,) = await parked.find(session, Filter(key="k"), held=False)
+    assert await parked.retry(world.database.engine, [first.id]) == 2
+    async with world.relaying():
+        await world.is_empty()
+    assert world.delivered() == [("k", 0), ("k", 1)]

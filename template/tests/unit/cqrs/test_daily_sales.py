@@ -1,0 +1,62 @@
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.cqrs.daily_sales import Change, Sale, changes, newer
+from app.cqrs.states import OrderState
+
+DAY = date(2025, 3, 1)
+
+days = st.none() | st.dates(DAY, DAY + timedelta(days=2))
+sales = st.builds(Sale, st.integers(1, 4), st.integers(1, 6), days, st.decimals(0, 100, places=2))
+
+
+def state(status: str, at: datetime) -> OrderState:
+    return OrderState(1, 2, 7, status, (), Decimal("3.50"), at, at)
+
+
+@pytest.mark.parametrize("status", ["placed", "cancelled"])
+def test_an_order_that_is_not_paid_adds_nothing(status: str) -> None:
+    assert Sale.of(state(status, datetime(2025, 3, 1, tzinfo=UTC))).day is None
+
+
+def test_the_day_is_that_of_utc() -> None:
+    late = datetime(2025, 3, 1, 23, 30, tzinfo=timezone(timedelta(hours=-5)))
+    assert Sale.of(state("paid", late)) == Sale(1, 2, date(2025, 3, 2), Decimal("3.50"))
+
+
+def test_a_sale_that_moves_is_taken_from_one_day_and_added_to_the_other() -> None:
+    before = {1: Sale(1, 2, DAY, Decimal(5))}
+    moved = changes(before, [Sale(1, 3, DAY + timedelta(days=1), Decimal(7))])
+    assert moved == {
+        DAY: Change(-1, Decimal(-5)),
+        DAY + timedelta(days=1): Change(1, Decimal(7)),
+    }
+
+
+@given(st.lists(st.lists(sales, max_size=6)))
+def test_the_totals_are_the_sum_of_the_newest_sales(batches: list[list[Sale]]) -> None:
+    kept: dict[int, Sale] = {}
+    orders, revenue = Counter[date](), Counter[date]()
+    for batch in batches:
+        once = {sale.order_id: sale for sale in batch}
+        after = newer(kept, list(once.values()))
+        for day, change in changes(kept, after).items():
+            orders[day] += change.orders
+            revenue[day] += change.revenue  # type: ignore[assignment]  # a counter of Decimals
+        kept |= {sale.order_id: sale for sale in after}
+    for day in orders:
+        of_day = [sale for sale in kept.values() if sale.day == day]
+        assert orders[day] == len(of_day)
+        assert revenue[day] == sum(sale.amount for sale in of_day)
+
+
+@given(st.lists(sales, unique_by=lambda sale: sale.order_id))
+def test_a_state_that_is_known_changes_nothing(known: list[Sale]) -> None:
+    kept = {sale.order_id: sale for sale in known}
+    assert newer(kept, known) == []
+    assert changes(kept, known) == {}

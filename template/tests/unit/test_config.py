@@ -1,0 +1,116 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.config import ConfigurationError, EnvSettings, Settings, load
+from app.database import DatabaseSettings
+
+SECRET = "tr0ub4dor-3"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the machine and no .env of the project takes part."""
+    monkeypatch.chdir(tmp_path)
+    for name in (*Settings.model_fields, *DatabaseSettings.model_fields):
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def refusal(settings: type[EnvSettings]) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        load(settings)
+    # Neither the message nor what a traceback would show with it.
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+    return str(refused.value)
+
+
+def test_settings_have_defaults() -> None:
+    settings = load(Settings)
+
+    assert settings.log_level == "INFO"
+    assert settings.log_format == "auto"
+
+
+def test_settings_come_from_the_environment_in_either_case(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SERVICE_NAME", "shop")
+    monkeypatch.setenv("log_level", "DEBUG")
+
+    settings = load(Settings)
+
+    assert (settings.service_name, settings.log_level) == ("shop", "DEBUG")
+
+
+def test_settings_come_from_the_env_file_and_the_environment_goes_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("SERVICE_NAME=from-file\nLOG_FORMAT=json\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("SERVICE_NAME", "from-environment")
+
+    settings = load(Settings)
+
+    assert (settings.service_name, settings.log_format) == ("from-environment", "json")
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "")
+
+    assert load(Settings).log_level == "INFO"
+
+
+@pytest.mark.parametrize("name", ["Shop", "my.shop", "-shop", "shop\n", "x" * 81])
+def test_a_service_name_that_cannot_begin_a_topic_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("SERVICE_NAME", name)
+
+    assert "SERVICE_NAME" in refusal(Settings)
+
+
+def test_the_message_names_each_wrong_variable_and_shows_its_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    monkeypatch.setenv("LOG_FORMAT", "xml")
+
+    message = refusal(Settings)
+
+    assert message.startswith("wrong configuration: LOG_LEVEL: ")
+    assert "(it is 'LOUD')" in message
+    assert "LOG_FORMAT: " in message
+    assert "(it is 'xml')" in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mysql://user:{SECRET}@host/db",
+        f"postgresql://user:{SECRET}",  # where a port would stand
+        f"postgresql://user:x@host:{SECRET}/db",
+        f"user:{SECRET}@host",
+        SECRET,
+        f"postgresql://user:{SECRET}@[::1/db",
+    ],
+)
+def test_a_wrong_database_url_is_told_without_its_secret(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    message = refusal(DatabaseSettings)
+
+    assert message.startswith("wrong configuration: DATABASE_URL: ")
+    assert "postgresql://" in message
+    assert SECRET not in message
+    assert "user" not in message.replace("postgresql://user:password@host:5432/database", "")
+
+
+def test_a_right_database_url_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{SECRET}@host/db")
+    settings: Any = load(DatabaseSettings)
+
+    assert SECRET not in repr(settings)
+    assert SECRET not in settings.model_dump_json()
