@@ -1,0 +1,150 @@
+"""The outbox: `app outbox …`."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from app.config import load
+from app.database import Database, DatabaseSettings
+from app.outbox import monitor, parked
+from app.outbox.model import HEADER_COLUMNS, ParkedRow
+from app.outbox.parked import Filter
+
+T = TypeVar("T")
+
+commands = typer.Typer()
+group = typer.Typer(help="Events on their way to Kafka.", no_args_is_help=True)
+commands.add_typer(group, name="outbox")
+
+Ids = Annotated[list[int] | None, typer.Argument(help="As `app outbox status` prints them.")]
+TopicName = Annotated[str | None, typer.Option("--topic", help="Only for this topic.")]
+Key = Annotated[str | None, typer.Option("--key", help="Only with this message key.")]
+All = Annotated[bool, typer.Option("--all", help="Every parked event.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say which events are meant, and do nothing.")
+]
+
+
+@group.command()
+def status(topic: TopicName = None, key: Key = None) -> None:
+    """Show how many events wait, since when, and each parked one with its reason."""
+    standing, rows = asyncio.run(_status(Filter(topic=topic, key=key)))
+    for row in rows:
+        typer.echo(_line(row))
+    typer.echo(
+        f"{standing.pending} pending, the oldest for {standing.lag_seconds:.0f} s;"
+        f" {standing.parked} parked, {standing.held} held behind them"
+    )
+
+
+@group.command()
+def show(event: Annotated[int, typer.Argument(help="As `app outbox status` prints it.")]) -> None:
+    """Show one parked event: why, its headers, its body."""
+    rows = asyncio.run(_on_database(lambda database: _find(database, Filter([event]), None)))
+    if not rows:
+        raise _failure(f"no event {event} is parked: `app outbox status` shows those that are")
+    typer.echo(_whole(rows[0]))
+
+
+@group.command()
+def retry(
+    ids: Ids = None,
+    topic: TopicName = None,
+    key: Key = None,
+    every: All = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Put parked events back to their places in the outbox, and with them those held behind."""
+    meant = _meant(ids, topic, key, every)
+    _say("would retry" if dry_run else "retrying", meant)
+    if not dry_run:
+        count = asyncio.run(
+            _on_database(lambda database: parked.retry(database.engine, _ids(meant)))
+        )
+        typer.echo(f"{count} events are on their way again")
+
+
+@group.command()
+def discard(
+    ids: Ids = None,
+    topic: TopicName = None,
+    key: Key = None,
+    every: All = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Delete parked events for good; those held behind them go on their way."""
+    meant = _meant(ids, topic, key, every)
+    _say("would discard" if dry_run else "discarding", meant)
+    if not dry_run:
+        count = asyncio.run(
+            _on_database(lambda database: parked.discard(database.engine, _ids(meant)))
+        )
+        typer.echo(f"{count} events are gone")
+
+
+def _meant(
+    ids: list[int] | None, topic: str | None, key: str | None, every: bool
+) -> list[ParkedRow]:
+    if not (ids or topic or key or every):
+        raise _failure("say which events: their ids, --topic, --key or --all")
+    only = Filter(ids or (), topic, key)
+    rows = asyncio.run(_on_database(lambda database: _find(database, only, False)))
+    if missing := set(ids or ()) - {row.id for row in rows}:
+        numbers = ", ".join(map(str, sorted(missing)))
+        raise _failure(f"not parked: {numbers}; `app outbox status` shows the events that are")
+    return rows
+
+
+def _ids(rows: list[ParkedRow]) -> list[int]:
+    return [row.id for row in rows]
+
+
+def _say(what: str, rows: list[ParkedRow]) -> None:
+    for row in rows:
+        typer.echo(f"{what} {_line(row)}")
+
+
+async def _status(only: Filter) -> tuple[monitor.Standing, list[ParkedRow]]:
+    async def look(database: Database) -> tuple[monitor.Standing, list[ParkedRow]]:
+        return await monitor.standing(database.engine), await _find(database, only, False)
+
+    return await _on_database(look)
+
+
+async def _find(database: Database, only: Filter, held: bool | None) -> list[ParkedRow]:
+    async with database.sessions() as session:
+        return await parked.find(session, only, held)
+
+
+async def _on_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    database = Database(load(DatabaseSettings))
+    try:
+        return await work(database)
+    finally:
+        await database.close()
+
+
+def _line(row: ParkedRow) -> str:
+    when = row.parked_at.isoformat(timespec="seconds")
+    key = row.key.decode("utf-8", "backslashreplace")
+    return f"{row.id}  {when}  {row.topic} key={key}  {' '.join(row.reason.split())[:160]}"
+
+
+def _whole(row: ParkedRow) -> str:
+    headers = {name: getattr(row, column) for name, column in HEADER_COLUMNS.items()}
+    headers |= row.headers
+    told = [f"  {name}: {value}" for name, value in headers.items() if value is not None]
+    return "\n".join([_line(row), f"  written {row.created_at.isoformat()}", *told, _body(row)])
+
+
+def _body(row: ParkedRow) -> str:
+    body = json.dumps(json.loads(row.value), indent=2, ensure_ascii=False)
+    return "\n".join(f"  {line}" for line in body.splitlines())
+
+
+def _failure(message: str) -> typer.Exit:
+    typer.echo(f"error: {message}", err=True)
+    return typer.Exit(1)

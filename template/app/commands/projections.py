@@ -1,0 +1,134 @@
+"""The read side: `app projections …`."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, TypeVar
+
+import typer
+from sqlalchemy import select
+
+from app import wiring
+from app.commands.context import Context
+from app.config import load
+from app.cqrs import lag
+from app.cqrs.models import RebuildRow
+from app.cqrs.projections import AnyProjection
+from app.cqrs.rebuild import BATCH, Progress, RebuildRefused
+from app.database import Database, DatabaseSettings
+
+T = TypeVar("T")
+
+commands = typer.Typer()
+group = typer.Typer(help="The read side and its projections.", no_args_is_help=True)
+commands.add_typer(group, name="projections")
+
+Name = Annotated[str, typer.Argument(help="As `app projections list` prints it.")]
+BatchSize = Annotated[int, typer.Option("--batch", help="Rows a transaction.", min=1, max=20_000)]
+
+SECONDS_BETWEEN_REPORTS = 1.0
+
+
+@group.command("list")
+def list_projections() -> None:
+    """Show the projections, and which tables each keeps."""
+    for entry in wiring.PROJECTIONS:
+        tables = ", ".join(table.name for table in entry.projection.tables)
+        typer.echo(f"{entry.projection.name:<16}{tables}")
+
+
+@group.command()
+def status() -> None:
+    """Show how far each projection is behind, and how its rebuild stands."""
+    context = Context.from_environment()
+    lags = asyncio.run(lag.measure(context.kafka, context.registry))
+    rebuilds = asyncio.run(_on_database(_rebuilds))
+    for entry in wiring.PROJECTIONS:
+        name = entry.projection.name
+        behind = lags[name]
+        said = f"{behind.events} events behind, the oldest for {behind.seconds:.0f} s"
+        typer.echo(f"{name:<16}{said}{rebuilds.get(name, '')}")
+
+
+@group.command()
+def rebuild(name: Name, batch: BatchSize = BATCH) -> None:
+    """Fill a projection anew from the write side, and put it in the old one's place.
+
+    The old one serves meanwhile. Safe to interrupt and to repeat: it then begins anew.
+    """
+    entry = _find(name)
+    try:
+        done = asyncio.run(_on_database(lambda database: _rebuild(entry, database, batch)))
+    except RebuildRefused as refusal:
+        raise _failure(str(refusal)) from refusal
+    except KeyboardInterrupt:
+        typer.echo(f"{name}: interrupted; the old one stays in place", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"{name}: rebuilt from {done.done} rows in {done.seconds:.1f} s")
+
+
+@group.command("abandon")
+def abandon_rebuild(name: Name) -> None:
+    """Throw away what a rebuild left behind that was killed, so that projectors need not write to
+    it any longer. A rebuild that runs stops."""
+    entry = _find(name)
+    if asyncio.run(_on_database(lambda database: _abandon(entry, database))):
+        typer.echo(f"{name}: abandoned; the old one stays in place")
+    else:
+        typer.echo(f"{name}: there was no rebuild")
+
+
+def _find(name: str) -> AnyProjection:
+    for entry in wiring.PROJECTIONS:
+        if entry.projection.name == name:
+            return entry
+    names = ", ".join(entry.projection.name for entry in wiring.PROJECTIONS)
+    raise _failure(f"there is no projection {name}; there are: {names}")
+
+
+async def _rebuild(entry: AnyProjection, database: Database, batch: int) -> Progress:
+    return await entry.rebuild(database, batch).run(_Reporter(entry.projection.name))
+
+
+async def _abandon(entry: AnyProjection, database: Database) -> bool:
+    return await entry.abandon(database)
+
+
+async def _rebuilds(database: Database) -> Mapping[str, str]:
+    """What is to be said of rebuilds, by projection."""
+    async with database.sessions() as session:
+        rows = {row.projection: row for row in await session.scalars(select(RebuildRow))}
+    said = {}
+    for entry in wiring.PROJECTIONS:
+        row = rows.get(entry.projection.name)
+        if row is not None:
+            state = "runs" if await entry.is_running(database) else "was interrupted"
+            said[row.projection] = f"; its rebuild {state} at {row.done} of {row.expected} rows"
+    return said
+
+
+async def _on_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    database = Database(load(DatabaseSettings))
+    try:
+        return await work(database)
+    finally:
+        await database.close()
+
+
+class _Reporter:
+    """Prints how a rebuild gets on, at most once a second."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._next = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + SECONDS_BETWEEN_REPORTS
+        typer.echo(f"{self._name}: {progress.done} of about {progress.expected} rows")
+
+
+def _failure(message: str) -> typer.Exit:
+    typer.echo(f"error: {message}", err=True)
+    return typer.Exit(1)

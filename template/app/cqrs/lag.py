@@ -1,0 +1,175 @@
+"""How far projections are behind: what their consumers have committed against what Kafka holds.
+
+It is measured where the reading is done, in the API, and from outside of the consumers: so it is
+known when no consumer runs at all.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from app.config import load
+from app.cqrs import metrics
+from app.cqrs.projections import SUBSCRIPTIONS
+from app.cqrs.settings import ProjectionSettings
+from app.health import Unhealthy
+from app.kafka.errors import BrokerUnavailable
+from app.kafka.event import EventRegistry
+from app.kafka.reading import reading
+from app.kafka.security import client_options, reason_for
+from app.kafka.settings import KafkaSettings
+from app.kafka.subscription import Subscription
+from app.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_SECONDS = 10.0
+FETCH_SECONDS = 5.0
+MEASURE_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Events not yet projected, and for how long the oldest of them has been in Kafka."""
+
+    events: int = 0
+    seconds: float = 0.0
+
+
+async def measure(
+    settings: KafkaSettings,
+    registry: EventRegistry,
+    subscriptions: Sequence[Subscription] = SUBSCRIPTIONS,
+) -> dict[str, Lag]:
+    """The lag of each projection, by name. Raises BrokerUnavailable."""
+    topics = sorted({topic for s in subscriptions for topic in s.topics(registry)})
+    found = {}
+    async with reading(settings, topics) as client, _administering(settings) as admin:
+        client.pause(*client.assignment())  # nothing is fetched but what is asked for
+        for subscription in subscriptions:
+            group = f"{settings.kafka_group_id}.{subscription.name}"
+            committed = await admin.list_consumer_group_offsets(group)
+            offsets = {tp: entry.offset for tp, entry in committed.items() if entry.offset >= 0}
+            pending = await _pending(client, subscription.topics(registry), offsets)
+            events = sum(end - position for position, end in pending.values())
+            found[subscription.name] = Lag(events, await _age(client, pending))
+    return found
+
+
+@asynccontextmanager
+async def _administering(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        await admin.start()
+        yield admin
+    except KafkaError as error:
+        reason = await reason_for(error, settings)
+        raise BrokerUnavailable(f"lag cannot be measured: {reason}") from error
+    finally:
+        await admin.close()
+
+
+async def _pending(
+    client: AIOKafkaConsumer, topics: Sequence[str], committed: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, tuple[int, int]]:
+    """The partitions with events still to be projected: from which offset, to which."""
+    partitions = [tp for tp in client.assignment() if tp.topic in topics]
+    starts = await client.beginning_offsets(partitions) if partitions else {}
+    ends = await client.end_offsets(partitions) if partitions else {}
+    # Nothing committed, or nothing that is still kept: it is counted from the beginning.
+    positions = {tp: max(committed.get(tp, 0), starts[tp]) for tp in partitions}
+    return {tp: (positions[tp], ends[tp]) for tp in partitions if positions[tp] < ends[tp]}
+
+
+async def _age(
+    client: AIOKafkaConsumer, pending: Mapping[TopicPartition, tuple[int, int]]
+) -> float:
+    """For how many seconds the oldest pending event has been in Kafka."""
+    for tp, (position, _) in pending.items():
+        client.seek(tp, position)
+        client.resume(tp)
+    oldest, waiting = time.time(), set(pending)
+    deadline = time.monotonic() + FETCH_SECONDS
+    while waiting and time.monotonic() < deadline:
+        for tp, records in (await client.getmany(*waiting, timeout_ms=200)).items():
+            oldest = min(oldest, records[0].timestamp / 1000)
+            waiting.discard(tp)
+            client.pause(tp)
+    return max(0.0, time.time() - oldest) if pending else 0.0
+
+
+class Monitor:
+    """Measures every few seconds, and keeps what it saw."""
+
+    def __init__(
+        self, kafka: KafkaSettings, registry: EventRegistry, settings: ProjectionSettings
+    ) -> None:
+        self._kafka = kafka
+        self._registry = registry
+        self._limit = settings.projections_max_lag_seconds
+        self.seen: Mapping[str, Lag] = {}
+        self.trouble: str | None = "not measured yet"
+
+    async def ready(self) -> None:
+        """Raises Unhealthy while a projection is further behind than the settings allow."""
+        if self._limit is None:
+            return
+        if self.trouble is not None:
+            raise Unhealthy(self.trouble)
+        for name, lag in self.seen.items():
+            if lag.seconds > self._limit:
+                raise Unhealthy(f"{name} is {lag.seconds:.0f} s behind, {lag.events} events")
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator["Monitor"]:
+        task = asyncio.create_task(self._watch(), name="projection-lag")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def look(self) -> None:
+        """Measure now. What goes wrong is told by `ready`, and the next look may succeed."""
+        try:
+            async with asyncio.timeout(MEASURE_TIMEOUT_SECONDS):
+                self.seen = await measure(self._kafka, self._registry)
+        except (BrokerUnavailable, KafkaError, TimeoutError) as error:
+            self._fails(f"lag not measured: {error or 'no answer'}")
+        except Exception as error:
+            log.exception("lag not measured", error=f"{type(error).__name__}: {error}")
+            self._fails(f"lag not measured: {type(error).__name__}: {error}")
+        else:
+            self._tell()
+
+    def _fails(self, trouble: str) -> None:
+        if self.trouble != trouble:
+            log.info("projection lag unknown", reason=trouble)
+        self.trouble = trouble
+
+    def _tell(self) -> None:
+        self.trouble = None
+        for name, lag in self.seen.items():
+            metrics.lag_events.labels(name).set(lag.events)
+            metrics.lag_seconds.labels(name).set(lag.seconds)
+
+
+@asynccontextmanager
+async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
+    """Measure for the length of the block; readiness depends on it where the settings say so."""
+    monitor = Monitor(runtime.configuration.kafka, runtime.registry, load(ProjectionSettings))
+    runtime.health.add_ready("projections", monitor.ready)
+    async with monitor.watching():
+        yield

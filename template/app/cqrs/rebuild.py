@@ -1,0 +1,233 @@
+"""Rebuilding a projection from the write side, while the old tables serve and are kept up to date.
+
+1. Register, in a turn: the shadow tables are made, and from now on projectors write to both.
+2. Fill: batch after batch is read from the write side and written to the shadow. Where a projector
+   was there first with a newer state, that one stays.
+3. Swap, in a turn and in one transaction: the shadow is the live table, the old one is gone.
+
+It can be interrupted at any point; the next one begins anew. What it leaves behind is a shadow that
+projectors go on writing to, until it is abandoned or rebuilt.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Generic
+from uuid import UUID, uuid4
+
+import structlog
+from sqlalchemy import delete, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.cqrs import shadow
+from app.cqrs.models import RebuildRow
+from app.cqrs.projection import REBUILD, Projection, take_turn
+from app.cqrs.source import Source
+from app.cqrs.states import State
+from app.database import Database
+
+log = structlog.get_logger(__name__)
+
+BATCH = 1000
+# The swap needs the old tables for itself. Readers that come meanwhile queue up behind it, so it
+# gives up soon and tries again; one long report must not stop all reading.
+SWAP_LOCK_TIMEOUT = "500ms"
+SWAP_RETRY_SECONDS = 0.5
+_LOCK_NOT_AVAILABLE = "55P03"
+
+_TRY_ALONE = text("SELECT pg_try_advisory_xact_lock(:kind, :name)")
+
+
+class RebuildRefused(Exception):
+    """The rebuild cannot be done now. The message says why."""
+
+
+class RebuildSuperseded(RebuildRefused):
+    """This rebuild's registration is gone: it was abandoned, or another one has begun."""
+
+
+@dataclass(frozen=True)
+class Rebuildable(Generic[State]):
+    """A projection, and where its states can be read from."""
+
+    projection: Projection[State]
+    source: Source[State]
+
+    def rebuild(self, database: Database, batch: int = BATCH) -> "Rebuild[State]":
+        return Rebuild(database, self.projection, self.source, batch)
+
+    async def abandon(self, database: Database) -> bool:
+        """Throw the shadows away; False when there was no rebuild to abandon."""
+        return await _abandon(database, self.projection)
+
+    async def is_running(self, database: Database) -> bool:
+        """Whether a process is at it now, rather than that one was interrupted."""
+        try:
+            async with _alone(database, self.projection):
+                return False
+        except RebuildRefused:
+            return True
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a rebuild has come. `expected` was counted when it began."""
+
+    done: int
+    expected: int
+    started_at: datetime
+
+    @property
+    def seconds(self) -> float:
+        return (datetime.now(UTC) - self.started_at).total_seconds()
+
+
+class Rebuild(Generic[State]):
+    """One rebuild, as a whole (`run`) and in its steps."""
+
+    def __init__(
+        self,
+        database: Database,
+        projection: Projection[State],
+        source: Source[State],
+        batch: int = BATCH,
+    ) -> None:
+        self._database = database
+        self._projection = projection
+        self._source = source
+        self._batch = batch
+        self._token = uuid4()
+
+    async def run(self, report: Callable[[Progress], None]) -> Progress:
+        """Rebuild from the beginning, reporting after each batch.
+
+        Raises RebuildRefused when another rebuild of the projection runs. Whatever interrupts it,
+        the old tables stay in place, and the shadow is thrown away.
+        """
+        async with _alone(self._database, self._projection):
+            try:
+                await self.register()
+                while (progress := await self.fill()) is not None:
+                    report(progress)
+                return await self.swap()
+            except RebuildSuperseded:
+                raise  # what is registered now is somebody else's
+            except BaseException:
+                await _abandon(self._database, self._projection, self._token)
+                raise
+
+    async def register(self) -> None:
+        """Make empty shadows. What is projected from now on, they get, too."""
+        async with self._turn() as session:
+            await _forget(session, self._projection)
+            await shadow.create(session, self._projection.tables)
+            expected = await self._source.count(session)
+            session.add(
+                RebuildRow(projection=self._projection.name, token=self._token, expected=expected)
+            )
+
+    async def fill(self) -> Progress | None:
+        """Fill in the next batch; None when there was nothing left.
+
+        Raises RebuildSuperseded.
+        """
+        async with self._database.sessions() as session, session.begin():
+            # Read before the turn, so that projectors wait for the writing only. A state that is
+            # out of date by then is skipped: the newer one is in the shadow already.
+            position = (await self._registration(session)).position
+            states = await self._source.after(session, position, self._batch)
+            if not states:
+                return None
+            await take_turn(session, self._projection)
+            await self._registration(session)
+            await self._projection.write(session, self._projection.shadows, states)
+            return await self._advance(session, states[-1].id, len(states))
+
+    async def swap(self) -> Progress:
+        """Put the shadows in the place of the live tables.
+
+        Raises RebuildSuperseded.
+        """
+        async with self._database.sessions() as session, session.begin():
+            await self._registration(session)
+            await shadow.analyze(session, self._projection.tables)
+        while True:
+            try:
+                return await self._swap()
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                    raise
+                log.info("the swap waits for readers", projection=self._projection.name)
+            await asyncio.sleep(SWAP_RETRY_SECONDS)
+
+    async def _swap(self) -> Progress:
+        async with self._turn() as session:
+            row = await self._registration(session)
+            await session.execute(text(f"SET LOCAL lock_timeout = '{SWAP_LOCK_TIMEOUT}'"))
+            await shadow.swap(session, self._projection.tables)
+            await session.delete(row)
+            return _progress(row)
+
+    async def _advance(self, session: AsyncSession, position: int, count: int) -> Progress:
+        row = await self._registration(session)
+        row.position = position
+        row.done += count
+        return _progress(row)
+
+    async def _registration(self, session: AsyncSession) -> RebuildRow:
+        query = select(RebuildRow).where(RebuildRow.projection == self._projection.name)
+        fresh = query.execution_options(populate_existing=True)
+        row = (await session.scalars(fresh)).one_or_none()
+        if row is None or row.token != self._token:
+            raise RebuildSuperseded(
+                f"{self._projection.name}: this rebuild was abandoned, or another one has begun"
+            )
+        return row
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[AsyncSession]:
+        async with self._database.sessions() as session, session.begin():
+            await take_turn(session, self._projection)
+            yield session
+
+
+@asynccontextmanager
+async def _alone(database: Database, projection: Projection[State]) -> AsyncIterator[None]:
+    """Keep other rebuilds of `projection` away for the length of the block.
+
+    The lock belongs to a transaction that does nothing else, because behind a transaction pooler
+    a session's lock would stay behind. Should its connection be lost, the token in the
+    registration still keeps a second rebuild from filling the first one's shadow.
+    """
+    async with database.engine.connect() as connection, connection.begin():
+        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        keys = {"kind": REBUILD, "name": projection.lock}
+        if not await connection.scalar(_TRY_ALONE, keys):
+            raise RebuildRefused(f"{projection.name} is being rebuilt already")
+        yield
+
+
+async def _abandon(
+    database: Database, projection: Projection[State], token: UUID | None = None
+) -> bool:
+    """Throw the shadows away; False when there was no rebuild (of that token) to abandon."""
+    async with database.sessions() as session, session.begin():
+        await take_turn(session, projection)
+        query = select(RebuildRow.token).where(RebuildRow.projection == projection.name)
+        registered = await session.scalar(query)
+        if registered is None or (token is not None and token != registered):
+            return False
+        await _forget(session, projection)
+        return True
+
+
+async def _forget(session: AsyncSession, projection: Projection[State]) -> None:
+    await shadow.drop(session, projection.tables)
+    await session.execute(delete(RebuildRow).where(RebuildRow.projection == projection.name))
+
+
+def _progress(row: RebuildRow) -> Progress:
+    return Progress(row.done, row.expected, row.started_at)

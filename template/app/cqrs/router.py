@@ -1,0 +1,97 @@
+"""What only the read side can answer. Orders as such stay at `/orders`."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from app.cqrs.queries import OrderDetail, OrderDetailFilter, OrderViewQueries, SalesQueries
+from app.cqrs.schemas import (
+    DailySalesReport,
+    DailySalesResponse,
+    OrderViewPage,
+    OrderViewResponse,
+)
+from app.dependencies import OrderAccessDep, RuntimeDep
+from app.domain.orders import OrderStatus
+from app.errors import Unprocessable
+from app.problems import responses, with_headers
+from app.routers.parameters import PathId, etag
+from app.schemas.fields import Cursor, Id, Username, encode_cursor
+from app.services.order_reads import OrderReads
+
+router = APIRouter(tags=["read side"], responses=responses(422, 500, 503))
+
+_MAX_VERSION = 2**31 - 1
+_MOST_DAYS = 366
+
+
+def get_order_views(runtime: RuntimeDep) -> OrderViewQueries:
+    return OrderViewQueries(runtime.database.sessions)
+
+
+def get_sales(runtime: RuntimeDep) -> SalesQueries:
+    return SalesQueries(runtime.database.sessions)
+
+
+OrderViewsDep = Annotated[OrderViewQueries, Depends(get_order_views)]
+SalesDep = Annotated[SalesQueries, Depends(get_sales)]
+
+
+@router.get(
+    "/order-views/{order_id}",
+    summary="Get an order with its customer's name",
+    responses=responses(404) | with_headers(200, ETag="The order's version"),
+)
+async def get_order_view(
+    order_id: PathId,
+    views: OrderViewsDep,
+    access: OrderAccessDep,
+    response: Response,
+    min_version: Annotated[
+        int | None, Query(ge=1, le=_MAX_VERSION, description="A version known from an ETag")
+    ] = None,
+) -> OrderViewResponse:
+    """`min_version` is waited for, as at `/orders/{order_id}`."""
+    found = await OrderReads(views, access.read_settings).get(order_id, min_version)
+    response.headers["ETag"] = etag(found.version)
+    # OrderReads passes on what it was given to read from, and that knows details.
+    return OrderViewResponse.model_validate(cast(OrderDetail, found))
+
+
+@router.get("/order-views", summary="List orders with their customers' names, newest first")
+async def list_order_views(
+    views: OrderViewsDep,
+    user_id: Annotated[Id | None, Query()] = None,
+    customer_name: Annotated[Username | None, Query()] = None,
+    status: OrderStatus | None = None,
+    cursor: Annotated[Cursor | None, Query(description="`next_cursor` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> OrderViewPage:
+    """Pages stay in place while new orders come in."""
+    wanted = OrderDetailFilter(user_id, status, customer_name)
+    found = await views.find(wanted, before=cursor, limit=limit + 1)
+    page, more = found[:limit], found[limit:]
+    return OrderViewPage(
+        items=[OrderViewResponse.model_validate(order) for order in page],
+        next_cursor=encode_cursor(page[-1].id) if more else None,
+    )
+
+
+@router.get("/sales/daily", summary="What was paid, day by day")
+async def list_daily_sales(
+    sales: SalesDep,
+    first: Annotated[date | None, Query(description="30 days before `last` unless given")] = None,
+    last: Annotated[date | None, Query(description="Today (UTC) unless given")] = None,
+) -> DailySalesReport:
+    """Days are those of UTC."""
+    end = last or datetime.now(UTC).date()
+    begin = first or max(end, date.min + timedelta(days=30)) - timedelta(days=30)
+    if not timedelta(0) <= end - begin < timedelta(days=_MOST_DAYS):
+        raise Unprocessable(
+            f"first must not be after last, nor more than {_MOST_DAYS} days before it",
+            pointer="/first",
+            location="query",
+        )
+    days = await sales.daily(begin, end)
+    return DailySalesReport(days=[DailySalesResponse.model_validate(day) for day in days])

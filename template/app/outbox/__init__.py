@@ -1,0 +1,1 @@
+"""The transactional outbox: events are rows of the transaction they tell of; relays send them."""
