@@ -1,0 +1,44 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import rendering
+from tests.rendering import Variant
+
+Rendered = Callable[[Variant], Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--service-python",
+        default=f"{sys.version_info.major}.{sys.version_info.minor}",
+        help="the Python of the rendered service: a version, or the path of an interpreter",
+    )
+    parser.addoption(
+        "--variants",
+        choices=["all", "ends"],
+        default="all",
+        help="which combinations of modules: all, or only the least and the most of them",
+    )
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as a git repository with the working tree as its one version."""
+    return rendering.snapshot(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture(scope="session")
+def rendered(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    """Renders a variant, each once a session. Tests that write into one render their own."""
+    done: dict[str, Path] = {}
+
+    def render(variant: Variant) -> Path:
+        if variant.name not in done:
+            destination = tmp_path_factory.mktemp(variant.name) / "my-service"
+            done[variant.name] = rendering.render(repository, destination, variant.answers)
+        return done[variant.name]
+
+    return render

@@ -1,0 +1,238 @@
+"""Render a service, start it, do its round trip over HTTP, show it, stop it.
+
+python -m tests.demo PATH [--keep] [--module NAME ...]
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from tests import rendering
+from tests.shell import environment
+
+START_SECONDS = 300  # the first start downloads a Java runtime's classes and the broker
+ANSWER_SECONDS = 30
+STOP_SECONDS = 60
+USER = {"email": "ann@example.com", "username": "ann"}
+
+
+class DemoFailed(Exception):
+    """The round trip did not come about. The message holds the end of the service's log."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Render a service and show its round trip.")
+    parser.add_argument("path", type=Path, help="where to render the service")
+    parser.add_argument("--keep", action="store_true", help="leave the service running")
+    parser.add_argument("--module", action="append", default=[], help="a module to choose")
+    options = parser.parse_args()
+    try:
+        demonstrate(options.path.resolve(), options.module, keep=options.keep)
+    except DemoFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    return 0
+
+
+def demonstrate(service: Path, modules: list[str], *, keep: bool) -> None:
+    if service.exists():
+        shutil.rmtree(service)
+    step(f"copier copy --defaults . {service}")
+    template = service.with_name("template")
+    if template.exists():
+        shutil.rmtree(template)
+    rendering.render(rendering.snapshot(template), service, {"modules": modules})
+    step("uv run app dev")
+    with running(service, keep=keep) as (base, process):
+        correlation_id = round_trip(base, tail(service))
+        topic, broker = f"{service_name(service)}.user.created", broker_of(service)
+        step(f"KAFKA_BOOTSTRAP_SERVERS={broker} uv run app events tail {topic}")
+        print(event(service, topic, broker))
+        step(f"grep {correlation_id} dev.log")
+        for line in story(service, correlation_id):
+            print(line)
+        if keep:
+            print(f"\nIt serves at {base}/docs; its log is {service / 'dev.log'}.")
+            print(f"Stop it with: kill -INT {process.pid}")
+
+
+@contextmanager
+def running(
+    service: Path, *options: str, keep: bool = False
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """`app dev` on a free port: its base address and its process.
+
+    Stops it as Ctrl-C in a terminal would, and fails unless it ends with exit code 0.
+    """
+    port = free_port()
+    with (service / "dev.log").open("wb") as log:
+        process = subprocess.Popen(
+            ("uv", "run", "app", "dev", "--port", str(port), *options),
+            cwd=service,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    kept = False
+    try:
+        base = f"http://127.0.0.1:{port}"
+        until(lambda: ready(base, process), START_SECONDS, "the service is not ready", service)
+        yield base, process
+        kept = keep
+    finally:
+        if not kept:
+            stop(process, service)
+
+
+def stop(process: "subprocess.Popen[bytes]", service: Path) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+    try:
+        code = process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise DemoFailed(f"it did not stop within {STOP_SECONDS} s\n{tail(service)()}") from None
+    if code != 0:
+        raise DemoFailed(f"it ended with exit code {code}\n{tail(service)()}")
+    step(f"Ctrl-C: stopped, exit code {code}")
+
+
+def round_trip(base: str, log: Callable[[], str]) -> str:
+    """Create a user, and wait until the consumer of `user.created` has made the profile.
+
+    The result is the correlation id of all that.
+    """
+    correlation_id = str(uuid4())
+    body = json.dumps(USER)
+    headers = {"X-Correlation-Id": correlation_id}
+    step(f"curl {base}/users -H 'X-Correlation-Id: {correlation_id}' --json '{body}'")
+    status, user = call(f"{base}/users", USER, headers)
+    show(status, user)
+    if status != 201:
+        raise DemoFailed(f"expected 201\n{log()}")
+    address = f"{base}/users/{user['id']}"
+    step(f"curl {address}")
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while (answer := call(address))[1].get("profile") is None:
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"no profile after {ANSWER_SECONDS} s: {answer}\n{log()}")
+        time.sleep(0.1)
+    show(*answer)
+    return correlation_id
+
+
+def event(service: Path, topic: str, broker: str) -> str:
+    """The first event of `topic`, as the service's own command shows it."""
+    result = subprocess.run(
+        ("uv", "run", "app", "events", "tail", topic, "--from-beginning", "--limit", "1"),
+        cwd=service,
+        env=environment() | {"KAFKA_BOOTSTRAP_SERVERS": broker},
+        capture_output=True,
+        text=True,
+        timeout=ANSWER_SECONDS,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise DemoFailed(f"app events tail ended with {result.returncode}\n{result.stderr}")
+    return result.stdout.strip()
+
+
+def story(service: Path, correlation_id: str) -> list[str]:
+    """The lines of the log that carry the id, in short."""
+    lines = (service / "dev.log").read_text().splitlines()
+    told = (json.loads(line) for line in lines if line.startswith("{") and correlation_id in line)
+    return [f"{line['timestamp'][11:23]}  {line['logger']:<22} {line['message']}" for line in told]
+
+
+def broker_of(service: Path) -> str:
+    """The broker's address, as `app dev` printed it."""
+    log = (service / "dev.log").read_text()
+    found = re.search(r"^ +(?:Apache Kafka|Mock broker) +(\S+:\d+)", log, re.MULTILINE)
+    if found is None:
+        raise DemoFailed(f"`app dev` did not say where its broker is\n{log}")
+    return found.group(1)
+
+
+def service_name(service: Path) -> str:
+    answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
+    return str(answers["service_name"])
+
+
+def call(
+    address: str, body: object = None, headers: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int, dict[str, Any]]:
+    """The status and the JSON of an answer, whatever the status."""
+    data = None if body is None else json.dumps(body).encode()
+    content = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(address, data, content)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"{}")
+
+
+def ready(base: str, process: "subprocess.Popen[bytes]") -> bool:
+    if process.poll() is not None:
+        raise DemoFailed(f"it ended at its start with exit code {process.returncode}")
+    try:
+        return call(f"{base}/health/ready")[0] == 200
+    except OSError:
+        return False
+
+
+def until(holds: Callable[[], bool], seconds: float, otherwise: str, service: Path) -> None:
+    deadline = time.monotonic() + seconds
+    try:
+        while not holds():
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"{otherwise} after {seconds:g} s")
+            time.sleep(0.2)
+    except DemoFailed as failure:
+        raise DemoFailed(f"{failure}\n{tail(service)()}") from None
+
+
+def tail(service: Path) -> Callable[[], str]:
+    def last_lines() -> str:
+        lines = (service / "dev.log").read_text(errors="replace").splitlines()
+        return "\n".join(lines[-40:])
+
+    return last_lines
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def step(what: str) -> None:
+    print(f"\n$ {what}", flush=True)
+
+
+def show(status: int, answer: object) -> None:
+    print(f"{status} {json.dumps(answer, indent=2)}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""`app dev`, from outside, as a person uses it."""
+
+import os
+import time
+from pathlib import Path
+
+from tests import demo
+from tests.generated.conftest import Service
+
+
+def test_a_new_user_is_published_consumed_and_told_in_the_log(service: Service) -> None:
+    the_story_is_told(service, "kafka")
+
+
+def test_the_same_on_the_mock_broker(base: Service) -> None:
+    the_story_is_told(base, "mock")
+
+
+def the_story_is_told(service: Service, broker: str) -> None:
+    with demo.running(service.path, "--broker", broker, "--fresh") as (address, _):
+        correlation_id = demo.round_trip(address, demo.tail(service.path))
+        topic = f"{demo.service_name(service.path)}.user.created"
+        event = demo.event(service.path, topic, demo.broker_of(service.path))
+        story = demo.story(service.path, correlation_id)
+    assert topic in event
+    assert correlation_id in event
+    assert any("middleware" in line for line in story), story
+    assert any("kafka" in line for line in story), "the consumer said nothing about it"
+
+
+def test_the_second_start_serves_and_leaves_nothing_behind(base: Service) -> None:
+    with demo.running(base.path):
+        pass
+    begun = time.monotonic()
+    with demo.running(base.path) as (_, process):
+        taken = time.monotonic() - begun
+    base.closing.append(f"{base.name}: second start of app dev took {taken:.1f} s")
+    assert processes_below(base.path) == []
+    assert process.returncode == 0
+
+
+def processes_below(folder: Path) -> list[str]:
+    """Command lines of living processes that work in `folder`, or name it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            working_directory = str((entry / "cwd").readlink())
+        except OSError:  # it ended meanwhile, or belongs to somebody else
+            continue
+        inside = working_directory.startswith(str(folder)) or str(folder) in command
+        if inside and int(entry.name) != os.getpid():
+            found.append(command)
+    return found

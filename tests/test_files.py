@@ -1,0 +1,86 @@
+"""The files that other tools read are what those tools take."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import Rendered
+from tests.rendering import ROOT, Variant
+
+FULL_SHA = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*")
+WORKFLOWS = sorted([*ROOT.glob(".github/workflows/*"), *ROOT.glob("template/.github/workflows/*")])
+each_workflow = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+
+
+def matches_schema(schema: str, *paths: Path) -> None:
+    """The schemas come with check-jsonschema, so nothing is fetched."""
+    command = (sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema)
+    result = subprocess.run((*command, *paths), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@each_workflow
+def test_a_workflow_is_what_github_takes(workflow: Path) -> None:
+    matches_schema("vendor.github-workflows", workflow)
+
+
+@each_workflow
+def test_a_workflow_pins_every_action_to_a_commit(workflow: Path) -> None:
+    used = re.findall(r"uses:\s*(.+)", workflow.read_text())
+    assert used
+    assert [action for action in used if not FULL_SHA.fullmatch(action)] == []
+
+
+@each_workflow
+def test_a_workflow_may_only_read(workflow: Path) -> None:
+    loaded = yaml.safe_load(workflow.read_text())
+    assert loaded["permissions"] == {"contents": "read"}
+    assert not any("permissions" in job for job in loaded["jobs"].values())
+
+
+def test_a_rendered_gitlab_pipeline_is_what_gitlab_takes(rendered: Rendered) -> None:
+    matches_schema("vendor.gitlab-ci", rendered(Variant(ci="gitlab")) / ".gitlab-ci.yml")
+
+
+@pytest.fixture
+def compose(rendered: Rendered) -> Path:
+    return rendered(Variant()) / "compose.yaml"
+
+
+def test_the_compose_file_follows_the_specification(compose: Path) -> None:
+    matches_schema("vendor.compose-spec", compose)
+
+
+def test_compose_starts_the_service_after_its_migrations_and_topics(compose: Path) -> None:
+    services = yaml.safe_load(compose.read_text())["services"]
+    for process in ("api", "worker"):
+        waits_for = services[process]["depends_on"]
+        assert {name: what["condition"] for name, what in waits_for.items()} == {
+            "migrations": "service_completed_successfully",
+            "topics": "service_completed_successfully",
+        }
+
+
+def test_compose_publishes_ports_to_this_machine_only(compose: Path) -> None:
+    services = yaml.safe_load(compose.read_text())["services"]
+    published = [port for service in services.values() for port in service.get("ports", [])]
+    assert published
+    assert [port for port in published if not port.startswith("127.0.0.1:")] == []
+
+
+def test_the_image_runs_as_somebody_without_rights() -> None:
+    dockerfile = (ROOT / "template" / "Dockerfile").read_text()
+    final_stage = dockerfile.rpartition("\nFROM ")[2]
+    assert re.search(r"^USER [1-9]\d*$", final_stage, re.MULTILINE)
+    assert "HEALTHCHECK" in final_stage
+    assert 'ENTRYPOINT ["app"]' in final_stage
+
+
+def test_everything_the_image_is_built_from_is_sent_to_the_builder() -> None:
+    ignored = (ROOT / "template" / ".dockerignore").read_text().splitlines()
+    sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert sent >= {"app", "migrations", "alembic.ini", "pyproject.toml", "uv.lock", "README.md"}

@@ -1,0 +1,185 @@
+"""What holds for every rendering, and for the files it is made from."""
+
+import json
+import py_compile
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import rendering
+from tests.conftest import Rendered
+from tests.rendering import ROOT, Variant
+
+TEMPLATE = ROOT / "template"
+VARIANTS = rendering.variants()
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+
+# No residue: GitHub's own expressions, ${{ … }}, and the doubled braces of Python's f-strings.
+RESIDUE = re.compile(r"(?<!\$)\{\{-?\s*\w+\s*[|.}]|\{%-?\s|\{#-?\s")
+
+# Files that tell which modules there are, whatever was chosen.
+NAMES_MODULES = {Path(".copier-answers.yml")}
+
+
+def text_files(service: Path) -> list[Path]:
+    return [path for path in rendering.files(service) if path.suffix not in {".png", ".jks"}]
+
+
+@each_variant
+def test_no_template_tag_is_left(variant: Variant, rendered: Rendered) -> None:
+    service = rendered(variant)
+    left = [
+        f"{path}: {line}"
+        for path in text_files(service)
+        for line in (service / path).read_text().splitlines()
+        if RESIDUE.search(line)
+    ]
+    assert left == []
+
+
+@each_variant
+def test_no_file_name_is_left_unrendered_or_quoted(variant: Variant, rendered: Rendered) -> None:
+    odd = [path for path in rendering.files(rendered(variant)) if re.search(r'["{}]', str(path))]
+    assert odd == []
+
+
+@each_variant
+def test_only_the_files_of_the_template_are_rendered(variant: Variant, rendered: Rendered) -> None:
+    debris = {".pyc", ".orig", ".rej", ".jinja"}
+    assert [path for path in rendering.files(rendered(variant)) if path.suffix in debris] == []
+
+
+@each_variant
+def test_a_rendering_is_as_ruff_formats_it(variant: Variant, rendered: Rendered) -> None:
+    ruff(rendered(variant), "format", "--check", "--diff", "--no-cache", ".")
+
+
+@each_variant
+def test_a_rendering_passes_its_own_lint(variant: Variant, rendered: Rendered) -> None:
+    ruff(rendered(variant), "check", "--no-cache", ".")
+
+
+def ruff(service: Path, *arguments: str) -> None:
+    command = (sys.executable, "-m", "ruff", *arguments)
+    result = subprocess.run(command, cwd=service, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@each_variant
+def test_every_file_parses(variant: Variant, rendered: Rendered, tmp_path: Path) -> None:
+    service = rendered(variant)
+    for path in rendering.files(service):
+        text = (service / path).read_text()
+        match path.suffix:
+            case ".py":
+                py_compile.compile(
+                    str(service / path), cfile=str(tmp_path / "compiled"), doraise=True
+                )
+            case ".toml":
+                tomllib.loads(text)
+            case ".yml" | ".yaml":
+                assert yaml.safe_load(text) is not None, path
+            case ".json":
+                json.loads(text)
+
+
+@each_variant
+def test_nothing_of_a_left_out_module_remains(variant: Variant, rendered: Rendered) -> None:
+    service = rendered(variant)
+    left_out = {"outbox", "cqrs", "event_sourcing"} - set(variant.modules)
+    own = re.compile(
+        "|".join(rf"\b(?:app[./ ]{name}|{name.upper()}_)" for name in left_out) or "$^"
+    )
+    remains = [
+        f"{path}: {line}"
+        for path in text_files(service)
+        if path not in NAMES_MODULES
+        for line in [str(path), *(service / path).read_text().splitlines()]
+        if own.search(line)
+    ]
+    assert remains == []
+
+
+@each_variant
+def test_nothing_of_another_ci_remains(variant: Variant, rendered: Rendered) -> None:
+    service = rendered(variant)
+    names = {"github": ".github", "gitlab": ".gitlab-ci.yml"}
+    found = {ci for ci, name in names.items() if (service / name).exists()}
+    assert found == {variant.ci} - {"none"}
+
+
+def test_a_module_is_on_offer_when_it_is_there() -> None:
+    built = {path.parent.name for path in TEMPLATE.glob("app/*/__init__.py")}
+    assert set(rendering.modules_on_offer()) == built & {"outbox", "cqrs", "event_sourcing"}
+
+
+def test_every_path_of_a_module_is_in_the_manifest() -> None:
+    manifest = rendering.configuration()["_exclude"]
+    for module in ("outbox", "cqrs", "event_sourcing"):
+        listed = {
+            match.group(1)
+            for entry in manifest
+            if (
+                match := re.fullmatch(rf"{{% if '{module}' not in .*? %}}(.+?){{% endif %}}", entry)
+            )
+        }
+        named = {
+            path.relative_to(TEMPLATE)
+            for path in TEMPLATE.rglob("*")
+            if path.stem.removeprefix("test_").startswith(module) and "__pycache__" not in str(path)
+        }
+        forgotten = [
+            str(path)
+            for path in named
+            if not any(path == Path(entry) or Path(entry) in path.parents for entry in listed)
+        ]
+        assert forgotten == [], f"add to the manifest of {module} in copier.yml"
+
+
+def test_manifest_reads_every_answer_with_a_default() -> None:
+    for entry in rendering.configuration()["_exclude"]:
+        for expression in re.findall(r"{% if (.*?) %}", entry):
+            assert "default(" in expression, entry
+
+
+def test_template_needs_no_trust() -> None:
+    forbidden = {"_tasks", "_jinja_extensions", "_migrations"}
+    assert forbidden & rendering.configuration().keys() == set()
+
+
+WIRING = {"about.py.jinja", "cli.py.jinja", "wiring.py.jinja"}
+
+
+def test_python_with_template_tags_is_limited_to_the_wiring() -> None:
+    templated = {path.name for path in TEMPLATE.rglob("*.py.jinja")}
+    assert templated <= WIRING
+    plain = (path for path in TEMPLATE.rglob("*.py") if ".venv" not in path.parts)
+    assert [path.name for path in plain if RESIDUE.search(path.read_text())] == []
+
+
+def test_template_tags_in_python_stand_alone_at_the_first_column() -> None:
+    statement = re.compile(r"\{%-? .+ -?%\}")
+    for path in TEMPLATE.rglob("*.py.jinja"):
+        for line in path.read_text().splitlines():
+            if "{%" in line:
+                assert statement.fullmatch(line), f"{path.name}: {line}"
+
+
+def test_only_files_that_need_an_answer_are_templates() -> None:
+    needless = [
+        str(path.relative_to(ROOT))
+        for path in TEMPLATE.rglob("*.jinja")
+        if path.name not in WIRING  # where modules plug in, once there are some
+        and not RESIDUE.search(path.read_text() + path.name.removesuffix(".jinja"))
+    ]
+    assert needless == []
+
+
+def test_no_file_of_the_template_repository_has_a_quote_in_its_name() -> None:
+    listed = rendering.git(ROOT, "ls-files", "-z").split("\0")
+    assert [name for name in listed if '"' in name or name.endswith((".pyc", ".pyo"))] == []
