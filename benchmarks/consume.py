@@ -28,7 +28,7 @@ from app.dev.servers import Servers
 from app.health import Health
 from app.kafka.admin import provision
 from app.kafka.codec import decode, encode
-from app.kafka.consumers import consuming
+from app.kafka.consumer import consuming
 from app.kafka.event import BaseEvent, EventRegistry, EventType
 from app.kafka.inbox import claim
 from app.kafka.producer import KafkaProducer

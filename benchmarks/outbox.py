@@ -29,11 +29,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import logs, wiring
 from app.database import Database, DatabaseSettings
-from app.dev.ports import free_port
+from app.dev.process import free_port
 from app.dev.servers import Servers
 from app.kafka.admin import provision
 from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.message import Message
+from app.kafka.codec import Message
 from app.kafka.producer import KafkaProducer, Outcome
 from app.kafka.settings import KafkaSettings
 from app.kafka.topics import wanted

@@ -8,17 +8,12 @@ from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.repositories.idempotency import IdempotencyRepository
-from app.repositories.inventory import InventoryRepository
-from app.repositories.order_queries import BindOrderQueries
-from app.repositories.orders import BindOrders
-from app.repositories.posts import PostRepository
-from app.repositories.users import UserRepository
+from app.repositories.orders import BindOrderQueries, BindOrders, InventoryRepository
+from app.repositories.users import PostRepository, UserRepository
 from app.runtime import Runtime
 from app.services.idempotency import Idempotency
-from app.services.order_reads import OrderReads, OrderReadSettings
-from app.services.orders import OrderService
-from app.services.posts import PostService
-from app.services.users import UserService
+from app.services.orders import OrderReads, OrderReadSettings, OrderService
+from app.services.users import PostService, UserService
 from app.unit_of_work import UnitOfWork
 
 

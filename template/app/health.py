@@ -1,10 +1,11 @@
-"""Liveness and readiness: is the process making progress, and can it do its work?"""
+"""Health and metrics: is the process making progress, can it do its work, and what has it done?"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response, status
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 Check = Callable[[], Awaitable[None]]
@@ -70,17 +71,17 @@ async def _outcome(check: Check) -> str:
     return "ok"
 
 
-router = APIRouter(prefix="/health", tags=["operations"])
+router = APIRouter(tags=["operations"])
 
 _responses: dict[int | str, dict[str, object]] = {503: {"model": Report}}
 
 
-@router.get("/live", responses=_responses, summary="Is the process making progress?")
+@router.get("/health/live", responses=_responses, summary="Is the process making progress?")
 async def live(request: Request, response: Response) -> Report:
     return _answer(await request.app.state.runtime.health.live(), response)
 
 
-@router.get("/ready", responses=_responses, summary="Can the process do its work?")
+@router.get("/health/ready", responses=_responses, summary="Can the process do its work?")
 async def ready(request: Request, response: Response) -> Report:
     return _answer(await request.app.state.runtime.health.ready(), response)
 
@@ -89,3 +90,8 @@ def _answer(report: Report, response: Response) -> Report:
     if report.status != "ok":
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     return report
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def metrics() -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

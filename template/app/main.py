@@ -5,16 +5,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 
-from app import errors, health, metrics, wiring
+from app import errors, health, wiring
 from app.about import DESCRIPTION, PROJECT_NAME
 from app.config import load
 from app.database import Database
 from app.dependencies import OrderAccess
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer, Producer
-from app.middleware import TracingMiddleware
 from app.runtime import Configuration, Resources, Role, Runtime
-from app.services.order_reads import OrderReadSettings
+from app.services.orders import OrderReadSettings
+from app.tracing import TracingMiddleware
 from app.unit_of_work import UnitsOfWork
 
 
@@ -40,7 +40,6 @@ def create_app(
     errors.install(app)
     app.add_middleware(TracingMiddleware)  # the last one added is the outermost
     app.include_router(health.router)
-    app.include_router(metrics.router)
     if Role.API in roles:
         app.state.orders = OrderAccess(
             wiring.order_repository, wiring.order_queries, load(OrderReadSettings)

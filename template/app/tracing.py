@@ -5,6 +5,7 @@ The ids travel from request to event to handler to the next event, in headers an
 
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CORRELATION_HEADER = "x-correlation-id"
 
@@ -65,3 +68,45 @@ def child_of(traceparent: str | None) -> str:
         return f"00-{secrets.token_hex(16)}-{span}-01"
     version, trace_id, _parent, flags = traceparent.split("-")
     return f"{version}-{trace_id}-{span}-{flags}"
+
+
+log = structlog.get_logger(__name__)
+
+_QUIET_PATHS = ("/health/", "/metrics")
+
+
+class TracingMiddleware:
+    """Binds the caller's correlation id and trace, or new ones, and logs the request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        trace = trace_from(headers.get(CORRELATION_HEADER), headers.get("traceparent"))
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_correlation(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message.setdefault("headers", [])  # optional in ASGI
+                MutableHeaders(scope=message)[CORRELATION_HEADER] = trace.correlation_id
+            await send(message)
+
+        with bound(trace):
+            try:
+                await self._app(scope, receive, send_with_correlation)
+            finally:
+                if not scope["path"].startswith(_QUIET_PATHS):
+                    log.info(
+                        "request",
+                        method=scope["method"],
+                        path=scope["path"],
+                        status=status,
+                        milliseconds=round((time.perf_counter() - started) * 1000, 1),
+                    )

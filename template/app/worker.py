@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from app.kafka.consumers import consuming
-from app.kafka.retention import inbox_retention
+from app.kafka.consumer import consuming
+from app.kafka.inbox import inbox_retention
 from app.runtime import Runtime
 
 

@@ -20,8 +20,8 @@ from app.kafka.admin import provision
 from app.kafka.codec import encode
 from app.kafka.errors import BrokerUnavailable
 from app.kafka.event import EventRegistry
-from app.kafka.reading import read_to_end, reading
-from app.kafka.security import client_options
+from app.kafka.admin import read_to_end, reading
+from app.kafka.settings import client_options
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.kafka.topics import wanted

@@ -140,7 +140,7 @@ GUARDS = [
     ),
     Guard(
         "drain-on-stop",
-        "app/kafka/consumers.py",
+        "app/kafka/consumer.py",
         "    await asyncio.gather(*(consumer.stop() for consumer in consumers))\n",
         "    for task in tasks:\n        task.cancel()\n",
         "test_stopped_worker",
@@ -161,7 +161,7 @@ GUARDS = [
     ),
     Guard(
         "reason-of-refusal",
-        "app/kafka/security.py",
+        "app/kafka/settings.py",
         "if not isinstance(error, kafka_errors.KafkaConnectionError):",
         "if True:",
         "test_wrong_password",

@@ -17,7 +17,7 @@ from app import logs
 from app.database import Database, DatabaseSettings
 from app.dev.kafka import KafkaCluster
 from app.events.drill import Ticked
-from app.kafka.reading import read_to_end, reading
+from app.kafka.admin import read_to_end, reading
 from app.outbox.publisher import OutboxPublisher
 from app.outbox.settings import OutboxSettings
 from app.unit_of_work import UnitOfWork, UnitsOfWork

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.dev.kafka import KafkaCluster
-from app.dev.security import SaslSsl
+from app.dev.kafka import SaslSsl
 from drills import service
 from drills.conftest import MakeBench
 

@@ -10,7 +10,7 @@ import pytest
 from app import logs
 from app.config import ConfigurationError
 from app.dev import command, postgres
-from app.dev.ports import free_port
+from app.dev.process import free_port
 
 
 def servers_of(folder: Path) -> list[int]:

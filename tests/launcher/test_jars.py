@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.dev import jars
-from app.dev.errors import JarsUnavailable
-from app.dev.jars import Jar, kafka_jars, pinned
+from app.dev import java
+from app.dev.process import JarsUnavailable
+from app.dev.java import Jar, kafka_jars, pinned
 
 CONTENT = b"classes" * 1000
 

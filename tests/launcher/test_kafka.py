@@ -12,9 +12,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from app.dev.errors import FolderInUse, PortTaken
+from app.dev.process import FolderInUse, PortTaken
 from app.dev.kafka import KafkaCluster
-from app.dev.mock import MockBroker
+from app.dev.servers import MockBroker
 
 TOPIC = "kept"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from app.dev.errors import DevelopmentServerError, FolderInUse, PortTaken
+from app.dev.process import DevelopmentServerError, FolderInUse, PortTaken
 from app.dev.postgres import PostgresServer
 from app.dev.process import run_as
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.errors import ServerFailed
+from app.dev.process import ServerFailed
 from app.dev.process import ServerProcess
 
 SERVE = "import time; print('ready', flush=True); time.sleep(600)"

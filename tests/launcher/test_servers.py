@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from app.dev import kafka, servers
-from app.dev.errors import DevelopmentServerError, JarsUnavailable, ServerFailed
+from app.dev.process import DevelopmentServerError, JarsUnavailable, ServerFailed
 from app.dev.servers import Servers
 
 DATABASE = "postgresql://postgres@db.example:5432/app"

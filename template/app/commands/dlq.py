@@ -9,7 +9,7 @@ from uuid import UUID
 
 import typer
 
-from app.commands.context import Context
+from app.commands import Context
 from app.commands.events import show as show_record
 from app.config import load
 from app.database import Database, DatabaseSettings

@@ -9,7 +9,7 @@ import typer
 from sqlalchemy import select
 
 from app import wiring
-from app.commands.context import Context
+from app.commands import Context
 from app.config import load
 from app.cqrs import lag
 from app.cqrs.models import RebuildRow

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from app.commands.context import Context
+from app.commands import Context
 from app.kafka.admin import State, TopicAdmin, TopicState, provision
 from app.kafka.topics import Topic
 

@@ -20,11 +20,10 @@ from app.cqrs import metrics
 from app.cqrs.projections import SUBSCRIPTIONS
 from app.cqrs.settings import ProjectionSettings
 from app.health import Unhealthy
+from app.kafka.admin import reading
 from app.kafka.errors import BrokerUnavailable
 from app.kafka.event import EventRegistry
-from app.kafka.reading import reading
-from app.kafka.security import client_options, reason_for
-from app.kafka.settings import KafkaSettings
+from app.kafka.settings import KafkaSettings, client_options, reason_for
 from app.kafka.subscription import Subscription
 from app.runtime import Runtime
 

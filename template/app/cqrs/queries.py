@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app.cqrs.models import CustomerNameRow, DailySalesRow, OrderViewRow
 from app.domain.orders import OrderItem, OrderStatus
-from app.repositories.order_queries import OrderFilter, OrderView
+from app.repositories.orders import OrderFilter, OrderView
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from app.cqrs.schemas import (
 )
 from app.dependencies import OrderAccessDep, RuntimeDep
 from app.domain.orders import OrderStatus
-from app.errors import Unprocessable
-from app.problems import responses, with_headers
-from app.routers.parameters import PathId, etag
-from app.schemas.fields import Cursor, Id, Username, encode_cursor
-from app.services.order_reads import OrderReads
+from app.errors import Unprocessable, responses, with_headers
+from app.routers.orders import PathId, etag
+from app.schemas import Cursor, Id, Username, encode_cursor
+from app.services.orders import OrderReads
 
 router = APIRouter(tags=["read side"], responses=responses(422, 500, 503))
 

@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from app.schemas.fields import ResponseModel
-from app.schemas.orders import OrderResponse
+from app.schemas import OrderResponse, ResponseModel
 
 
 class OrderViewResponse(OrderResponse):

@@ -16,12 +16,12 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
 from app import logs, migrate
-from app.commands.context import Context
+from app.commands import Context
 from app.config import Settings, load
 from app.database import Database, DatabaseSettings, DatabaseUnavailable
-from app.dev.errors import DevelopmentServerError
+from app.dev.kafka import training
+from app.dev.process import DevelopmentServerError
 from app.dev.servers import BrokerChoice, Servers, say
-from app.dev.training import training
 from app.kafka.admin import provision
 from app.kafka.settings import KafkaSettings
 from app.main import create_app

@@ -1,22 +1,86 @@
-"""An embedded Apache Kafka cluster: the real broker in KRaft mode, one node or three."""
+"""An embedded Apache Kafka cluster: the real broker in KRaft mode, one node or three.
+
+It starts in half the time from an archive of its read and linked classes (JEP 514). A broker that
+watched itself writes the archive when it ends, and that takes seconds; so a broker of its own does
+it, in the background, while the first run of `app dev` has nothing to do.
+"""
 
 import base64
+import logging
+import os
+import secrets
 import shutil
 import signal
+import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from app.dev import java
-from app.dev.errors import FolderInUse, PortTaken, ServerFailed
-from app.dev.jars import kafka_jars
-from app.dev.lock import FileLock
-from app.dev.ports import LOOPBACK, free_port, is_free
-from app.dev.process import ServerProcess, clean_environment
-from app.dev.security import KeyStore, SaslSsl
+from app.dev.java import kafka_jars
+from app.dev.process import (
+    LOOPBACK,
+    DevelopmentServerError,
+    FileLock,
+    FolderInUse,
+    PortTaken,
+    ServerFailed,
+    ServerProcess,
+    StartCancelled,
+    clean_environment,
+    free_port,
+    is_free,
+)
+
+_DAYS = "3650"
+
+
+@dataclass(frozen=True)
+class SaslSsl:
+    """SASL over TLS for clients: SCRAM-SHA-256, SCRAM-SHA-512 and PLAIN, one user."""
+
+    username: str = "app"
+    password: str = field(default="app-password", repr=False)
+
+
+class KeyStore:
+    """A key for loopback and its self-signed certificate, made by Java's own keytool."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "broker.p12"
+        self.ca_file = folder / "ca.pem"
+        self._password_file = folder / "password"
+
+    @property
+    def password(self) -> str:
+        return self._password_file.read_text().strip()
+
+    def ensure(self) -> None:
+        if self.ca_file.exists():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+        self._password_file.touch(mode=0o600)
+        self._password_file.write_text(f"{secrets.token_hex(16)}\n")
+        self._keytool(
+            *("-genkeypair", "-keyalg", "EC", "-groupname", "secp256r1", "-validity", _DAYS),
+            *("-dname", "CN=localhost", "-ext", f"SAN=dns:localhost,ip:{LOOPBACK}"),
+            # Python's strict verification wants these two of whatever it trusts as an authority.
+            *("-ext", "bc:c=ca:true", "-ext", "ku:c=digitalSignature,keyCertSign"),
+        )
+        # Written last: it says that all of it is there.
+        self._keytool("-exportcert", "-rfc", "-file", str(self.ca_file))
+
+    def _keytool(self, *arguments: str) -> None:
+        tool = str(java.java_home() / "bin" / "keytool")
+        store = ["-keystore", str(self.path), "-storetype", "PKCS12", "-alias", "broker"]
+        java.run([tool, *arguments, *store, "-storepass:file", str(self._password_file)], "keytool")
+
 
 _START_SECONDS = 90.0
 _STOP_SECONDS = 20.0
@@ -393,3 +457,63 @@ _SMALL = {
     "log.index.size.max.bytes": "1048576",
     "log.cleaner.dedupe.buffer.size": "4194304",
 }
+
+
+_WRITE_SECONDS = 120.0
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def training(folder: Path) -> Iterator[None]:
+    """`train` in the background for as long as the block lasts; what is not done then is not done."""
+    stopping = threading.Event()
+    thread = threading.Thread(
+        target=_train_quietly, args=(folder, stopping.is_set), name="kafka-training"
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def _train_quietly(folder: Path, cancelled: Callable[[], bool]) -> None:
+    try:
+        train(folder, cancelled)
+    except StartCancelled:
+        return
+    except DevelopmentServerError as error:
+        # Nothing is lost but some speed, and the next run tries again.
+        logger.warning("no archive of Kafka's classes: %s", error)
+
+
+def train(folder: Path, cancelled: Callable[[], bool] = lambda: False) -> None:
+    """Write the archive, unless it is there. `folder` is for the data of the broker that does it.
+
+    Raises DevelopmentServerError.
+    """
+    if folder.exists():  # a killed process left it, maybe with its broker
+        KafkaCluster(folder).discard()
+    archive = java.archive(kafka_jars(cancelled=cancelled))
+    if archive.exists():
+        return
+    written = folder / "classes.aot"
+    # One processor, because the other is somebody's who works.
+    flags = [f"-XX:AOTCacheOutput={written}", "-XX:ActiveProcessorCount=1"]
+    cluster = KafkaCluster(folder, jvm_flags=flags)
+    try:
+        cluster.start(cancelled=cancelled)
+        cluster.stop(timeout=_WRITE_SECONDS, cancelled=cancelled)
+        if written.exists():
+            _take(written, archive)
+    finally:
+        cluster.discard()
+
+
+def _take(written: Path, archive: Path) -> None:
+    """Move the archive, perhaps from another file system, to where it is looked for."""
+    incoming = archive.with_name(f"{archive.name}.{os.getpid()}")
+    shutil.move(written, incoming)
+    incoming.replace(archive)

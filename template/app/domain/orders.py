@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 
-from app.domain.errors import DomainError
+
+class DomainError(Exception):
+    """A rule forbids it in the present state. The message says which, for the caller."""
 
 
 class OrderStatus(StrEnum):

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from app.events.types import OrderCreated, PostPublished, UserCreated
-from app.repositories.inventory import InventoryRepository
-from app.repositories.profiles import ProfileRepository
+from app.repositories.orders import InventoryRepository
+from app.repositories.users import ProfileRepository
 from app.unit_of_work import UnitOfWork
 
 

@@ -5,23 +5,22 @@ It runs for as long as the process: whatever Kafka or the database do, it waits 
 
 import asyncio
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka import errors as kafka_errors
 
+from app.health import Health, Unhealthy
 from app.kafka.event import EventRegistry
-from app.kafka.lag import LagMeter
-from app.kafka.offsets import Progress
-from app.kafka.processing import Processor
+from app.kafka.metrics import ConsumerStatus, Draining, LagMeter
+from app.kafka.processing import Processor, Progress
 from app.kafka.producer import Producer
 from app.kafka.retry import due_at
-from app.kafka.security import client_options, reason_for
-from app.kafka.settings import KafkaSettings
-from app.kafka.status import ConsumerStatus, Draining
+from app.kafka.settings import KafkaSettings, client_options, reason_for
 from app.kafka.subscription import Subscription
 from app.kafka.topics import is_delay_topic, origins
 from app.unit_of_work import UnitsOfWork
@@ -323,3 +322,78 @@ async def _close(client: AIOKafkaConsumer) -> None:
             await client.stop()
     except Exception as error:  # the group notices by itself when the session times out
         log.warning("consumer did not close cleanly", error=f"{type(error).__name__}: {error}")
+
+
+STOP_MARGIN_SECONDS = 10.0
+
+
+@asynccontextmanager
+async def consuming(
+    subscriptions: Sequence[Subscription],
+    registry: EventRegistry,
+    settings: KafkaSettings,
+    units: UnitsOfWork,
+    producer: Producer,
+    health: Health,
+) -> AsyncIterator[list[Consumer]]:
+    """Run a consumer for each subscription; at the end, drain them all within the time-out."""
+    check_inbox_retention(settings, subscriptions)
+    consumers = [Consumer(s, registry, settings, units, producer) for s in subscriptions]
+    tasks = [asyncio.create_task(c.run(), name=f"consumer-{c.name}") for c in consumers]
+    for consumer, task in zip(consumers, tasks, strict=True):
+        _add_checks(health, consumer, task, settings)
+    try:
+        yield consumers
+    finally:
+        await _stop(consumers, tasks, settings.kafka_drain_timeout_seconds + STOP_MARGIN_SECONDS)
+
+
+async def _stop(
+    consumers: Sequence[Consumer], tasks: Sequence[asyncio.Task[None]], seconds: float
+) -> None:
+    await asyncio.gather(*(consumer.stop() for consumer in consumers))
+    if not tasks:
+        return
+    _, late = await asyncio.wait(tasks, timeout=seconds)
+    for task in late:
+        log.error("consumer did not stop in time", task=task.get_name())
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _add_checks(
+    health: Health, consumer: Consumer, task: asyncio.Task[None], settings: KafkaSettings
+) -> None:
+    async def live() -> None:
+        if task.done():
+            raise Unhealthy("the consumer has ended")
+        stalled = consumer.status.seconds_without_progress
+        if stalled > settings.kafka_stall_timeout_seconds:
+            raise Unhealthy(f"no progress for {stalled:.0f} s")
+
+    async def ready() -> None:
+        for trouble in (consumer.status.trouble, consumer.status.overload):
+            if trouble is not None:
+                raise Unhealthy(trouble)
+        if not consumer.status.assigned:
+            raise Unhealthy("waiting for the consumer group to assign partitions")
+
+    health.add_live(f"consumer {consumer.name}", live)
+    health.add_ready(f"consumer {consumer.name}", ready)
+
+
+def check_inbox_retention(settings: KafkaSettings, subscriptions: Sequence[Subscription]) -> bool:
+    """Warn, and return False, when an event could come again after its inbox row is gone."""
+    delays = [sum(s.retry.retry_after, timedelta()) for s in subscriptions]
+    needed = timedelta(hours=settings.kafka_topic_retention_hours) + max(
+        delays, default=timedelta()
+    )
+    if timedelta(hours=settings.inbox_retention_hours) >= needed:
+        return True
+    log.warning(
+        "INBOX_RETENTION_HOURS is too short: a message that is still in its topic could be applied"
+        " twice",
+        inbox_retention_hours=settings.inbox_retention_hours,
+        needed_hours=needed.total_seconds() / 3600,
+    )
+    return False

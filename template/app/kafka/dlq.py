@@ -8,10 +8,10 @@ from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
-from app.kafka import message as names
+from app.kafka import codec as names
+from app.kafka.admin import read_to_end, reading
+from app.kafka.codec import header, header_number, header_time
 from app.kafka.event import EventRegistry
-from app.kafka.message import header, header_number, header_time
-from app.kafka.reading import read_to_end, reading
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.kafka.topics import dead_letter_topic

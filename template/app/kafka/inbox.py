@@ -3,18 +3,34 @@
 A row is inserted in the transaction of the event's effects, so both are there or neither is.
 """
 
-from collections.abc import Sequence
-from datetime import datetime
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ARRAY, DateTime, Index, String, Table, Uuid, bindparam, func, select
+import structlog
+from sqlalchemy import (
+    ARRAY,
+    DateTime,
+    Index,
+    String,
+    Table,
+    Uuid,
+    bindparam,
+    delete,
+    func,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base
+from app.database import Base, is_unavailable
 
 
 class InboxEntry(Base):
@@ -62,3 +78,66 @@ async def applied(session: AsyncSession, consumer: str, event_ids: Sequence[UUID
         InboxEntry.consumer == consumer, InboxEntry.event_id == func.any(list(event_ids))
     )
     return set(await session.scalars(rows))
+
+
+log = structlog.get_logger(__name__)
+
+BATCH = 5_000
+RETENTION_INTERVAL_SECONDS = 600.0
+PAUSE_SECONDS = 0.1
+# Any number will do; it only has to be this job's own.
+_LOCK = 0x1B0C5
+
+
+@asynccontextmanager
+async def inbox_retention(
+    sessions: async_sessionmaker[AsyncSession], keep: timedelta
+) -> AsyncIterator[None]:
+    """Delete inbox rows older than `keep`, every few minutes, for the length of the block."""
+    task = asyncio.create_task(_forever(sessions, keep), name="inbox-retention")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _forever(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> None:
+    while True:
+        try:
+            deleted = await delete_expired(sessions, keep)
+            if deleted:
+                log.info("inbox rows deleted", rows=deleted, older_than=str(keep))
+        except Exception as error:  # the next round tries again; the inbox only grows meanwhile
+            level = log.info if is_unavailable(error) else log.exception
+            level("inbox retention failed", error=f"{type(error).__name__}: {error}")
+        await asyncio.sleep(RETENTION_INTERVAL_SECONDS)
+
+
+async def delete_expired(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
+    """Delete the rows older than `keep`, a batch a transaction; return how many.
+
+    Returns at once when another process is at it.
+    """
+    total = 0
+    while True:
+        deleted = await _delete_batch(sessions, keep)
+        total += deleted
+        if deleted < BATCH:
+            return total
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _delete_batch(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
+    async with sessions() as session, session.begin():
+        if not await session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}):
+            return 0
+        expired = (
+            select(InboxEntry.consumer, InboxEntry.event_id)
+            .where(InboxEntry.processed_at < func.now() - keep)
+            .limit(BATCH)
+        )
+        key = tuple_(InboxEntry.consumer, InboxEntry.event_id)
+        connection = await session.connection()
+        result = await connection.execute(delete(InboxEntry).where(key.in_(expired)))
+        return result.rowcount

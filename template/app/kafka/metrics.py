@@ -1,5 +1,13 @@
-"""What producer and consumers count. `consumer` is the name of a subscription."""
+"""What producer and consumers count and what state they are in. `consumer` names a subscription."""
 
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 from prometheus_client import Counter, Gauge, Histogram
 
 messages_sent = Counter("kafka_messages_sent_total", "Messages acknowledged by Kafka", ["topic"])
@@ -57,3 +65,126 @@ paused = Gauge(
     "1 while the subscription takes nothing, by reason: overload or infrastructure",
     ["consumer", "reason"],
 )
+
+
+log = structlog.get_logger(__name__)
+
+
+class Draining(Exception):
+    """The consumer is losing its partitions or stopping: what has not begun is left undone."""
+
+
+class ConsumerStatus:
+    """What a consumer is doing, and whether it makes progress."""
+
+    def __init__(self, consumer: str) -> None:
+        self.consumer = consumer
+        self.draining = asyncio.Event()
+        self.assigned = False
+        self.trouble: str | None = None
+        self.overload: str | None = None
+        self._last_progress = time.monotonic()
+
+    def progressed(self) -> None:
+        self._last_progress = time.monotonic()
+
+    @property
+    def seconds_without_progress(self) -> float:
+        return time.monotonic() - self._last_progress
+
+    def check_draining(self) -> None:
+        """Raises Draining when nothing new should begin."""
+        if self.draining.is_set():
+            raise Draining
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for `seconds`. Raises Draining as soon as the consumer drains."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.progressed()
+            try:
+                async with asyncio.timeout(min(left, 1.0)):
+                    await self.draining.wait()
+            except TimeoutError:
+                continue
+            raise Draining
+        self.check_draining()
+
+    def blocked(self, reason: str) -> None:
+        """The consumer takes nothing, because of `reason`, until `unblocked`."""
+        if self.trouble is None:
+            log.warning("consumer waits", consumer=self.consumer, reason=reason)
+        self.trouble = reason
+        paused.labels(self.consumer, "infrastructure").set(1)
+        self.progressed()
+
+    def unblocked(self) -> None:
+        if self.trouble is not None:
+            log.info("consumer goes on", consumer=self.consumer, after=self.trouble)
+        self.trouble = None
+        paused.labels(self.consumer, "infrastructure").set(0)
+        self.progressed()
+
+
+LAG_INTERVAL_SECONDS = 5.0
+
+
+class LagMeter:
+    """Compares the ends of the assigned partitions with what was handled, every few seconds."""
+
+    def __init__(self, consumer: str) -> None:
+        self._consumer = consumer
+        self._handled: dict[TopicPartition, int | None] = {}
+        self._measured: set[TopicPartition] = set()
+
+    def assigned(self, partitions: Iterable[TopicPartition]) -> None:
+        self._handled = dict.fromkeys(partitions)
+
+    def revoked(self) -> None:
+        for tp in self._measured:
+            lag.remove(self._consumer, tp.topic, str(tp.partition))
+        self._measured.clear()
+        self._handled = {}
+
+    def handled(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self._handled.update(offsets)
+
+    @asynccontextmanager
+    async def measuring(self, client: AIOKafkaConsumer) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._measure(client), name=f"consumer-{self._consumer}-lag")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self.revoked()
+
+    async def _measure(self, client: AIOKafkaConsumer) -> None:
+        while True:
+            try:
+                await self._measure_once(client)
+            except KafkaError as error:
+                log.debug("lag not measured", consumer=self._consumer, error=repr(error))
+            await asyncio.sleep(LAG_INTERVAL_SECONDS)
+
+    async def _measure_once(self, client: AIOKafkaConsumer) -> None:
+        partitions = list(self._handled)
+        if not partitions:
+            return
+        for tp in partitions:
+            if self._handled.get(tp) is None:
+                await self._seed(client, tp)
+        ends = await client.end_offsets(partitions)
+        for tp, end in ends.items():
+            handled = self._handled.get(tp)
+            if handled is not None:
+                gauge = lag.labels(self._consumer, tp.topic, tp.partition)
+                gauge.set(max(0, end - handled))
+                self._measured.add(tp)
+
+    async def _seed(self, client: AIOKafkaConsumer, tp: TopicPartition) -> None:
+        offset = await client.committed(tp)
+        if offset is None:  # nothing committed yet: counted from the beginning
+            offset = (await client.beginning_offsets([tp]))[tp]
+        if tp in self._handled and self._handled[tp] is None:
+            self._handled[tp] = offset

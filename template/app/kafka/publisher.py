@@ -13,10 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import tracing
 from app.kafka import metrics
-from app.kafka.codec import encode
+from app.kafka.codec import Message, encode
 from app.kafka.errors import BrokerUnavailable, MessageTooLarge
 from app.kafka.event import BaseEvent, EventRegistry
-from app.kafka.message import Message
 from app.kafka.producer import Outcome, Producer
 from app.runtime import Resources
 from app.unit_of_work import BindPublisher

@@ -1,14 +1,15 @@
-"""Retries: how long to wait in place, and where a message goes when that did not help."""
+"""Retries: how long to wait, where a message goes when that did not help, and when to stop taking more."""
 
 import random
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from aiokafka import ConsumerRecord
 
-from app.kafka import message as names
-from app.kafka.message import Message, header, header_number, header_time, with_headers
-from app.kafka.subscription import RetryPolicy, Subscription
+from app.kafka import codec as names
+from app.kafka.codec import Message, header, header_number, header_time, with_headers
+from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 from app.kafka.topics import dead_letter_topic, is_delay_topic, replay_topic, retry_topic
 
 ERROR_MESSAGE_LENGTH = 2000
@@ -136,3 +137,44 @@ def _history(
     if first_hop or header(record.headers, names.FIRST_FAILED_AT) is None:
         history[names.FIRST_FAILED_AT] = now.isoformat()
     return history
+
+
+class Breaker:
+    """Opens when most of the last messages failed for good; closes at the first success after."""
+
+    def __init__(self, policy: OverloadPolicy) -> None:
+        self._policy = policy
+        self._failures: deque[bool] = deque(maxlen=policy.window)
+        self._probes = 0
+        self.last_error = ""
+        self.is_open = False
+
+    def succeeded(self, messages: int = 1) -> bool:
+        """Count messages whose effects are committed; True when that closed the breaker."""
+        if self.is_open:
+            self.is_open = False
+            self._failures.clear()
+            return True
+        self._failures.extend([False] * min(messages, self._policy.window))
+        return False
+
+    def failed(self, error: BaseException) -> bool:
+        """Count a message that is to be given up; True when that opened the breaker."""
+        self.last_error = f"{type(error).__name__}: {error}"
+        self._failures.append(True)
+        full = len(self._failures) == self._policy.window
+        if self.is_open or not full or self.share_failed < self._policy.threshold:
+            return False
+        self.is_open = True
+        self._probes = 0
+        return True
+
+    @property
+    def share_failed(self) -> float:
+        return sum(self._failures) / len(self._failures) if self._failures else 0.0
+
+    def probe_wait(self) -> float:
+        """Seconds until the next probe; each is twice as far away as the one before."""
+        wait: float = self._policy.probe_initial * 2 ** min(self._probes, 32)
+        self._probes += 1
+        return min(wait, self._policy.probe_maximum)

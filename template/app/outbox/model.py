@@ -24,8 +24,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.database import Base
-from app.kafka import message as names
-from app.kafka.message import Header, Message
+from app.kafka import codec as names
+from app.kafka.codec import Header, Message
 
 # What tells messages apart, and what many of them have in common.
 _OWN = {

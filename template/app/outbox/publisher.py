@@ -11,10 +11,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from app import tracing
 from app.config import load
-from app.kafka.codec import encode
+from app.kafka.codec import Message, encode
 from app.kafka.errors import MessageTooLarge
 from app.kafka.event import BaseEvent, EventRegistry
-from app.kafka.message import Message
 from app.outbox.buckets import bucket_of
 from app.outbox.model import OutboxRow, as_row
 from app.outbox.settings import OutboxSettings

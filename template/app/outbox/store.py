@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ARRAY, BigInteger, Integer, LargeBinary, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.kafka.message import Message
+from app.kafka.codec import Message
 from app.outbox.buckets import OrderKey, bounds_of, order_key
 from app.outbox.model import HEADER_COLUMNS, as_message
 

@@ -1,18 +1,19 @@
 """Where orders are kept. `OrderRepository` is the seam: an event store can take its place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Protocol
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import joinedload, selectinload
 
 from app.domain.orders import Order, OrderEvent, OrderItem, OrderStatus
 from app.errors import VersionConflict
-from app.models import OrderItemRow, OrderRow, order_ids
+from app.models import InventoryLevel, OrderItemRow, OrderRow, order_ids
 from app.unit_of_work import UnitOfWork
 
 
@@ -115,3 +116,91 @@ def _order(row: OrderRow) -> Order:
 
 def order_items(row: OrderRow) -> tuple[OrderItem, ...]:
     return tuple(OrderItem(item.sku, item.quantity, item.unit_price) for item in row.items)
+
+
+@dataclass(frozen=True)
+class OrderView:
+    """An order for reading."""
+
+    id: int
+    user_id: int
+    items: tuple[OrderItem, ...]
+    total: Decimal
+    status: OrderStatus
+    version: int
+
+
+@dataclass(frozen=True)
+class OrderFilter:
+    """Which orders; None takes all."""
+
+    user_id: int | None = None
+    status: OrderStatus | None = None
+
+
+class OrderQueries(Protocol):
+    """Reads of orders. Each is a short transaction of its own, so that nothing is held between."""
+
+    async def get(self, order_id: int) -> OrderView | None: ...
+
+    async def page(self, wanted: OrderFilter, before: int | None, limit: int) -> list[OrderView]:
+        """Up to `limit` orders, newest first, beginning below the id `before`."""
+
+
+BindOrderQueries = Callable[[async_sessionmaker[AsyncSession]], OrderQueries]
+
+
+class SqlOrderQueries:
+    """Reads what SqlOrderRepository writes."""
+
+    def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
+        self._sessions = sessions
+
+    async def get(self, order_id: int) -> OrderView | None:
+        query = select(OrderRow).where(OrderRow.id == order_id).options(joinedload(OrderRow.items))
+        async with self._sessions() as session:
+            row = (await session.scalars(query)).unique().one_or_none()
+        return None if row is None else _view(row)
+
+    async def page(self, wanted: OrderFilter, before: int | None, limit: int) -> list[OrderView]:
+        query = (
+            select(OrderRow)
+            .order_by(OrderRow.id.desc())
+            .limit(limit)
+            .options(selectinload(OrderRow.items))
+        )
+        if wanted.user_id is not None:
+            query = query.where(OrderRow.user_id == wanted.user_id)
+        if wanted.status is not None:
+            query = query.where(OrderRow.status == wanted.status)
+        if before is not None:
+            query = query.where(OrderRow.id < before)
+        async with self._sessions() as session:
+            return [_view(row) for row in await session.scalars(query)]
+
+
+def _view(row: OrderRow) -> OrderView:
+    return OrderView(
+        row.id, row.user_id, order_items(row), row.total, OrderStatus(row.status), row.version
+    )
+
+
+class InventoryRepository:
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def reserved(self, sku: str) -> int:
+        query = select(InventoryLevel.reserved).where(InventoryLevel.sku == sku)
+        return await self._session.scalar(query) or 0
+
+    async def reserve(self, quantities: Mapping[str, int]) -> None:
+        """Add to what is reserved of each SKU. Rows are locked in the order of their SKUs."""
+        if not quantities:
+            return
+        new = upsert(InventoryLevel).values(
+            [{"sku": sku, "reserved": quantity} for sku, quantity in sorted(quantities.items())]
+        )
+        total = InventoryLevel.reserved + new.excluded.reserved
+        await self._session.execute(
+            new.on_conflict_do_update(index_elements=[InventoryLevel.sku], set_={"reserved": total})
+        )

@@ -1,10 +1,22 @@
-from sqlalchemy import and_, exists, select
+"""Where users, their profiles and their posts are kept."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import and_, exists, func, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.errors import Conflict
-from app.models import Profile, User
-from app.repositories.constraints import violated
+from app.models import Post, Profile, User
+
+
+def violated(error: IntegrityError) -> str | None:
+    """The name of the constraint that a statement violated."""
+    cause = error.orig.__cause__ if error.orig else None
+    name = getattr(cause, "constraint_name", None)
+    return name if isinstance(name, str) else None
 
 
 class EmailTaken(Conflict):
@@ -43,3 +55,46 @@ class UserRepository:
         query = select(User, Profile).outerjoin(Profile, made).where(User.id == user_id)
         row = (await self._session.execute(query)).one_or_none()
         return None if row is None else (row[0], row[1])
+
+
+class ProfileRepository:
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def create(self, user_id: int, created_at: datetime) -> None:
+        """The profile exists from now on, with the posts that were counted before it did."""
+        new = insert(Profile).values(user_id=user_id, created_at=created_at)
+        await self._session.execute(
+            new.on_conflict_do_update(
+                index_elements=[Profile.user_id],
+                set_={"created_at": func.coalesce(Profile.created_at, new.excluded.created_at)},
+            )
+        )
+
+    async def add_posts(self, posts: Mapping[int, int]) -> None:
+        """Add to each author's number of posts, whether or not the profile exists yet."""
+        if not posts:
+            return
+        new = insert(Profile).values(
+            [
+                {"user_id": author, "posts_published": number}
+                for author, number in sorted(posts.items())
+            ]
+        )
+        total = Profile.posts_published + new.excluded.posts_published
+        await self._session.execute(
+            new.on_conflict_do_update(
+                index_elements=[Profile.user_id], set_={"posts_published": total}
+            )
+        )
+
+
+class PostRepository:
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def add(self, author_id: int, title: str, body: str) -> Post:
+        post = Post(author_id=author_id, title=title, body=body)
+        self._session.add(post)
+        await self._session.flush()
+        return post

@@ -3,9 +3,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from app.dependencies import InventoryDep
-from app.problems import responses
-from app.schemas.fields import Sku
-from app.schemas.inventory import InventoryResponse
+from app.errors import responses
+from app.schemas import InventoryResponse, Sku
 
 router = APIRouter(prefix="/inventory", tags=["inventory"], responses=responses(422, 500, 503))
 

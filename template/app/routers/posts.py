@@ -1,8 +1,8 @@
 from fastapi import APIRouter
 
 from app.dependencies import PostServiceDep
-from app.problems import responses
-from app.schemas.posts import PostCreate, PostResponse
+from app.errors import responses
+from app.schemas import PostCreate, PostResponse
 
 router = APIRouter(prefix="/posts", tags=["posts"], responses=responses(422, 500, 503))
 

@@ -1,10 +1,9 @@
 from fastapi import APIRouter, Response
 
 from app.dependencies import UsersDep, UserServiceDep
-from app.errors import NotFound
-from app.problems import responses, with_headers
-from app.routers.parameters import PathId
-from app.schemas.users import UserCreate, UserResponse
+from app.errors import NotFound, responses, with_headers
+from app.routers.orders import PathId
+from app.schemas import UserCreate, UserResponse
 
 router = APIRouter(prefix="/users", tags=["users"], responses=responses(422, 500, 503))
 

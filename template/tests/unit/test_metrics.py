@@ -1,8 +1,8 @@
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
+from app.health import router
 from app.kafka import metrics as kafka_metrics
-from app.metrics import router
 
 
 async def test_metrics_are_given_in_the_format_of_prometheus() -> None:

@@ -6,8 +6,7 @@ from httpx import ASGITransport, AsyncClient, Response
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from app.middleware import TracingMiddleware
-from app.tracing import Trace, current
+from app.tracing import Trace, TracingMiddleware, current
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -14,7 +14,7 @@ from app import wiring
 from app.config import Settings
 from app.database import Database
 from app.kafka import publisher
-from app.kafka.fake import FakeProducer
+from app.kafka.producer import FakeProducer
 from app.main import create_app
 from app.runtime import Configuration, Role
 from tests.fixtures.service import database_settings, settings_for

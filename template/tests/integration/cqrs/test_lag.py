@@ -12,7 +12,7 @@ from app.database import Database
 from app.health import Health, Unhealthy
 from app.kafka.admin import provision
 from app.kafka.codec import encode
-from app.kafka.consumers import consuming
+from app.kafka.consumer import consuming
 from app.kafka.errors import BrokerUnavailable
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer

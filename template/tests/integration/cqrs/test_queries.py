@@ -9,7 +9,7 @@ from sqlalchemy import event, text
 from app.cqrs.queries import DailySales, OrderDetailFilter, OrderViewQueries, SalesQueries
 from app.database import Database
 from app.domain.orders import OrderStatus
-from app.repositories.order_queries import OrderFilter
+from app.repositories.orders import OrderFilter
 
 FILL = [
     "INSERT INTO customer_names SELECT n, 'u' || n FROM generate_series(1, 99) AS n",

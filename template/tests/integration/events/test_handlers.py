@@ -10,7 +10,7 @@ from app.events.handlers import count_posts, create_profile, reserve_inventory
 from app.events.types import OrderCreated, OrderLine, PostPublished, UserCreated
 from app.kafka.event import BaseEvent
 from app.models import Profile
-from app.repositories.inventory import InventoryRepository
+from app.repositories.orders import InventoryRepository
 from app.unit_of_work import UnitsOfWork
 
 ADA = UserCreated(user_id=7, email="ada@example.com", username="ada", phone=None)

@@ -12,14 +12,11 @@ from sqlalchemy import text
 
 from app.database import Database
 from app.health import Health
-from app.kafka.admin import provision
-from app.kafka.codec import encode
-from app.kafka.consumer import Consumer
-from app.kafka.consumers import consuming
+from app.kafka.admin import provision, read_to_end, reading
+from app.kafka.codec import Message, encode
+from app.kafka.consumer import Consumer, consuming
 from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.message import Message
 from app.kafka.producer import KafkaProducer
-from app.kafka.reading import read_to_end, reading
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.kafka.topics import wanted
@@ -125,7 +122,7 @@ class World:
 async def committed_offsets(settings: KafkaSettings, group: str, topic: str) -> int:
     from aiokafka.admin import AIOKafkaAdminClient
 
-    from app.kafka.security import client_options
+    from app.kafka.settings import client_options
 
     admin = AIOKafkaAdminClient(**client_options(settings))
     await admin.start()

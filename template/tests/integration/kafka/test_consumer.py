@@ -5,8 +5,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
+from app.kafka.codec import header
 from app.kafka.errors import PermanentError
-from app.kafka.message import header
 from app.kafka.subscription import RetryPolicy, Subscription
 from app.unit_of_work import UnitOfWork
 from tests.eventually import eventually

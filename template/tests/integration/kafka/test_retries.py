@@ -3,8 +3,8 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+from app.kafka.codec import header
 from app.kafka.dlq import DeadLetter
-from app.kafka.message import header
 from app.kafka.retry import replayed
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 from app.unit_of_work import UnitOfWork

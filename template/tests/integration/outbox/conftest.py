@@ -10,10 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from app.database import Database
+from app.kafka.codec import Message
 from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.fake import FakeProducer
-from app.kafka.message import Message
-from app.kafka.producer import Producer
+from app.kafka.producer import FakeProducer, Producer
 from app.outbox.publisher import OutboxPublisher
 from app.outbox.relay import Relay
 from app.outbox.settings import OutboxSettings

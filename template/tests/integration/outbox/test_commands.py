@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli import cli
-from app.kafka.fake import FakeProducer
+from app.kafka.producer import FakeProducer
 from tests.integration.outbox.conftest import MOVED, Moved, Sold, World
 
 

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from app.config import Settings
-from app.kafka.fake import FakeProducer
+from app.kafka.producer import FakeProducer
 from app.main import create_app
 from app.outbox import store
 from app.outbox.monitor import Monitor

@@ -10,10 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from app.database import is_unavailable
+from app.kafka.codec import Message
 from app.kafka.errors import BrokerUnavailable, MessageRejected
-from app.kafka.fake import FakeProducer
-from app.kafka.message import Message
-from app.kafka.producer import Outcome
+from app.kafka.producer import FakeProducer, Outcome
 from app.outbox import parked, relay, store
 from app.outbox.buckets import bucket_of
 from app.outbox.parked import Filter

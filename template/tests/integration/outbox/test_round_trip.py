@@ -9,7 +9,7 @@ from sqlalchemy import text
 from app.database import Database
 from app.health import Health
 from app.kafka.admin import provision
-from app.kafka.consumers import consuming
+from app.kafka.consumer import consuming
 from app.kafka.event import EventRegistry, EventType
 from app.kafka.producer import KafkaProducer
 from app.kafka.settings import KafkaSettings

@@ -4,7 +4,7 @@ from sqlalchemy import event, text
 from app.database import Database
 from app.domain.orders import OrderStatus
 from app.models import OrderRow, User
-from app.repositories.order_queries import OrderFilter, SqlOrderQueries
+from app.repositories.orders import OrderFilter, SqlOrderQueries
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app import wiring
-from app.commands.schemas import commands
+from app.commands.events import commands
 from app.events import schemas
 
 runner = CliRunner()

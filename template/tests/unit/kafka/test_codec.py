@@ -8,10 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import field_validator
 
-from app.kafka.codec import decode, encode, trace_of
+from app.kafka.codec import decode, encode, header, trace_of
 from app.kafka.errors import UndecodableMessage
 from app.kafka.event import BaseEvent, EventRegistry, EventType, Payload
-from app.kafka.message import header
 from app.tracing import Trace
 from tests.unit.kafka.samples import (
     EVENT_ID,

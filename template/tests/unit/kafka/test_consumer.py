@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError
 from app.kafka import consumer as consumer_module
 from app.kafka.consumer import Consumer
 from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.fake import FakeProducer
+from app.kafka.producer import FakeProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.unit_of_work import UnitOfWork, UnitsOfWork

@@ -3,7 +3,7 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from app.kafka.consumers import check_inbox_retention
+from app.kafka.consumer import check_inbox_retention
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import RetryPolicy, Subscription
 from tests.unit.kafka.samples import MeterRead

@@ -4,9 +4,9 @@ from uuid import UUID
 import pytest
 from aiokafka import ConsumerRecord
 
-from app.kafka import message as names
+from app.kafka import codec as names
+from app.kafka.codec import Header
 from app.kafka.dlq import DeadLetter, Filter, dead_letter_topics, newest
-from app.kafka.message import Header
 from app.kafka.retry import dead_letter, replayed
 from app.kafka.subscription import Subscription
 from tests.unit.kafka.samples import (

@@ -1,8 +1,8 @@
 import pytest
 
+from app.kafka.codec import Message
 from app.kafka.errors import BrokerUnavailable, MessageTooLarge, UnknownTopic
-from app.kafka.fake import FakeProducer
-from app.kafka.message import Message
+from app.kafka.producer import FakeProducer
 
 MESSAGE = Message("a", b"k", b"v")
 

@@ -4,7 +4,7 @@ from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.kafka.lanes import split
+from app.kafka.processing import split
 from tests.unit.kafka.samples import record
 
 KEYS = st.lists(st.one_of(st.none(), st.sampled_from([b"", b"a", b"b", b"\xff\xfe"]), st.binary()))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.kafka.message import Header, Message, header, header_number, header_time, with_headers
+from app.kafka.codec import Header, Message, header, header_number, header_time, with_headers
 
 HEADERS: st.SearchStrategy[list[Header]] = st.lists(
     st.tuples(st.sampled_from(["a", "b", "c"]), st.none() | st.binary(max_size=20))

@@ -2,7 +2,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.kafka.offsets import Progress
+from app.kafka.processing import Progress
 from tests.unit.kafka.samples import TOPIC, record
 
 Batch = dict[TopicPartition, list[ConsumerRecord]]

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.kafka.overload import Breaker
+from app.kafka.retry import Breaker
 from app.kafka.subscription import OverloadPolicy
 
 ERROR = ValueError("broken")

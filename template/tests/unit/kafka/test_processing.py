@@ -9,13 +9,12 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
 from app.database import DatabaseUnavailable
-from app.kafka import message as names
+from app.kafka import codec as names
+from app.kafka.codec import header
 from app.kafka.errors import PermanentError
-from app.kafka.fake import FakeProducer
-from app.kafka.message import header
-from app.kafka.offsets import Progress
-from app.kafka.processing import Processor
-from app.kafka.status import ConsumerStatus
+from app.kafka.metrics import ConsumerStatus
+from app.kafka.processing import Processor, Progress
+from app.kafka.producer import FakeProducer
 from app.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscription
 from app.kafka.topics import origins
 from app.unit_of_work import UnitOfWork

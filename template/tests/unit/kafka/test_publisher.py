@@ -5,11 +5,9 @@ from prometheus_client import REGISTRY as METRICS
 from structlog.testing import capture_logs
 
 from app import tracing
-from app.kafka.codec import decode
+from app.kafka.codec import Message, decode, header
 from app.kafka.errors import BrokerUnavailable, MessageTooLarge
-from app.kafka.fake import FakeProducer
-from app.kafka.message import Message, header
-from app.kafka.producer import Outcome, Producer
+from app.kafka.producer import FakeProducer, Outcome, Producer
 from app.kafka.publisher import DirectPublisher
 from app.tracing import Trace
 from tests.unit.kafka.samples import REGISTRY, TOPIC, meter_read

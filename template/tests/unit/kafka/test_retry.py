@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.kafka import message as names
-from app.kafka.message import Header, header
+from app.kafka import codec as names
+from app.kafka.codec import Header, header
 from app.kafka.retry import (
     ERROR_MESSAGE_LENGTH,
     attempts_so_far,

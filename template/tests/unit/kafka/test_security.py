@@ -7,8 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.config import ConfigurationError
-from app.kafka.security import ClientCredentials, client_options
-from app.kafka.settings import KafkaSettings
+from app.kafka.settings import ClientCredentials, KafkaSettings, client_options
 
 
 def settings(**values: Any) -> KafkaSettings:

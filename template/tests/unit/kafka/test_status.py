@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from app.kafka.status import ConsumerStatus, Draining
+from app.kafka.metrics import ConsumerStatus, Draining
 
 
 async def test_a_new_consumer_has_no_partitions_and_no_trouble() -> None:

@@ -3,8 +3,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.kafka.codec import Message
 from app.kafka.errors import BrokerUnavailable, MessageRejected, SendError, UnknownTopic
-from app.kafka.message import Message
 from app.kafka.producer import Outcome
 from app.outbox.batch import Batch, Unsendable
 from app.outbox.buckets import order_key

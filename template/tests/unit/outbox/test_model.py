@@ -1,7 +1,6 @@
 import json
 
-from app.kafka.codec import encode
-from app.kafka.message import Message
+from app.kafka.codec import Message, encode
 from app.outbox.model import HEADER_COLUMNS, as_message, as_row
 from app.tracing import Trace, child_of
 from tests.unit.kafka.samples import REGISTRY, MeterRead

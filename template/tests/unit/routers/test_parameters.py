@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import PreconditionRequired
-from app.routers.parameters import etag, get_expected_versions
+from app.routers.orders import etag, get_expected_versions
 
 
 @given(st.integers(1, 2**31 - 1))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from app.schemas.fields import MAX_ID, Money, Title, decode_cursor, encode_cursor
+from app.schemas import MAX_ID, Money, Title, decode_cursor, encode_cursor
 
 MONEY: TypeAdapter[Decimal] = TypeAdapter(Money)
 TITLE: TypeAdapter[str] = TypeAdapter(Title)

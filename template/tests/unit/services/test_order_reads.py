@@ -5,8 +5,8 @@ import pytest
 
 from app.domain.orders import OrderStatus
 from app.errors import NotFound
-from app.repositories.order_queries import OrderFilter, OrderView
-from app.services.order_reads import NotYetThere, OrderReads, OrderReadSettings
+from app.repositories.orders import OrderFilter, OrderView
+from app.services.orders import NotYetThere, OrderReads, OrderReadSettings
 
 
 class LateQueries:
