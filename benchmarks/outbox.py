@@ -32,8 +32,8 @@ from app.database import Database, DatabaseSettings
 from app.dev.process import free_port
 from app.dev.servers import Servers
 from app.kafka.admin import provision
-from app.kafka.event import BaseEvent, EventRegistry, EventType
 from app.kafka.codec import Message
+from app.kafka.event import BaseEvent, EventRegistry, EventType
 from app.kafka.producer import KafkaProducer, Outcome
 from app.kafka.settings import KafkaSettings
 from app.kafka.topics import wanted

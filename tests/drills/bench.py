@@ -16,13 +16,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from app.events.drill import EVENTS, SUBSCRIPTIONS_OF, Fault, Ticked
-from app.kafka.admin import provision
+from app.kafka.admin import provision, read_to_end, reading
 from app.kafka.codec import encode
 from app.kafka.errors import BrokerUnavailable
 from app.kafka.event import EventRegistry
-from app.kafka.admin import read_to_end, reading
-from app.kafka.settings import client_options
-from app.kafka.settings import KafkaSettings
+from app.kafka.settings import KafkaSettings, client_options
 from app.kafka.subscription import Subscription
 from app.kafka.topics import wanted
 from app.tracing import Trace

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.kafka import KafkaCluster
-from app.dev.kafka import SaslSsl
+from app.dev.kafka import KafkaCluster, SaslSsl
 from drills import service
 from drills.conftest import MakeBench
 

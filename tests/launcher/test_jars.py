@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from app.dev import java
-from app.dev.process import JarsUnavailable
 from app.dev.java import Jar, kafka_jars, pinned
+from app.dev.process import JarsUnavailable
 
 CONTENT = b"classes" * 1000
 
@@ -45,7 +45,7 @@ def repository(monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         served.url = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(jars, "_repositories", lambda: {"local": served.url})
+        monkeypatch.setattr(java, "_repositories", lambda: {"local": served.url})
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield served
@@ -133,7 +133,7 @@ def test_two_at_once_download_each_jar_once(repository: Repository, tmp_path: Pa
 def test_unreachable_repository_is_a_typed_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(jars, "_repositories", lambda: {"gone": "http://127.0.0.1:1"})
+    monkeypatch.setattr(java, "_repositories", lambda: {"gone": "http://127.0.0.1:1"})
 
     with pytest.raises(JarsUnavailable, match=r"a-1\.0\.jar cannot be downloaded"):
         kafka_jars(tmp_path, [jar("a")])

@@ -12,8 +12,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from app.dev.process import FolderInUse, PortTaken
 from app.dev.kafka import KafkaCluster
+from app.dev.process import FolderInUse, PortTaken
 from app.dev.servers import MockBroker
 
 TOPIC = "kept"

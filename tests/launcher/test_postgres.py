@@ -12,9 +12,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from app.dev.process import DevelopmentServerError, FolderInUse, PortTaken
 from app.dev.postgres import PostgresServer
-from app.dev.process import run_as
+from app.dev.process import DevelopmentServerError, FolderInUse, PortTaken, run_as
 
 LEAVE_BEHIND = """
 import os, signal, sys

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.process import ServerFailed
-from app.dev.process import ServerProcess
+from app.dev.process import ServerFailed, ServerProcess
 
 SERVE = "import time; print('ready', flush=True); time.sleep(600)"
 FAIL = "import sys; sys.exit('the disk is full')"
