@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupLoadInProgressError, KafkaError
 
 from app.config import load
 from app.cqrs import metrics
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 INTERVAL_SECONDS = 10.0
 FETCH_SECONDS = 5.0
 MEASURE_TIMEOUT_SECONDS = 30.0
+COORDINATOR_SECONDS, COORDINATOR_POLL_SECONDS = 10.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ async def measure(
         client.pause(*client.assignment())  # nothing is fetched but what is asked for
         for subscription in subscriptions:
             group = f"{settings.kafka_group_id}.{subscription.name}"
-            committed = await admin.list_consumer_group_offsets(group)
-            offsets = {tp: entry.offset for tp, entry in committed.items() if entry.offset >= 0}
-            pending = await _pending(client, subscription.topics(registry), offsets)
+            of_it = subscription.topics(registry)
+            partitions = [tp for tp in client.assignment() if tp.topic in of_it]
+            committed = await committed_offsets(admin, group, partitions)
+            pending = await _pending(client, partitions, committed)
             events = sum(end - position for position, end in pending.values())
             found[subscription.name] = Lag(events, await _age(client, pending))
     return found
@@ -75,11 +77,41 @@ async def _administering(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdmin
         await admin.close()
 
 
+async def committed_offsets(
+    admin: AIOKafkaAdminClient,
+    group: str,
+    partitions: Sequence[TopicPartition],
+    patience: float = COORDINATOR_SECONDS,
+) -> dict[TopicPartition, int]:
+    """What `group` has committed of those of `partitions` of which it has committed anything.
+
+    A cluster whose first group this is has to make the topic of the offsets, and a coordinator that
+    has just begun to be one loads it: for `patience` seconds that is waited for. Raises KafkaError.
+    """
+    if not partitions:
+        return {}
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            found = await admin.list_consumer_group_offsets(group, partitions=[*partitions])
+            # aiokafka overlooks an error of the answer as a whole. Then nothing is in it, where
+            # otherwise each partition is, with -1 for those of which nothing was committed.
+            if found.keys() >= set(partitions):
+                return {tp: entry.offset for tp, entry in found.items() if entry.offset >= 0}
+            trouble: KafkaError = GroupLoadInProgressError(f"no offsets of {group} were told")
+        except KafkaError as error:
+            trouble = error
+        if not trouble.retriable or time.monotonic() >= deadline:
+            raise trouble
+        await asyncio.sleep(COORDINATOR_POLL_SECONDS)
+
+
 async def _pending(
-    client: AIOKafkaConsumer, topics: Sequence[str], committed: Mapping[TopicPartition, int]
+    client: AIOKafkaConsumer,
+    partitions: Sequence[TopicPartition],
+    committed: Mapping[TopicPartition, int],
 ) -> dict[TopicPartition, tuple[int, int]]:
     """The partitions with events still to be projected: from which offset, to which."""
-    partitions = [tp for tp in client.assignment() if tp.topic in topics]
     starts = await client.beginning_offsets(partitions) if partitions else {}
     ends = await client.end_offsets(partitions) if partitions else {}
     # Nothing committed, or nothing that is still kept: it is counted from the beginning.

@@ -16,6 +16,12 @@ class Cli:
     async def __call__(self, *arguments: str) -> Result:
         return await asyncio.to_thread(CliRunner().invoke, commands, ["projections", *arguments])
 
+    async def says(self, *arguments: str) -> str:
+        """What the command prints, which must succeed."""
+        done = await self(*arguments)
+        assert done.exit_code == 0, f"exit code {done.exit_code}: {done.output}{done.exception!r}"
+        return done.stdout
+
 
 @pytest.fixture
 def cli(
@@ -29,8 +35,7 @@ def cli(
 
 
 async def test_the_projections_are_listed_with_their_tables(cli: Cli) -> None:
-    listed = await cli("list")
-    assert listed.stdout.splitlines() == [
+    assert (await cli.says("list")).splitlines() == [
         "order-views     order_views",
         "daily-sales     sales, daily_sales",
         "customer-names  customer_names",
@@ -41,11 +46,8 @@ async def test_a_rebuild_fills_the_read_side_and_shows_how_it_gets_on(cli: Cli, 
     user_id = await shop.sign_up("ada")
     ids = [await shop.place(user_id) for _ in range(3)]
     for name in ("order-views", "daily-sales", "customer-names"):
-        rebuilt = await cli("rebuild", name, "--batch", "2")
-        assert rebuilt.exit_code == 0, rebuilt.output
-    assert "customer-names: 1 of about 1 rows\ncustomer-names: rebuilt from 1 rows in" in (
-        rebuilt.stdout
-    )
+        rebuilt = await cli.says("rebuild", name, "--batch", "2")
+    assert "customer-names: 1 of about 1 rows\ncustomer-names: rebuilt from 1 rows in" in rebuilt
     content = await shop.content()
     assert [row[0] for row in content["order_views"]] == ids
     assert content["customer_names"] == [(user_id, "ada")]
@@ -64,16 +66,16 @@ async def test_status_tells_of_a_rebuild_that_was_killed_until_it_is_abandoned(
     killed = shop.rebuild_views()
     await killed.register()
     await killed.fill()
-    said = (await cli("status")).stdout.splitlines()
+    said = (await cli.says("status")).splitlines()
     assert said[0] == (
         "order-views     0 events behind, the oldest for 0 s"
         "; its rebuild was interrupted at 1 of 1 rows"
     )
     assert said[1] == "daily-sales     0 events behind, the oldest for 0 s"
-    abandoned = await cli("abandon", "order-views")
-    assert abandoned.stdout == "order-views: abandoned; the old one stays in place\n"
+    abandoned = await cli.says("abandon", "order-views")
+    assert abandoned == "order-views: abandoned; the old one stays in place\n"
     assert await shop.shadows() == []
-    assert "there was no rebuild" in (await cli("abandon", "order-views")).stdout
+    assert "there was no rebuild" in await cli.says("abandon", "order-views")
 
 
 async def test_a_rebuild_is_refused_while_another_one_runs(cli: Cli, shop: Shop) -> None:
@@ -81,9 +83,9 @@ async def test_a_rebuild_is_refused_while_another_one_runs(cli: Cli, shop: Shop)
     async with shop.database.sessions() as report, report.begin():
         await report.execute(text("SELECT count(*) FROM order_views"))  # the swap waits for it
         rebuilding = asyncio.create_task(shop.rebuild_views().run(lambda progress: None))
-        status = await eventually(lambda: cli("status"), lambda said: "rebuild" in said.stdout)
+        status = await eventually(lambda: cli.says("status"), lambda said: "rebuild" in said)
         refused = await cli("rebuild", "order-views")
     await rebuilding
-    assert "its rebuild runs at" in status.stdout
+    assert "its rebuild runs at" in status
     assert refused.exit_code == 1
     assert "order-views is being rebuilt already" in refused.output

@@ -1,11 +1,18 @@
 import asyncio
+from collections.abc import Sequence
 
 import pytest
-from aiokafka.errors import KafkaError
+from aiokafka import OffsetAndMetadata, TopicPartition
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    KafkaError,
+    NodeNotReadyError,
+)
 from prometheus_client import REGISTRY
 
 from app import wiring
-from app.cqrs.lag import Lag, Monitor, measure
+from app.cqrs.lag import Lag, Monitor, committed_offsets, measure
 from app.cqrs.projections import SUBSCRIPTIONS
 from app.cqrs.settings import ProjectionSettings
 from app.database import Database
@@ -13,7 +20,6 @@ from app.health import Health, Unhealthy
 from app.kafka.admin import provision
 from app.kafka.codec import encode
 from app.kafka.consumer import consuming
-from app.kafka.errors import BrokerUnavailable
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer
 from app.kafka.settings import KafkaSettings
@@ -30,16 +36,7 @@ NAMES = {subscription.name for subscription in SUBSCRIPTIONS}
 async def registry(kafka_settings: KafkaSettings) -> EventRegistry:
     registry = EventRegistry(kafka_settings.kafka_client_id, wiring.EVENTS)
     await provision(kafka_settings, wanted(kafka_settings, registry, SUBSCRIPTIONS))
-    await eventually(lambda: _has_leaders(kafka_settings, registry))
     return registry
-
-
-async def _has_leaders(settings: KafkaSettings, registry: EventRegistry) -> bool:
-    """Whether the broker has done with making the topics."""
-    try:
-        return bool(await measure(settings, registry))
-    except (BrokerUnavailable, KafkaError):
-        return False
 
 
 def monitor(kafka: KafkaSettings, registry: EventRegistry, seconds: float | None) -> Monitor:
@@ -103,6 +100,44 @@ async def test_readiness_depends_on_lag_only_where_it_is_asked_for(
     await patient.ready()
     await careless.ready()
     assert REGISTRY.get_sample_value("projection_lag_events", {"projection": "customer-names"}) == 1
+
+
+class Coordinator:
+    """An admin client whose coordinator gives these answers, the last of them for ever."""
+
+    def __init__(self, *answers: KafkaError | dict[TopicPartition, OffsetAndMetadata]) -> None:
+        self._answers = [*answers]
+
+    async def list_consumer_group_offsets(
+        self, group: str, *, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, KafkaError):
+            raise answer
+        return answer
+
+
+FIRST, SECOND = TopicPartition("shop.order.paid", 0), TopicPartition("shop.order.paid", 1)
+KNOWN = {FIRST: OffsetAndMetadata(7, ""), SECOND: OffsetAndMetadata(-1, "")}
+
+
+async def test_a_coordinator_that_is_found_and_loaded_only_now_is_waited_for() -> None:
+    late = Coordinator(GroupCoordinatorNotAvailableError(), NodeNotReadyError(), {}, KNOWN)
+    assert await committed_offsets(late, "views", [FIRST, SECOND]) == {FIRST: 7}
+
+
+@pytest.mark.parametrize("answer", [GroupCoordinatorNotAvailableError(), {}])
+async def test_a_coordinator_that_stays_away_is_an_error(
+    answer: KafkaError | dict[TopicPartition, OffsetAndMetadata],
+) -> None:
+    with pytest.raises(KafkaError):
+        await committed_offsets(Coordinator(answer), "views", [FIRST], patience=0.2)
+
+
+async def test_who_may_not_see_the_offsets_is_told_at_once() -> None:
+    refusing = Coordinator(GroupAuthorizationFailedError(), KNOWN)
+    with pytest.raises(GroupAuthorizationFailedError):
+        await committed_offsets(refusing, "views", [FIRST])
 
 
 async def test_a_broker_that_is_away_makes_the_lag_unknown(registry: EventRegistry) -> None:
