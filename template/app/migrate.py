@@ -41,10 +41,7 @@ def configuration() -> Config:
     """Alembic's configuration, wherever the service is installed."""
     folder = migrations_folder()
     config = Config(attributes={})
-    config.set_main_option("path_separator", "os")
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    config.set_main_option("version_locations", str(folder / "versions").replace("%", "%%"))
-    config.set_main_option("recursive_version_locations", "true")
     return config
 
 

@@ -2,11 +2,19 @@
 
 import pytest
 import structlog
+from hypothesis import settings
 
 pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.service"]
 
 
+# A busy machine is not a fault of the code, and these tests run after every change: for a long
+# search, `--hypothesis-profile=default`.
+settings.register_profile("quick", deadline=None, max_examples=50)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--hypothesis-profile") is None:
+        settings.load_profile("quick")
     # structlog's default draws tracebacks that take seconds: consumers would miss their heartbeats.
     structlog.configure(
         processors=[

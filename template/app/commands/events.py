@@ -11,7 +11,13 @@ from aiokafka import ConsumerRecord
 
 from app import wiring
 from app.commands import Context
-from app.events.schemas import IncompatibleChange, check_compatible, export, is_exported
+from app.events.schemas import (
+    IncompatibleChange,
+    UnreadableFile,
+    check_compatible,
+    export,
+    is_exported,
+)
 from app.kafka.admin import follow, reading
 
 commands = typer.Typer()
@@ -87,7 +93,7 @@ schemas = typer.Typer(help="The JSON Schemas of the published events.", no_args_
 commands.add_typer(schemas, name="schemas")
 
 Folder = Annotated[Path, typer.Argument(help="Where the schemas are kept, under version control.")]
-KEPT = Path("tests/unit/events/schemas")
+KEPT = Path("tests/events")
 
 
 @schemas.command("export")
@@ -96,7 +102,7 @@ def export_schemas(folder: Folder = KEPT) -> None:
     over and that kept its major version."""
     try:
         written = export(wiring.EVENTS, folder)
-    except IncompatibleChange as error:
+    except (IncompatibleChange, UnreadableFile) as error:
         raise _failure(str(error)) from error
     for path in written:
         typer.echo(f"wrote {path}")
@@ -111,7 +117,7 @@ def check(folder: Folder = KEPT) -> None:
             check_compatible(entry, folder)
             if not is_exported(entry, folder):
                 raise _failure(f"{entry.name} {entry.version}: run `app schemas export`")
-    except IncompatibleChange as error:
+    except (IncompatibleChange, UnreadableFile) as error:
         raise _failure(str(error)) from error
     typer.echo("all schemas are exported and compatible")
 

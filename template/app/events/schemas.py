@@ -1,4 +1,8 @@
-"""The JSON Schemas of the published events: exported, kept, and compared with what was before."""
+"""What readers of the published events rely on: each version's JSON Schema, kept and compared.
+
+A folder under version control holds a file an event type, `<event type>.json`: for each version that
+was ever published its `schema` and a `sample`, a message as it was sent.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -17,15 +21,36 @@ class IncompatibleChange(Exception):
     """An event changed in a way that its readers could trip over, and kept its major version."""
 
 
+class UnreadableFile(Exception):
+    """What is kept of an event type cannot be read."""
+
+
 def schema_of(event_type: EventType) -> Schema:
     """The schema of the messages that are published in the newest version."""
     return event_type.model.model_json_schema(mode="serialization")
 
 
-def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
-    """Write `<event type>/<version>.json` for each; return those that are new or were changed.
+def kept_versions(name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """`schema` and `sample` by version, of the event type `name`; empty if nothing is kept.
 
-    Raises IncompatibleChange, before anything is written.
+    Raises UnreadableFile.
+    """
+    path = _path(name, folder)
+    if not path.is_file():
+        return {}
+    try:
+        versions: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UnreadableFile(
+            f"{path} is not JSON: {error}. Mend it, or take back its last change"
+        ) from error
+    return versions
+
+
+def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
+    """Keep the schema of each newest version; return the files that are new or were changed.
+
+    Raises IncompatibleChange and UnreadableFile, before anything is written.
     """
     entries = list(event_types)
     for entry in entries:
@@ -34,22 +59,24 @@ def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
 
 
 def check_compatible(event_type: EventType, folder: Path) -> None:
-    """Raise IncompatibleChange unless readers of all exported versions of the same major version
-    can read what is published now."""
-    for exported in sorted((folder / event_type.name).glob(f"{event_type.major}.*.json")):
-        changes = list(breaking_changes(json.loads(exported.read_text()), schema_of(event_type)))
+    """Raise IncompatibleChange unless readers of all kept versions of the same major version can
+    read what is published now. Raises UnreadableFile, too."""
+    for version, kept in kept_versions(event_type.name, folder).items():
+        if "schema" not in kept or version.split(".")[0] != str(event_type.major):
+            continue
+        changes = list(breaking_changes(kept["schema"], schema_of(event_type)))
         if changes:
             raise IncompatibleChange(
-                f"{event_type.name} {exported.stem}: {'; '.join(changes)}. Readers would fail: take"
-                f" it back, or make it version {event_type.major + 1}.0.0 with an upcaster from"
-                f" version {event_type.major} and a golden sample"
+                f"{event_type.name} {version}: {'; '.join(changes)}. Readers would fail: take it"
+                f" back, or make it version {event_type.major + 1}.0.0 with an upcaster from"
+                f" version {event_type.major} and a sample"
             )
 
 
 def is_exported(event_type: EventType, folder: Path) -> bool:
-    """Whether the newest version's exported schema is that of the code."""
-    path = _path(event_type, folder)
-    return path.is_file() and json.loads(path.read_text()) == schema_of(event_type)
+    """Whether the newest version's kept schema is that of the code. Raises UnreadableFile."""
+    kept = kept_versions(event_type.name, folder).get(event_type.version, {})
+    return kept.get("schema") == schema_of(event_type)
 
 
 def breaking_changes(old: Schema, new: Schema) -> Iterator[str]:
@@ -86,14 +113,16 @@ def _bare(schema: Schema) -> Schema:
     return {name: value for name, value in schema.items() if name not in _ANNOTATIONS}
 
 
-def _path(event_type: EventType, folder: Path) -> Path:
-    return folder / event_type.name / f"{event_type.version}.json"
+def _path(name: str, folder: Path) -> Path:
+    return folder / f"{name}.json"
 
 
 def _write(event_type: EventType, folder: Path) -> Path | None:
     if is_exported(event_type, folder):
         return None
-    path = _path(event_type, folder)
+    versions = kept_versions(event_type.name, folder)
+    versions.setdefault(event_type.version, {})["schema"] = schema_of(event_type)
+    path = _path(event_type.name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(schema_of(event_type), indent=2) + "\n")
+    path.write_text(json.dumps(versions, indent=2) + "\n")
     return path

@@ -3,7 +3,7 @@ import json
 from app.kafka.codec import Message, encode
 from app.outbox.model import HEADER_COLUMNS, as_message, as_row
 from app.tracing import Trace, child_of
-from tests.unit.kafka.samples import REGISTRY, MeterRead
+from tests.unit.samples import REGISTRY, MeterRead
 
 EVENT = MeterRead(meter_id="m-\N{SNOWMAN}", count=1)
 

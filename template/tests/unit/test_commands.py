@@ -1,0 +1,158 @@
+"""What the commands print."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app import wiring
+from app.commands.dlq import _line, _summary, _utc
+from app.commands.events import commands, show
+from app.commands.topics import _line as topic_line
+from app.events import schemas
+from app.kafka.admin import State, TopicState
+from app.kafka.dlq import DeadLetter
+from app.kafka.retry import dead_letter
+from app.kafka.subscription import Subscription
+from app.kafka.topics import Topic
+from tests.unit.samples import TOPIC, MeterRead, record
+
+
+async def handle(event: object, uow: object) -> None: ...
+
+
+BILLING = Subscription("billing", {MeterRead: handle})
+
+
+def letter(error: Exception, offset: int = 0) -> DeadLetter:
+    message = dead_letter(record(offset=offset), BILLING, TOPIC, 3, error)
+    return DeadLetter.of(record(topic=message.topic, offset=offset, headers=message.headers))
+
+
+def test_a_dead_letter_is_one_line_whatever_its_error_says() -> None:
+    line = _line(letter(ValueError("first\nsecond\r\n\tthird\x1b[2J")), applied=False)
+
+    assert len(line.splitlines()) == 1
+    assert f"from={TOPIC}[0]@0 key=m-1 attempts=3" in line
+    assert "ValueError: first second third" in line
+
+
+def test_a_line_begins_with_the_id_that_show_takes() -> None:
+    found = letter(ValueError("broken"), offset=5)
+
+    assert _line(found, applied=False).startswith(f"{TOPIC}.billing.dlq:0:5  waiting  ")
+    assert "  applied  " in _line(found, applied=True)
+
+
+def test_an_endless_error_is_cut() -> None:
+    assert len(_line(letter(ValueError("x" * 2000)), applied=False)) < 500
+
+
+def test_what_has_no_headers_has_a_line_too() -> None:
+    assert "key=none" in _line(DeadLetter.of(record(None, None)), applied=False)
+
+
+def test_the_summary_counts_what_waits_and_what_was_applied() -> None:
+    letters = [letter(ValueError("broken"), offset) for offset in range(3)]
+
+    assert _summary(letters, {letters[0].identity}) == (
+        "3 dead letters, 2 waiting, 1 applied since"
+    )
+
+
+def test_times_on_the_command_line_are_utc() -> None:
+    assert _utc(datetime(2024, 5, 1)) == datetime(2024, 5, 1, tzinfo=UTC)
+    assert _utc(None) is None
+
+
+def test_a_message_is_shown_with_its_place_its_headers_and_its_body() -> None:
+    shown = show(
+        record(b'{"a": "\xc3\xa9"}', b"k", partition=2, offset=7, headers=[("ce_id", b"1")])
+    )
+
+    assert shown.splitlines() == [
+        f"2023-11-14T22:13:20.000+00:00  {TOPIC}[2]@7  key=k",
+        "  ce_id: 1",
+        "  {",
+        '    "a": "é"',
+        "  }",
+    ]
+
+
+def test_what_is_not_there_is_said() -> None:
+    shown = show(record(None, None, headers=[("empty", None)]))
+
+    assert shown.endswith("key=none\n  empty: \n  (no value)")
+
+
+def test_bytes_that_are_no_text_are_shown_escaped() -> None:
+    shown = show(record(b"\xff{", b"\xfe", headers=[("raw", b"\xfd")]))
+
+    assert "key=\\xfe" in shown
+    assert "raw: \\xfd" in shown
+    assert shown.endswith("  \\xff{")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"[" * 100_000,
+        b"9" * 5000,
+        b"NaN",
+        b'"\\ud800"',
+        json.dumps([[]] * 3).encode(),
+        b"\xed\xa0\x80",
+        b"",
+    ],
+)
+def test_any_body_can_be_printed(value: bytes) -> None:
+    assert show(record(value)).encode()
+
+
+@pytest.mark.parametrize("timestamp", [-1, 0, 10**15, 10**18, -(10**18), 2**63 - 1])
+def test_any_timestamp_can_be_shown(timestamp: int) -> None:
+    assert TOPIC in show(record(timestamp=timestamp))
+
+
+runner = CliRunner()
+
+
+def test_each_event_is_exported_once(tmp_path: Path) -> None:
+    first = runner.invoke(commands, ["schemas", "export", str(tmp_path)])
+    assert f"{len(wiring.EVENTS)} schemas written" in first.output
+    again = runner.invoke(commands, ["schemas", "export", str(tmp_path)])
+    assert "all schemas were exported" in again.output
+
+
+def test_a_schema_that_is_not_exported_fails_the_check(tmp_path: Path) -> None:
+    result = runner.invoke(commands, ["schemas", "check", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "run `app schemas export`" in result.output
+
+
+def test_exported_schemas_pass_the_check(tmp_path: Path) -> None:
+    runner.invoke(commands, ["schemas", "export", str(tmp_path)])
+    assert runner.invoke(commands, ["schemas", "check", str(tmp_path)]).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["export", "check"])
+def test_an_incompatible_change_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    runner.invoke(commands, ["schemas", "export", str(tmp_path)])
+    monkeypatch.setattr(schemas, "schema_of", lambda _entry: {"properties": {}})
+    result = runner.invoke(commands, ["schemas", command, str(tmp_path)])
+    assert result.exit_code == 1
+    assert "is gone" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_topic_is_one_line_with_what_differs() -> None:
+    topic = Topic("shop.meter.read", 3, 2)
+
+    assert topic_line(TopicState(topic, State.PRESENT)) == (
+        "present   shop.meter.read  partitions=3 replication=2"
+    )
+    assert topic_line(TopicState(topic, State.DIFFERENT, "1 partitions")).endswith("(1 partitions)")

@@ -1,0 +1,444 @@
+"""Subscriptions, offsets and lanes, and a consumer's status."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from app.kafka import consumer as consumer_module
+from app.kafka.consumer import Consumer, check_inbox_retention
+from app.kafka.event import EventRegistry, EventType
+from app.kafka.metrics import ConsumerStatus, Draining
+from app.kafka.processing import Progress, split
+from app.kafka.producer import FakeProducer
+from app.kafka.settings import KafkaSettings
+from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription, describe
+from app.unit_of_work import UnitOfWork, UnitsOfWork
+from tests.unit.samples import REGISTRY, TOPIC, MeterNamed, MeterRead, meter_read, record
+
+
+async def handle(event: object, uow: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"attempts": 0}, "attempts"),
+        ({"jitter": 1.1}, "jitter"),
+        ({"jitter": float("nan")}, "jitter"),
+        ({"initial": -1}, "grow"),
+        ({"initial": 2, "maximum": 1}, "grow"),
+        ({"initial": float("nan")}, "grow"),
+        ({"multiplier": 0.5}, "grow"),
+        ({"multiplier": 1e6}, "grow"),
+        ({"retry_after": [timedelta(0)]}, "whole number of seconds"),
+        ({"retry_after": [timedelta(milliseconds=1500)]}, "whole number of seconds"),
+    ],
+)
+def test_a_retry_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RetryPolicy(**wrong)
+
+
+def test_a_delay_given_twice_is_refused_because_its_messages_would_go_round_for_ever() -> None:
+    with pytest.raises(ValueError, match="once"):
+        RetryPolicy(retry_after=[timedelta(seconds=60), timedelta(minutes=1)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"window": 0}, "at least 1"),
+        ({"probes": 0}, "at least 1"),
+        ({"threshold": 0}, "threshold"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"probe_initial": -1}, "grow"),
+        ({"probe_initial": 100, "probe_maximum": 10}, "grow"),
+    ],
+)
+def test_an_overload_policy_that_makes_no_sense_is_refused(
+    wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        OverloadPolicy(**wrong)
+
+
+@pytest.mark.parametrize("name", ["", "Billing", "a.b", "-a", "a b", "billing\n", "b_c"])
+def test_a_name_that_cannot_be_part_of_a_topic_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="consumer name"):
+        Subscription(name, {MeterRead: handle})
+
+
+def test_a_subscription_needs_a_handler_a_lane_and_a_batch() -> None:
+    with pytest.raises(ValueError, match="handles no event"):
+        Subscription("billing", {})
+    with pytest.raises(ValueError, match="at least 1"):
+        Subscription("billing", {MeterRead: handle}, concurrency=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        Subscription("billing", {MeterRead: handle}, batch_size=0)
+
+
+def test_it_knows_the_handler_and_the_topic_of_each_event() -> None:
+    subscription = Subscription("billing", {MeterRead: handle})
+
+    assert subscription.handler(meter_read()) is handle
+    assert subscription.topics(REGISTRY) == [TOPIC]
+    assert MeterNamed not in subscription.handlers
+
+
+def test_a_described_error_is_bounded() -> None:
+    described = describe(ValueError("x" * 5000))
+
+    assert described["error_type"] == "ValueError"
+    assert len(described["error"]) == 1000
+
+
+PARTITION = TopicPartition("shop.meter.read", 0)
+
+
+class EndlessProcessor:
+    """Never done with a batch; remembers that it was told to stop."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    async def process(self, batch: object, progress: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stopped = True
+
+
+class FailingClient:
+    """A client that cannot poll any more."""
+
+    async def getmany(self, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+        raise KafkaError("the coordinator is lost")
+
+    def assignment(self) -> set[TopicPartition]:
+        return {PARTITION}
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        pass
+
+
+async def ignore(event: MeterRead, uow: UnitOfWork) -> None:
+    pass
+
+
+class FakeClient:
+    """Gives one record, and starts `then` in the same moment."""
+
+    def __init__(self, then: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._then = then
+        self.started: asyncio.Task[None] | None = None
+
+    async def getmany(self, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+        self.started = asyncio.create_task(self._then())
+        return {PARTITION: [record()]}
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        pass
+
+
+def consumer() -> Consumer:
+    return Consumer(
+        Subscription("billing", {MeterRead: ignore}),
+        EventRegistry("shop", [EventType(MeterRead)]),
+        KafkaSettings(_env_file=None),
+        UnitsOfWork(None, None),  # type: ignore[arg-type]  # nothing is applied here
+        FakeProducer(),
+    )
+
+
+async def test_what_was_fetched_before_a_revocation_is_not_handled_after_it() -> None:
+    billing = consumer()
+    client = FakeClient(lambda: billing.on_partitions_revoked({PARTITION}))
+
+    assert await billing._fetch(client) == {}
+
+
+async def test_what_was_fetched_without_a_revocation_is_handled() -> None:
+    billing = consumer()
+    client = FakeClient(lambda: asyncio.sleep(0))
+
+    assert await billing._fetch(client) == {PARTITION: [record()]}
+
+
+async def test_a_batch_does_not_outlive_the_client_it_was_fetched_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    billing, processor = consumer(), EndlessProcessor()
+    monkeypatch.setattr(consumer_module, "KEEP_ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(billing, "_processor", processor)
+
+    with pytest.raises(KafkaError, match="the coordinator is lost"):
+        await billing._work(FailingClient(), {PARTITION: [record()]})
+
+    assert processor.stopped
+
+
+DELAYS = [timedelta(hours=1), timedelta(hours=2)]
+
+
+def delaying(*delays: timedelta) -> Subscription:
+    return Subscription("billing", {MeterRead: handle}, retry=RetryPolicy(retry_after=delays))
+
+
+def settings(topic_hours: int, inbox_hours: int) -> KafkaSettings:
+    return KafkaSettings(
+        kafka_topic_retention_hours=topic_hours, inbox_retention_hours=inbox_hours, _env_file=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("inbox_hours", "delays", "enough"),
+    [(24, [], True), (23, [], False), (27, DELAYS, True), (26, DELAYS, False)],
+)
+def test_the_inbox_must_outlast_the_topic_and_all_delays(
+    inbox_hours: int, delays: list[timedelta], enough: bool
+) -> None:
+    subscriptions = [delaying(), delaying(*delays)]
+    with capture_logs() as logs:
+        assert check_inbox_retention(settings(24, inbox_hours), subscriptions) is enough
+
+    warned = [entry for entry in logs if "INBOX_RETENTION_HOURS" in entry["event"]]
+    assert bool(warned) is not enough
+
+
+def test_the_defaults_are_enough() -> None:
+    assert check_inbox_retention(KafkaSettings(_env_file=None), [])
+
+
+Batch = dict[TopicPartition, list[ConsumerRecord]]
+
+FIRST = TopicPartition(TOPIC, 0)
+
+
+def batch_of(offsets_by_partition: dict[int, list[int]]) -> Batch:
+    return {
+        TopicPartition(TOPIC, partition): [
+            record(partition=partition, offset=offset) for offset in offsets
+        ]
+        for partition, offsets in offsets_by_partition.items()
+    }
+
+
+# Offsets rise and may have gaps: transactions and compaction leave them.
+BATCHES = st.dictionaries(
+    st.integers(0, 3), st.sets(st.integers(0, 60), max_size=12).map(sorted), max_size=4
+).map(batch_of)
+
+
+@st.composite
+def half_done(draw: st.DrawFn) -> tuple[Batch, list[ConsumerRecord]]:
+    batch = draw(BATCHES)
+    records = [r for part in batch.values() for r in part]
+    order = draw(st.permutations(records))
+    return batch, order[: draw(st.integers(0, len(order)))]
+
+
+@given(half_done())
+def test_nothing_undone_lies_below_what_may_be_committed(
+    case: tuple[Batch, list[ConsumerRecord]],
+) -> None:
+    batch, done = case
+    progress = Progress(batch)
+    for r in done:
+        progress.done(r)
+
+    for tp, committable in progress.committable().items():
+        below = [r for r in batch[tp] if r.offset < committable]
+        assert below
+        assert all(r in done for r in below)
+
+
+@given(half_done())
+def test_the_whole_done_beginning_may_be_committed(
+    case: tuple[Batch, list[ConsumerRecord]],
+) -> None:
+    batch, done = case
+    progress = Progress(batch)
+    for r in done:
+        progress.done(r)
+
+    committable = progress.committable()
+    for tp, records in batch.items():
+        prefix = 0
+        while prefix < len(records) and records[prefix] in done:
+            prefix += 1
+        assert committable.get(tp) == (records[prefix - 1].offset + 1 if prefix else None)
+
+
+@given(half_done())
+def test_each_partition_is_committed_to_its_end_or_read_again_from_where_it_is_undone(
+    case: tuple[Batch, list[ConsumerRecord]],
+) -> None:
+    batch, done = case
+    progress = Progress(batch)
+    for r in done:
+        progress.done(r)
+
+    committable, undone = progress.committable(), progress.first_undone()
+    for tp, records in batch.items():
+        if all(r in done for r in records):
+            assert tp not in undone
+        else:
+            # Between the two lie only offsets that hold no record.
+            again = undone[tp]
+            assert again in [r.offset for r in records if r not in done]
+            assert all(r.offset >= again for r in records if r.offset >= committable.get(tp, 0))
+    assert progress.complete == (not undone)
+
+
+@given(half_done())
+def test_offsets_once_committed_are_not_committed_again(
+    case: tuple[Batch, list[ConsumerRecord]],
+) -> None:
+    batch, done = case
+    progress = Progress(batch)
+    reached: dict[TopicPartition, int] = {}
+    for r in done:
+        progress.done(r)
+        offsets = progress.committable()
+        assert all(offset > reached.get(tp, -1) for tp, offset in offsets.items())
+        progress.committed(offsets)
+        reached |= offsets
+
+    assert progress.committable() == {}
+
+
+def test_a_gap_in_the_offsets_does_not_hold_the_commit_back() -> None:
+    batch = batch_of({0: [3, 7, 8]})
+    progress = Progress(batch)
+    progress.done(batch[FIRST][0])
+    progress.done(batch[FIRST][1])
+
+    assert progress.committable() == {FIRST: 8}
+    assert progress.first_undone() == {FIRST: 8}
+
+
+def test_a_record_done_twice_counts_once() -> None:
+    batch = batch_of({0: [0, 1]})
+    progress = Progress(batch)
+    progress.done(batch[FIRST][0])
+    progress.done(batch[FIRST][0])
+
+    assert not progress.complete
+
+
+def test_a_batch_without_records_is_complete() -> None:
+    assert Progress({FIRST: []}).complete
+    assert Progress({}).complete
+
+
+KEYS = st.lists(st.one_of(st.none(), st.sampled_from([b"", b"a", b"b", b"\xff\xfe"]), st.binary()))
+LANES = st.integers(1, 9)
+
+
+def records_of(keys: list[bytes | None]) -> list[ConsumerRecord]:
+    return [record(key=key, offset=offset) for offset, key in enumerate(keys)]
+
+
+@given(KEYS, LANES)
+def test_no_record_is_lost_or_doubled(keys: list[bytes | None], lanes: int) -> None:
+    shared = split(records_of(keys), lanes)
+
+    assert sorted(r.offset for lane in shared for r in lane) == list(range(len(keys)))
+
+
+@given(KEYS, LANES)
+def test_there_are_at_most_as_many_lanes_as_asked_for_and_none_is_empty(
+    keys: list[bytes | None], lanes: int
+) -> None:
+    shared = split(records_of(keys), lanes)
+
+    assert len(shared) <= lanes
+    assert all(shared)
+
+
+@given(KEYS, LANES)
+def test_a_key_stays_in_one_lane_in_its_order(keys: list[bytes | None], lanes: int) -> None:
+    lanes_of_key: dict[bytes, set[int]] = defaultdict(set)
+    for number, lane in enumerate(split(records_of(keys), lanes)):
+        assert [r.offset for r in lane] == sorted(r.offset for r in lane)
+        for r in lane:
+            if r.key is not None:
+                lanes_of_key[r.key].add(number)
+
+    assert all(len(found) == 1 for found in lanes_of_key.values())
+
+
+@given(st.integers(1, 50), LANES)
+def test_records_without_a_key_are_spread_evenly(count: int, lanes: int) -> None:
+    sizes = [len(lane) for lane in split(records_of([None] * count), lanes)]
+
+    assert len(sizes) == min(count, lanes)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_different_keys_use_all_lanes() -> None:
+    keys: list[bytes | None] = [b"key-%d" % n for n in range(200)]
+
+    assert len(split(records_of(keys), 4)) == 4
+
+
+def test_a_key_has_one_lane_whichever_partition_it_comes_from() -> None:
+    same = [record(key=b"k", partition=partition) for partition in range(5)]
+
+    assert split(same, 4) == [same]
+
+
+async def test_a_new_consumer_has_no_partitions_and_no_trouble() -> None:
+    status = ConsumerStatus("billing")
+
+    assert not status.assigned
+    assert status.trouble is None
+
+
+async def test_what_blocks_a_consumer_is_told_until_it_goes_on() -> None:
+    status = ConsumerStatus("billing")
+    status.blocked("the database is away")
+    assert status.trouble == "the database is away"
+
+    status.unblocked()
+    assert status.trouble is None
+
+
+async def test_waiting_counts_as_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = ConsumerStatus("billing")
+    monkeypatch.setattr(status, "_last_progress", time.monotonic() - 100)
+    assert status.seconds_without_progress >= 100
+
+    await status.wait(0.01)
+
+    assert status.seconds_without_progress < 50
+
+
+async def test_a_wait_ends_at_once_when_the_consumer_drains() -> None:
+    status = ConsumerStatus("billing")
+    asyncio.get_running_loop().call_later(0.01, status.draining.set)
+
+    async with asyncio.timeout(5):
+        with pytest.raises(Draining):
+            await status.wait(60)
+
+
+async def test_nothing_begins_while_the_consumer_drains() -> None:
+    status = ConsumerStatus("billing")
+    status.check_draining()
+    status.draining.set()
+
+    with pytest.raises(Draining):
+        status.check_draining()
+    with pytest.raises(Draining):
+        await status.wait(0)

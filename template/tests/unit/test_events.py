@@ -1,0 +1,274 @@
+"""Events as they are published: their versions, schemas and samples, and where they come from."""
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+import pytest
+from pydantic import BaseModel, Field
+
+from app import wiring
+from app.about import SERVICE_NAME
+from app.domain import orders
+from app.domain.orders import OrderEvent, OrderItem, fold
+from app.events.integration import integration_event
+from app.events.schemas import (
+    IncompatibleChange,
+    UnreadableFile,
+    breaking_changes,
+    check_compatible,
+    export,
+    is_exported,
+    kept_versions,
+    schema_of,
+)
+from app.events.types import OrderCancelled, OrderCreated, OrderPaid
+from app.events.upcasters import user_created_2
+from app.kafka.codec import decode
+from app.kafka.event import VERSION_PATTERN, BaseEvent, EventRegistry, EventType, Payload
+
+# Under tests/events, a file an event type: the schema and a golden sample of each version. Samples
+# are never changed or deleted, because messages like them are still out there.
+KEPT = Path(__file__).parents[1] / "events"
+REGISTRY = EventRegistry(SERVICE_NAME, wiring.EVENTS)
+
+
+def entry_of(name: str) -> EventType:
+    (entry,) = (entry for entry in REGISTRY if entry.name == name)
+    return entry
+
+
+SAMPLES = [
+    pytest.param(path.stem, version, kept["sample"], id=f"{path.stem} {version}")
+    for path in sorted(KEPT.glob("*.json"))
+    for version, kept in kept_versions(path.stem, KEPT).items()
+]
+
+
+@pytest.mark.parametrize(("name", "version", "sample"), SAMPLES)
+def test_every_version_is_read_as_the_newest(name: str, version: str, sample: Payload) -> None:
+    entry = entry_of(name)
+    assert sample["version"] == version
+    event = decode(REGISTRY.topic(entry.model), json.dumps(sample).encode(), REGISTRY)
+    assert type(event) is entry.model
+    assert event.version.split(".")[0] == entry.version.split(".")[0]
+
+
+@pytest.mark.parametrize(("name", "version", "sample"), SAMPLES)
+def test_reading_keeps_what_the_message_said(name: str, version: str, sample: Payload) -> None:
+    entry = entry_of(name)
+    event = decode(REGISTRY.topic(entry.model), json.dumps(sample).encode(), REGISTRY)
+    after = json.loads(event.model_dump_json())
+    assert {key: after[key] for key in sample if key != "version"} == {
+        key: value for key, value in sample.items() if key != "version"
+    }, version
+
+
+@pytest.mark.parametrize("entry", wiring.EVENTS, ids=lambda entry: entry.name)
+def test_the_newest_version_is_published_as_its_sample_shows(entry: EventType) -> None:
+    kept = kept_versions(entry.name, KEPT).get(entry.version, {})
+    assert "sample" in kept, f"put a message of version {entry.version} into {entry.name}.json"
+    event = entry.model.model_validate_json(json.dumps(kept["sample"]))
+    assert json.loads(event.model_dump_json()) == kept["sample"]
+
+
+@pytest.mark.parametrize("entry", wiring.EVENTS, ids=lambda entry: entry.name)
+def test_every_major_version_has_a_golden_sample(entry: EventType) -> None:
+    majors = {int(version.split(".")[0]) for version in kept_versions(entry.name, KEPT)}
+    assert majors == set(range(1, entry.major + 1))
+
+
+@pytest.mark.parametrize("entry", wiring.EVENTS, ids=lambda entry: entry.name)
+def test_the_schema_is_exported(entry: EventType) -> None:
+    assert is_exported(entry, KEPT), f"{entry.name} changed: run `app schemas export`"
+
+
+@pytest.mark.parametrize("entry", wiring.EVENTS, ids=lambda entry: entry.name)
+def test_no_event_changed_incompatibly_within_its_major_version(entry: EventType) -> None:
+    check_compatible(entry, KEPT)
+
+
+class Line(BaseModel):
+    sku: str
+    amount: Decimal
+
+
+class Sold(BaseEvent):
+    key_field: ClassVar[str] = "id"
+    event_type: Literal["thing.sold"] = "thing.sold"
+    id: int
+    note: str | None
+    lines: tuple[Line, ...]
+
+
+class LineWithUnit(Line):
+    unit: str = "piece"
+
+
+class SoldWithMore(Sold):
+    version: str = Field("1.1.0", pattern=VERSION_PATTERN)
+    lines: tuple[LineWithUnit, ...]
+    channel: str = "shop"
+
+
+class SoldWithText(Sold):
+    id: str  # type: ignore[assignment]  # as an edit would change it
+
+
+class SoldWithoutNote(BaseEvent):
+    key_field: ClassVar[str] = "id"
+    event_type: Literal["thing.sold"] = "thing.sold"
+    id: int
+    lines: tuple[Line, ...]
+
+
+class LineWithoutAmount(BaseModel):
+    sku: str
+
+
+class SoldWithoutAmount(Sold):
+    lines: tuple[LineWithoutAmount, ...]  # type: ignore[assignment]  # as an edit would change it
+
+
+class SoldDescribed(Sold):
+    id: int = Field(description="the number on the receipt")
+
+
+def changes(model: type[BaseEvent]) -> list[str]:
+    return list(breaking_changes(schema_of(EventType(Sold)), schema_of(EventType(model))))
+
+
+@pytest.mark.parametrize("model", [Sold, SoldWithMore, SoldDescribed])
+def test_readers_do_not_mind_what_is_added_or_described(model: type[BaseEvent]) -> None:
+    assert changes(model) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        (SoldWithText, "id was {'type': 'integer'} and is {'type': 'string'}"),
+        (SoldWithoutNote, "note is gone"),
+        (SoldWithoutAmount, "lines[].amount is gone"),
+    ],
+)
+def test_readers_mind_what_is_changed_or_gone(model: type[BaseEvent], change: str) -> None:
+    assert changes(model) == [change]
+
+
+def test_readers_mind_what_may_be_missing() -> None:
+    old = {"properties": {"id": {"type": "integer"}}, "required": ["id"]}
+    new = {"properties": {"id": {"type": "integer"}}}
+    assert list(breaking_changes(old, new)) == ["id may be missing"]
+
+
+def test_an_incompatible_change_is_not_exported_over_what_is_there(tmp_path: Path) -> None:
+    export([EventType(Sold)], tmp_path)
+    with pytest.raises(IncompatibleChange, match=r"thing.sold 1.0.0: id was .* version 2.0.0"):
+        export([EventType(SoldWithText)], tmp_path)
+    assert is_exported(EventType(Sold), tmp_path)
+
+
+def test_a_new_minor_version_is_compared_with_those_before(tmp_path: Path) -> None:
+    export([EventType(Sold)], tmp_path)
+    (exported,) = export([EventType(SoldWithMore)], tmp_path)
+    assert exported == tmp_path / "thing.sold.json"
+    assert list(kept_versions("thing.sold", tmp_path)) == ["1.0.0", "1.1.0"]
+    with pytest.raises(IncompatibleChange, match="channel is gone"):
+        check_compatible(EventType(Sold), tmp_path)
+
+
+def test_exporting_keeps_the_samples(tmp_path: Path) -> None:
+    file = tmp_path / "thing.sold.json"
+    file.write_text('{"1.0.0": {"sample": {"id": 7}}}')
+    export([EventType(Sold)], tmp_path)
+    kept = kept_versions("thing.sold", tmp_path)["1.0.0"]
+    assert kept == {"sample": {"id": 7}, "schema": schema_of(EventType(Sold))}
+
+
+def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "thing.sold.json").write_text("{")
+    with pytest.raises(UnreadableFile, match=r"thing.sold.json is not JSON"):
+        export([EventType(Sold)], tmp_path)
+
+
+def test_exporting_again_writes_nothing(tmp_path: Path) -> None:
+    export([EventType(Sold)], tmp_path)
+    assert export([EventType(Sold)], tmp_path) == []
+
+
+def test_topics_are_service_entity_action() -> None:
+    registry = EventRegistry(SERVICE_NAME, wiring.EVENTS)
+    assert f"{SERVICE_NAME}.user.created" in registry.owned_topics()
+
+
+def test_every_subscription_reads_registered_events() -> None:
+    registry = EventRegistry(SERVICE_NAME, wiring.EVENTS)
+    for subscription in wiring.SUBSCRIPTIONS:
+        assert subscription.topics(registry)
+
+
+def test_events_are_keyed_by_the_entity_that_they_are_about() -> None:
+    for entry in wiring.EVENTS:
+        entity = entry.name.split(".")[0]
+        assert entry.model.key_field == f"{entity}_id"
+
+
+def test_every_golden_sample_belongs_to_an_event() -> None:
+    names = {entry.name for entry in wiring.EVENTS}
+    assert {path.stem for path in KEPT.glob("*.json")} == names
+
+
+def test_a_user_of_version_1_has_no_phone() -> None:
+    payload = {"version": "1.0.0", "user_id": 7}
+    assert user_created_2(payload) == {"version": "2.0.0", "user_id": 7, "phone": None}
+
+
+def test_an_upcaster_leaves_its_argument_as_it_was() -> None:
+    payload = {"version": "1.0.0"}
+    user_created_2(payload)
+    assert payload == {"version": "1.0.0"}
+
+
+PLACED_AT = datetime(2025, 3, 1, 9, 32, tzinfo=UTC)
+AT = datetime(2025, 3, 2, 10, tzinfo=UTC)
+PLACED = orders.OrderPlaced(1, 7, (OrderItem("tea", 2, Decimal("3.50")),))
+
+
+@pytest.mark.parametrize(
+    ("history", "published", "status"),
+    [
+        ([PLACED], OrderCreated, "placed"),
+        ([PLACED, orders.OrderPaid(1)], OrderPaid, "paid"),
+        ([PLACED, orders.OrderCancelled(1)], OrderCancelled, "cancelled"),
+    ],
+)
+def test_what_is_published_carries_the_full_state(
+    history: list[OrderEvent], published: type[BaseEvent], status: str
+) -> None:
+    order = fold(history)
+    assert order is not None
+    event = integration_event(history[-1], order, PLACED_AT, AT)
+    assert type(event) is published
+    assert event.model_dump(mode="json", exclude={"event_id", "version"}) == {
+        "timestamp": "2025-03-02T10:00:00Z",
+        "event_type": published.model_fields["event_type"].default,
+        "order_id": 1,
+        "order_version": len(history),
+        "user_id": 7,
+        "status": status,
+        "items": [{"sku": "tea", "quantity": 2, "unit_price": "3.50"}],
+        "total": "7.00",
+        "placed_at": "2025-03-01T09:32:00Z",
+    }
+    assert event.key == "1"
+
+
+def test_every_event_of_the_domain_is_published() -> None:
+    order = fold([PLACED])
+    assert order is not None
+    events: list[OrderEvent] = [PLACED, orders.OrderPaid(1), orders.OrderCancelled(1)]
+    assert {type(event) for event in events} == set(get_args(OrderEvent))
+    for event in events:
+        integration_event(event, order, PLACED_AT, AT)

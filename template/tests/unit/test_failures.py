@@ -1,0 +1,516 @@
+"""Retries, overload and dead letters, without a broker."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from aiokafka import ConsumerRecord
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.kafka import codec as names
+from app.kafka.codec import Header, header
+from app.kafka.dlq import DeadLetter, Filter, dead_letter_topics, newest
+from app.kafka.retry import (
+    ERROR_MESSAGE_LENGTH,
+    Breaker,
+    attempts_so_far,
+    backoff,
+    dead_letter,
+    delay_after,
+    delayed,
+    due_at,
+    replayed,
+    stages,
+)
+from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
+from tests.unit.samples import (
+    EVENT_ID,
+    NAMED_TOPIC,
+    REGISTRY,
+    TOPIC,
+    MeterNamed,
+    MeterRead,
+    body,
+    meter_read,
+    record,
+    utc,
+)
+
+DELAYS = [timedelta(seconds=5), timedelta(minutes=10)]
+ERROR = ValueError("broken")
+
+policies = st.builds(
+    lambda initial, more, multiplier, jitter: RetryPolicy(
+        initial=initial, maximum=initial + more, multiplier=multiplier, jitter=jitter
+    ),
+    st.floats(0, 100),
+    st.floats(0, 1000),
+    st.floats(1, 1000),
+    st.floats(0, 1),
+)
+attempts = st.integers(1, 10_000)
+chances = st.floats(0, 1, exclude_max=True)
+
+
+async def handle(event: object, uow: object) -> None: ...
+
+
+BILLING = Subscription("billing", {MeterRead: handle}, retry=RetryPolicy(retry_after=DELAYS))
+
+
+@given(policies, attempts, chances)
+def test_a_wait_lies_between_its_share_of_jitter_and_the_maximum(
+    policy: RetryPolicy, attempt: int, chance: float
+) -> None:
+    longest = backoff(policy, attempt, lambda: 0.0)
+    wait = backoff(policy, attempt, lambda: chance)
+
+    assert 0 <= longest * (1 - policy.jitter) <= wait <= longest <= policy.maximum
+
+
+@given(policies, attempts)
+def test_waits_never_shrink_from_one_attempt_to_the_next(policy: RetryPolicy, attempt: int) -> None:
+    assert backoff(policy, attempt, lambda: 0.0) <= backoff(policy, attempt + 1, lambda: 0.0)
+
+
+def test_waits_grow_by_the_multiplier_up_to_the_maximum() -> None:
+    policy = RetryPolicy(initial=0.5, multiplier=2, maximum=3, jitter=0)
+
+    assert [backoff(policy, n) for n in range(1, 6)] == [0.5, 1, 2, 3, 3]
+
+
+def test_jitter_shortens_a_wait_by_a_random_share() -> None:
+    policy = RetryPolicy(initial=1, maximum=1, jitter=0.5)
+
+    assert backoff(policy, 1, lambda: 0.5) == 0.75
+    assert len({backoff(policy, 1) for _ in range(20)}) > 1
+
+
+def test_a_failing_message_passes_its_delays_in_order_and_then_has_none_left() -> None:
+    topic, first, second = stages(BILLING, TOPIC)
+
+    assert delay_after(BILLING, TOPIC, topic) == DELAYS[0]
+    assert delay_after(BILLING, TOPIC, first) == DELAYS[1]
+    assert delay_after(BILLING, TOPIC, second) is None
+
+
+def test_a_replayed_message_begins_with_the_first_delay() -> None:
+    assert delay_after(BILLING, TOPIC, f"{TOPIC}.billing.replay") == DELAYS[0]
+
+
+def test_without_delays_a_message_goes_to_the_dead_letters_at_once() -> None:
+    assert delay_after(Subscription("billing", {MeterRead: handle}), TOPIC, TOPIC) is None
+
+
+def test_a_delayed_message_is_due_after_the_delay() -> None:
+    before = datetime.now(UTC)
+    message = delayed(record(), BILLING, TOPIC, DELAYS[0], 3, ERROR)
+    due = due_at(record(topic=message.topic, headers=message.headers))
+
+    assert message.topic == f"{TOPIC}.billing.retry.5s"
+    assert due is not None
+    assert before + DELAYS[0] <= due <= datetime.now(UTC) + DELAYS[0]
+
+
+def test_a_dead_letter_keeps_key_bytes_and_foreign_headers_and_tells_its_story() -> None:
+    headers: list[Header] = [("ce_id", b"1"), ("raw", b"\xff\x00"), ("empty", None)]
+    failed = record(b"\xff", b"\xfe", partition=2, offset=7, headers=headers)
+
+    message = dead_letter(failed, BILLING, TOPIC, 3, ERROR)
+
+    assert message.topic == f"{TOPIC}.billing.dlq"
+    assert (message.key, message.value) == (b"\xfe", b"\xff")
+    assert message.headers[:3] == tuple(headers)
+    told = {name: header(message.headers, name) for name, _ in message.headers}
+    assert told[names.CONSUMER] == "billing"
+    assert told[names.ORIGIN_TOPIC] == TOPIC
+    assert told[names.ORIGIN_PARTITION] == "2"
+    assert told[names.ORIGIN_OFFSET] == "7"
+    assert told[names.ORIGIN_TIMESTAMP] == str(failed.timestamp)
+    assert told[names.ATTEMPTS] == "3"
+    assert told[names.ERROR_TYPE] == "ValueError"
+    assert told[names.ERROR_MESSAGE] == "broken"
+    assert told[names.FIRST_FAILED_AT] == told[names.LAST_FAILED_AT]
+    assert message.size > 0
+
+
+def test_a_message_that_kafka_had_taken_once_is_marked_as_forwarded() -> None:
+    assert dead_letter(record(), BILLING, TOPIC, 1, ERROR).forwarded
+    assert delayed(record(), BILLING, TOPIC, DELAYS[0], 1, ERROR).forwarded
+
+
+def test_origin_and_first_failure_survive_every_further_stage() -> None:
+    message = delayed(record(offset=7), BILLING, TOPIC, DELAYS[0], 3, ERROR)
+    again = record(topic=message.topic, offset=99, partition=1, headers=message.headers)
+    last = dead_letter(again, BILLING, TOPIC, 4, TypeError("worse"))
+
+    assert header(last.headers, names.ORIGIN_OFFSET) == "7"
+    assert header(last.headers, names.ORIGIN_PARTITION) == "0"
+    first_failed = header(message.headers, names.FIRST_FAILED_AT)
+    assert header(last.headers, names.FIRST_FAILED_AT) == first_failed
+    assert header(last.headers, names.ERROR_TYPE) == "TypeError"
+    assert header(last.headers, names.DUE_AT) is None
+
+
+def test_headers_that_came_with_the_message_do_not_forge_its_origin() -> None:
+    forged: list[Header] = [
+        (names.ORIGIN_TOPIC, b"somewhere"),
+        (names.ORIGIN_OFFSET, b"1"),
+        (names.FIRST_FAILED_AT, b"1970-01-01T00:00:00+00:00"),
+    ]
+    message = dead_letter(record(offset=7, headers=forged), BILLING, TOPIC, 1, ERROR)
+
+    assert header(message.headers, names.ORIGIN_TOPIC) == TOPIC
+    assert header(message.headers, names.ORIGIN_OFFSET) == "7"
+    assert header(message.headers, names.FIRST_FAILED_AT) != "1970-01-01T00:00:00+00:00"
+
+
+def test_lone_surrogates_and_endless_texts_in_an_error_do_not_stop_it() -> None:
+    error = ValueError("\ud800" + "x" * 100_000)
+    message = dead_letter(record(), BILLING, TOPIC, 1, error)
+
+    assert header(message.headers, names.ERROR_MESSAGE) == "?" + "x" * (ERROR_MESSAGE_LENGTH - 1)
+
+
+def test_a_replayed_letter_goes_to_its_consumer_only_with_its_event_and_a_new_count() -> None:
+    letter = dead_letter(record(b"body", headers=[("ce_id", b"1")]), BILLING, TOPIC, 3, ERROR)
+    message = replayed(record(b"body", topic=letter.topic, headers=letter.headers))
+
+    assert message.topic == f"{TOPIC}.billing.replay"
+    assert (message.key, message.value) == (b"m-1", b"body")
+    assert header(message.headers, "ce_id") == "1"
+    assert header(message.headers, names.ATTEMPTS) is None
+    assert header(message.headers, names.REPLAYED_AT) is not None
+
+
+@pytest.mark.parametrize("missing", [names.ORIGIN_TOPIC, names.CONSUMER])
+def test_a_letter_that_does_not_say_where_it_came_from_cannot_be_replayed(missing: str) -> None:
+    letter = dead_letter(record(), BILLING, TOPIC, 3, ERROR)
+    headers = [h for h in letter.headers if h[0] != missing]
+
+    with pytest.raises(ValueError, match="no dead letter of this service"):
+        replayed(record(topic=letter.topic, headers=headers))
+
+
+@pytest.mark.parametrize("value", [b"0", b"", b"-3", b"x", b"\xff", b"9" * 5000, None])
+def test_an_attempts_header_that_no_consumer_wrote_counts_as_none(value: bytes | None) -> None:
+    assert attempts_so_far(record(headers=[(names.ATTEMPTS, value)])) == 0
+
+
+def test_attempts_are_counted_over_all_topics() -> None:
+    assert attempts_so_far(record()) == 0
+    assert attempts_so_far(record(headers=[(names.ATTEMPTS, b"12")])) == 12
+
+
+@pytest.mark.parametrize("topic", [TOPIC, f"{TOPIC}.billing.replay", f"{TOPIC}.billing.dlq"])
+def test_a_due_at_header_holds_messages_on_delay_topics_only(topic: str) -> None:
+    far: list[Header] = [(names.DUE_AT, b"9999-12-31T23:59:59+00:00")]
+
+    assert due_at(record(topic=topic, headers=far)) is None
+    assert due_at(record(topic=f"{TOPIC}.billing.retry.5s", headers=far)) is not None
+
+
+@pytest.mark.parametrize("value", [b"", b"soon", b"\xff", b"99999-01-01T00:00:00", None])
+def test_a_due_at_that_is_no_time_does_not_delay(value: bytes | None) -> None:
+    delay_topic = f"{TOPIC}.billing.retry.5s"
+
+    assert due_at(record(topic=delay_topic, headers=[(names.DUE_AT, value)])) is None
+
+
+def test_a_due_at_without_a_zone_is_utc() -> None:
+    headers: list[Header] = [(names.DUE_AT, b"2024-05-01T12:00:00")]
+
+    due = due_at(record(topic=f"{TOPIC}.billing.retry.5s", headers=headers))
+    assert due == datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+POLICY = OverloadPolicy(window=4, threshold=0.5, probe_initial=1, probe_maximum=8)
+
+
+def opened() -> Breaker:
+    breaker = Breaker(POLICY)
+    for _ in range(POLICY.window):
+        breaker.failed(ERROR)
+    assert breaker.is_open
+    return breaker
+
+
+def test_a_few_failures_do_not_open_it() -> None:
+    breaker = Breaker(POLICY)
+
+    assert [breaker.failed(ERROR) for _ in range(POLICY.window - 1)] == [False] * 3
+    assert not breaker.is_open
+
+
+def test_it_opens_when_the_threshold_is_reached() -> None:
+    breaker = Breaker(POLICY)
+    breaker.succeeded(2)
+
+    assert not breaker.failed(ERROR)
+    assert breaker.failed(ERROR)
+    assert breaker.is_open
+    assert breaker.share_failed == 0.5
+
+
+def test_successes_push_old_failures_out_of_the_window() -> None:
+    breaker = Breaker(POLICY)
+    for _ in range(3):
+        breaker.failed(ERROR)
+    breaker.succeeded(1_000_000)
+
+    assert breaker.share_failed == 0
+
+
+def test_only_the_failure_that_opens_it_says_so() -> None:
+    assert not opened().failed(ERROR)
+
+
+def test_the_first_success_closes_it_and_forgets_the_failures() -> None:
+    breaker = opened()
+
+    assert breaker.succeeded()
+    assert not breaker.is_open
+    assert not breaker.failed(ERROR)
+
+
+def test_a_success_while_it_is_closed_closes_nothing() -> None:
+    assert not Breaker(POLICY).succeeded()
+
+
+def test_it_tells_the_last_error() -> None:
+    assert opened().last_error == "ValueError: broken"
+
+
+def test_probes_come_ever_later_up_to_the_maximum() -> None:
+    breaker = opened()
+
+    assert [breaker.probe_wait() for _ in range(6)] == [1, 2, 4, 8, 8, 8]
+
+
+def test_probes_begin_anew_when_it_opens_again() -> None:
+    breaker = opened()
+    breaker.probe_wait()
+    breaker.probe_wait()
+    breaker.succeeded()
+    for _ in range(POLICY.window):
+        breaker.failed(ERROR)
+
+    assert breaker.probe_wait() == 1
+
+
+def test_thousands_of_probes_do_not_overflow() -> None:
+    breaker = opened()
+
+    assert max(breaker.probe_wait() for _ in range(3000)) == 8
+
+
+@given(
+    st.integers(1, 30),
+    st.floats(0.01, 1),
+    st.lists(st.one_of(st.none(), st.integers(1, 50)), max_size=80),
+)
+def test_it_is_open_exactly_from_a_full_failing_window_to_the_next_success(
+    window: int, threshold: float, outcomes: list[int | None]
+) -> None:
+    breaker = Breaker(OverloadPolicy(window=window, threshold=threshold))
+    history: list[bool] = []  # what happened since it last closed; True is a failure
+    is_open = False
+    for successes in outcomes:
+        if successes is None:
+            history.append(True)
+            last = history[-window:]
+            is_open = is_open or (len(last) == window and sum(last) / window >= threshold)
+            breaker.failed(ERROR)
+        else:
+            history = [] if is_open else history + [False] * successes
+            is_open = False
+            breaker.succeeded(successes)
+        assert breaker.is_open == is_open
+
+
+OTHER_ID = UUID(int=7)
+
+
+PLAIN_BILLING = Subscription("billing", {MeterRead: handle})
+NAMES = Subscription("names", {MeterRead: handle, MeterNamed: handle})
+
+
+def letter_of(failed: ConsumerRecord, offset: int, attempts: int = 3) -> DeadLetter:
+    """The dead letter that `failed` becomes, as it is read at `offset`."""
+    message = dead_letter(failed, PLAIN_BILLING, TOPIC, attempts, ValueError("broken"))
+    return DeadLetter.of(
+        record(
+            message.value,
+            message.key,
+            topic=message.topic,
+            offset=offset,
+            timestamp=failed.timestamp + offset,
+            headers=message.headers,
+        )
+    )
+
+
+def failed_again(letter: DeadLetter, offset: int) -> DeadLetter:
+    """The dead letter that `letter` becomes when it is replayed and fails once more."""
+    message = replayed(letter.record)
+    return letter_of(
+        record(message.value, message.key, topic=message.topic, headers=message.headers), offset
+    )
+
+
+def raw(*headers: Header, value: bytes | None = b"{}", key: bytes | None = b"k") -> DeadLetter:
+    return DeadLetter.of(record(value, key, topic=f"{TOPIC}.billing.dlq", headers=headers))
+
+
+# Reading
+
+
+def test_a_dead_letter_tells_its_way() -> None:
+    letter = letter_of(record(partition=2, offset=7), offset=1)
+
+    assert letter.id == f"{TOPIC}.billing.dlq:0:1"
+    assert letter.identity == ("billing", TOPIC, 2, 7)
+    assert (letter.attempts, letter.error_type, letter.error_message) == (3, "ValueError", "broken")
+    assert letter.first_failed_at is not None
+    assert letter.first_failed_at == letter.last_failed_at
+    assert letter.first_failed_at.tzinfo is not None
+
+
+def test_what_has_no_headers_can_still_be_looked_at() -> None:
+    letter = raw(key=None, value=None)
+
+    assert letter.identity == ("", "", 0, 0)
+    assert (letter.attempts, letter.error_type, letter.key) == (0, "", "")
+    assert letter.last_failed_at is None
+    assert letter.event_id is None
+
+
+@pytest.mark.parametrize("value", [None, b"", b"\xff", b"-1", b"many", b"9" * 5000])
+def test_headers_that_are_no_numbers_read_as_zero(value: bytes | None) -> None:
+    letter = raw(
+        (names.ATTEMPTS, value), (names.ORIGIN_OFFSET, value), (names.ORIGIN_PARTITION, value)
+    )
+
+    assert (letter.attempts, letter.origin_offset, letter.origin_partition) == (0, 0, 0)
+
+
+def test_a_key_that_is_no_utf_8_is_shown_as_well_as_can_be() -> None:
+    assert raw(key=b"k\xff").key == "k\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("value", "ce_id", "expected"),
+    [
+        (body(meter_read(event_id=EVENT_ID)), str(OTHER_ID), EVENT_ID),
+        (b'{"event_id": "nonsense"}', str(OTHER_ID), OTHER_ID),
+        (b'{"event_id": 5}', str(OTHER_ID), OTHER_ID),
+        (b"{}", str(OTHER_ID), OTHER_ID),
+        (b"not json", str(OTHER_ID), OTHER_ID),
+        (b"[" * 100_000, str(OTHER_ID), OTHER_ID),
+        (b"\xff", "nonsense", None),
+        (None, "", None),
+    ],
+)
+def test_the_event_id_is_that_of_the_body_or_else_of_the_header(
+    value: bytes | None, ce_id: str, expected: UUID | None
+) -> None:
+    assert raw((names.CE_ID, ce_id.encode()), value=value).event_id == expected
+
+
+# Choosing
+
+
+def test_a_filter_without_conditions_takes_everything() -> None:
+    assert Filter().matches(raw())
+    assert Filter().matches(letter_of(record(), offset=0))
+
+
+@pytest.mark.parametrize(
+    ("matching", "other"),
+    [
+        (Filter(consumer="billing"), Filter(consumer="names")),
+        (Filter(topic=TOPIC), Filter(topic=NAMED_TOPIC)),
+        (Filter(error_type="ValueError"), Filter(error_type="KeyError")),
+        (Filter(key="m-1"), Filter(key="m-2")),
+    ],
+)
+def test_a_filter_restricts_to_what_it_names(matching: Filter, other: Filter) -> None:
+    letter = letter_of(record(key=b"m-1"), offset=0)
+
+    assert matching.matches(letter)
+    assert not other.matches(letter)
+
+
+def test_all_conditions_of_a_filter_must_hold() -> None:
+    assert not Filter(consumer="billing", key="m-2").matches(letter_of(record(), offset=0))
+
+
+@pytest.mark.parametrize("written", ["2024-05-01T12:00:00+00:00", "2024-05-01T12:00:00"])
+def test_a_period_takes_its_beginning_and_not_its_end(written: str) -> None:
+    letter = raw((names.LAST_FAILED_AT, written.encode()))
+
+    assert Filter(since=utc(12)).matches(letter)
+    assert not Filter(since=utc(13)).matches(letter)
+    assert Filter(until=utc(13)).matches(letter)
+    assert not Filter(until=utc(12)).matches(letter)
+
+
+def test_a_letter_without_a_time_is_in_no_period() -> None:
+    assert not Filter(since=datetime.min.replace(tzinfo=UTC)).matches(raw())
+    assert not Filter(until=datetime.max.replace(tzinfo=UTC) - timedelta(1)).matches(raw())
+
+
+def test_only_topics_are_read_in_which_something_can_be_found() -> None:
+    both = [PLAIN_BILLING, NAMES]
+
+    assert dead_letter_topics(both, REGISTRY, Filter()) == [
+        f"{TOPIC}.billing.dlq",
+        f"{TOPIC}.names.dlq",
+        f"{NAMED_TOPIC}.names.dlq",
+    ]
+    assert dead_letter_topics(both, REGISTRY, Filter(consumer="billing")) == [
+        f"{TOPIC}.billing.dlq"
+    ]
+    assert dead_letter_topics(both, REGISTRY, Filter(topic=NAMED_TOPIC)) == [
+        f"{NAMED_TOPIC}.names.dlq"
+    ]
+
+
+# Counting
+
+
+def test_replaying_what_keeps_failing_does_not_double_it() -> None:
+    letters = [letter_of(record(offset=offset), offset) for offset in range(3)]
+    for _ in range(4):
+        letters += [
+            failed_again(letter, len(letters) + n) for n, letter in enumerate(newest(letters))
+        ]
+
+    assert len(letters) == 15
+    assert [letter.origin_offset for letter in newest(letters)] == [0, 1, 2]
+
+
+def test_the_newest_letter_of_a_message_counts() -> None:
+    first = letter_of(record(), offset=0)
+    again = failed_again(first, offset=5)
+
+    assert newest([first, again]) == [again]
+    assert newest([again, first]) == [again]
+
+
+def test_the_newest_letter_counts_when_it_came_back_to_another_partition() -> None:
+    first = letter_of(record(key=None), offset=90)
+    again = raw(*first.record.headers)
+    again.record.partition, again.record.offset = 1, 0
+    again.record.timestamp = first.record.timestamp + 1
+
+    assert newest([first, again]) == [again]
+
+
+def test_letters_without_an_origin_are_each_counted() -> None:
+    letters = [
+        DeadLetter.of(record(topic=f"{TOPIC}.billing.dlq", offset=offset)) for offset in range(3)
+    ]
+
+    assert newest(letters) == letters

@@ -1,0 +1,345 @@
+"""The way of a batch through the processor, with an inbox and a producer in memory."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+
+from app.database import DatabaseUnavailable
+from app.kafka import codec as names
+from app.kafka.codec import header
+from app.kafka.errors import PermanentError
+from app.kafka.metrics import ConsumerStatus
+from app.kafka.processing import Processor, Progress
+from app.kafka.producer import FakeProducer
+from app.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscription
+from app.kafka.topics import origins
+from app.unit_of_work import UnitOfWork
+from tests.unit.samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, record
+
+PARTITION = TopicPartition(TOPIC, 0)
+DLQ = f"{TOPIC}.billing.dlq"
+QUICK = RetryPolicy(attempts=3, initial=0, maximum=0)
+# Opens only for a window that no test but those of the breaker fills.
+TOLERANT = OverloadPolicy(window=1000)
+
+
+class World:
+    """A processor of the subscription `billing` and everything that it works with."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        retry: RetryPolicy = QUICK,
+        overload: OverloadPolicy = TOLERANT,
+        concurrency: int = 1,
+        batch: bool = False,
+    ) -> None:
+        subscription = Subscription(
+            "billing",
+            {MeterRead: handler},
+            retry=retry,
+            overload=overload,
+            concurrency=concurrency,
+            batch=batch,
+        )
+        self.units = FakeUnits()
+        self.producer = FakeProducer()
+        self.status = ConsumerStatus("billing")
+        self.processor = Processor(
+            subscription,
+            REGISTRY,
+            origins(subscription, REGISTRY),
+            self.units,  # type: ignore[arg-type]  # a fake in its place
+            self.producer,
+            self.status,
+        )
+
+    async def process(self, *records: ConsumerRecord) -> Progress:
+        batch: dict[TopicPartition, list[ConsumerRecord]] = {}
+        for r in records:
+            batch.setdefault(TopicPartition(r.topic, r.partition), []).append(r)
+        progress = Progress(batch)
+        async with asyncio.timeout(10):
+            await self.processor.process(batch, progress)
+        return progress
+
+    @property
+    def dead(self) -> list[str | None]:
+        """The error types of what was dead-lettered."""
+        return [header(m.headers, names.ERROR_TYPE) for m in self.producer.on(DLQ)]
+
+
+async def apply(event: MeterRead, uow: UnitOfWork) -> None:
+    uow.session.effects.append(event.count)  # type: ignore[attr-defined]  # the fake session's
+
+
+def failing_for(wrong: Callable[[MeterRead], bool], error: Exception) -> Handler:
+    async def handle(event: MeterRead, uow: UnitOfWork) -> None:
+        await apply(event, uow)
+        if wrong(event):
+            raise error
+
+    return handle
+
+
+def records(*events: MeterRead) -> list[ConsumerRecord]:
+    return [record(body(e), e.key.encode(), offset=offset) for offset, e in enumerate(events)]
+
+
+def numbered(count: int) -> list[ConsumerRecord]:
+    return records(*(meter_read(f"m-{n % 3}", n) for n in range(count)))
+
+
+async def test_a_batch_is_one_transaction() -> None:
+    world = World(apply)
+    progress = await world.process(*numbered(5))
+
+    assert world.units.effects == [0, 1, 2, 3, 4]
+    assert world.units.transactions == 1
+    assert progress.committable() == {PARTITION: 5}
+
+
+async def test_what_was_applied_before_changes_nothing() -> None:
+    world = World(apply)
+    batch = numbered(3)
+    await world.process(*batch)
+    progress = await world.process(*batch)
+
+    assert world.units.effects == [0, 1, 2]
+    assert progress.complete
+
+
+async def test_an_event_twice_in_one_batch_is_applied_once() -> None:
+    world = World(apply)
+    event = meter_read(count=7)
+    progress = await world.process(*records(event, event))
+
+    assert world.units.effects == [7]
+    assert progress.complete
+
+
+async def test_a_batch_handler_takes_the_new_events_at_once() -> None:
+    calls: list[list[int]] = []
+
+    async def handle(events: list[MeterRead], uow: UnitOfWork) -> None:
+        calls.append([event.count for event in events])
+
+    world = World(handle, batch=True)
+    await world.process(*numbered(4))
+
+    assert calls == [[0, 1, 2, 3]]
+
+
+async def test_one_bad_message_leaves_nothing_and_the_others_are_applied_once() -> None:
+    world = World(failing_for(lambda event: event.count == 2, ValueError("broken")))
+    progress = await world.process(*numbered(5))
+
+    assert world.units.effects == [0, 1, 3, 4]
+    assert world.dead == ["ValueError"]
+    assert header(world.producer.on(DLQ)[0].headers, names.ATTEMPTS) == "3"
+    assert progress.complete
+
+
+async def test_a_handler_that_fails_twice_is_tried_a_third_time() -> None:
+    failures = [ValueError("once"), ValueError("twice")]
+
+    async def handle(event: MeterRead, uow: UnitOfWork) -> None:
+        await apply(event, uow)
+        if failures:
+            raise failures.pop()
+
+    world = World(handle)
+    await world.process(*numbered(1))
+
+    assert world.units.effects == [0]
+    assert world.dead == []
+
+
+@pytest.mark.parametrize(
+    ("error", "policy"),
+    [
+        (PermanentError("never"), QUICK),
+        (KeyError("never"), RetryPolicy(attempts=3, initial=0, permanent=(KeyError,))),
+    ],
+)
+async def test_a_permanent_error_is_not_tried_again(error: Exception, policy: RetryPolicy) -> None:
+    world = World(failing_for(lambda _: True, error), retry=policy)
+    await world.process(*numbered(1))
+
+    assert world.dead == [type(error).__name__]
+    assert world.units.transactions == 1
+
+
+async def test_an_exhausted_message_takes_its_delays_and_then_the_dead_letters() -> None:
+    policy = RetryPolicy(attempts=2, initial=0, retry_after=[timedelta(seconds=5)])
+    world = World(failing_for(lambda _: True, ValueError("broken")), retry=policy)
+    await world.process(*numbered(1))
+
+    (waiting,) = world.producer.on(f"{TOPIC}.billing.retry.5s")
+    await world.process(
+        record(waiting.value, waiting.key, topic=waiting.topic, headers=waiting.headers)
+    )
+
+    (dead,) = world.producer.on(DLQ)
+    assert header(dead.headers, names.ATTEMPTS) == "3"
+    assert header(dead.headers, names.ORIGIN_TOPIC) == TOPIC
+
+
+ODD_HEADERS: list[tuple[str, bytes | None]] = [
+    ("null", None),
+    ("bytes", b"\xff\xfe"),
+    (names.ATTEMPTS, b"9" * 5000),
+    (names.DUE_AT, b"9999-12-31T23:59:59+00:00"),
+    (names.CORRELATION_ID, b"\xff\n"),
+    (names.TRACEPARENT, None),
+]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"count": NaN}',
+        json.dumps({"version": "9" * 5000 + ".0.0"}).encode(),
+        b'{"meter_id": "\\ud800"}',
+    ],
+)
+async def test_poison_of_any_kind_is_dead_lettered_with_its_bytes_and_the_others_go_on(
+    value: bytes | None,
+) -> None:
+    world = World(apply)
+    poison = record(value, b"\xff", offset=3, headers=ODD_HEADERS)
+    progress = await world.process(*numbered(3), poison)
+
+    assert world.units.effects == [0, 1, 2]
+    (dead,) = world.producer.on(DLQ)
+    assert (dead.key, dead.value) == (b"\xff", value)
+    assert ("null", None) in dead.headers
+    assert ("bytes", b"\xff\xfe") in dead.headers
+    assert header(dead.headers, names.ATTEMPTS) == "1"
+    assert progress.complete
+
+
+async def test_odd_headers_do_not_keep_a_good_event_from_being_applied() -> None:
+    world = World(apply)
+    progress = await world.process(record(body(meter_read(count=4)), headers=ODD_HEADERS))
+
+    assert world.units.effects == [4]
+    assert progress.complete
+
+
+async def test_an_error_that_utf_8_cannot_hold_is_dead_lettered_all_the_same() -> None:
+    world = World(failing_for(lambda _: True, PermanentError("\ud800 broken")))
+    await world.process(*numbered(1))
+
+    (dead,) = world.producer.on(DLQ)
+    assert header(dead.headers, names.ERROR_MESSAGE) == "? broken"
+
+
+async def test_an_absent_database_is_waited_for_and_counts_no_attempt() -> None:
+    world = World(apply, retry=RetryPolicy(attempts=1))
+    world.units.failures = [DatabaseUnavailable("away"), DatabaseUnavailable("away")]
+    progress = await world.process(*numbered(1))
+
+    assert world.units.effects == [0]
+    assert world.dead == []
+    assert world.status.trouble is None
+    assert progress.complete
+
+
+async def test_a_dead_letter_that_kafka_does_not_take_leaves_the_message_undone() -> None:
+    world = World(failing_for(lambda _: True, PermanentError("never")))
+    world.producer.available = False
+    asyncio.get_running_loop().call_later(0.2, world.status.draining.set)
+    progress = await world.process(*numbered(1))
+
+    assert progress.committable() == {}
+    assert world.status.trouble is not None
+    assert "BrokerUnavailable" in world.status.trouble
+
+
+async def test_nothing_begins_once_the_consumer_drains() -> None:
+    world = World(apply)
+    world.status.draining.set()
+    progress = await world.process(*numbered(3))
+
+    assert world.units.transactions == 0
+    assert progress.committable() == {}
+    assert progress.first_undone() == {PARTITION: 0}
+
+
+async def test_lanes_keep_the_order_of_each_key() -> None:
+    seen: dict[str, list[int]] = {}
+
+    async def handle(event: MeterRead, uow: UnitOfWork) -> None:
+        await asyncio.sleep(0)
+        seen.setdefault(event.meter_id, []).append(event.count)
+
+    world = World(handle, concurrency=3)
+    progress = await world.process(*numbered(30))
+
+    assert world.units.transactions > 1
+    assert all(counts == sorted(counts) for counts in seen.values())
+    assert sum(map(len, seen.values())) == 30
+    assert progress.complete
+
+
+SENSITIVE = OverloadPolicy(window=3, probe_initial=0, probe_maximum=0, probes=4)
+
+
+async def test_when_most_messages_fail_the_topic_is_not_emptied_into_the_dead_letters() -> None:
+    world = World(
+        failing_for(lambda _: True, ValueError("broken")),
+        overload=OverloadPolicy(window=3, probe_initial=30),
+    )
+    asyncio.get_running_loop().call_later(0.3, world.status.draining.set)
+    progress = await world.process(*numbered(20))
+
+    assert len(world.dead) == 2
+    assert world.status.overload is not None
+    assert "100% of the last 3 messages failed" in world.status.overload
+    assert progress.committable() == {PARTITION: 2}
+
+
+async def test_a_probe_that_passes_resumes_the_subscription() -> None:
+    broken = [True]
+
+    async def handle(event: MeterRead, uow: UnitOfWork) -> None:
+        if event.count == 2 and world.status.overload is not None:
+            broken.clear()  # mended while it was probed
+        if broken:
+            raise PermanentError("broken")
+        await apply(event, uow)
+
+    world = World(handle, overload=SENSITIVE)
+    progress = await world.process(*numbered(6))
+
+    assert world.status.overload is None
+    assert len(world.dead) == 2
+    assert world.units.effects == [2, 3, 4, 5]
+    assert progress.complete
+
+
+async def test_a_message_that_fails_all_its_probes_is_given_up() -> None:
+    world = World(failing_for(lambda _: True, ValueError("broken")), overload=SENSITIVE)
+    progress = await world.process(*numbered(4))
+
+    assert len(world.dead) == 4
+    assert progress.complete
+
+
+async def test_undecodable_messages_open_the_breaker_too() -> None:
+    world = World(apply, overload=SENSITIVE)
+    progress = await world.process(*(record(b"no", offset=n) for n in range(5)))
+
+    assert world.status.overload is not None
+    assert len(world.dead) == 5
+    assert progress.complete

@@ -1,0 +1,244 @@
+"""Names of topics, and what the broker has of them."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import NewTopic
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.kafka.admin import State, TopicAdmin, TopicCreationFailed
+from app.kafka.event import TOPIC_MAX_LENGTH, EventRegistry, EventType
+from app.kafka.settings import KafkaSettings
+from app.kafka.subscription import RetryPolicy, Subscription
+from app.kafka.topics import (
+    Topic,
+    dead_letter_topic,
+    format_delay,
+    forwarded_limit,
+    is_delay_topic,
+    is_replay_topic,
+    origins,
+    replay_topic,
+    retry_topic,
+    wanted,
+)
+from tests.unit.samples import REGISTRY, TOPIC, MeterNamed, MeterRead
+
+SETTINGS = KafkaSettings(
+    kafka_topic_partitions=6,
+    kafka_topic_replication_factor=2,
+    kafka_topic_retention_hours=48,
+    kafka_dlq_retention_hours=100,
+    _env_file=None,
+)
+DELAYS = [timedelta(seconds=5), timedelta(minutes=10)]
+
+seconds = st.integers(1, 10**7).map(lambda n: timedelta(seconds=n))
+
+
+async def handle(event: object, uow: object) -> None: ...
+
+
+BILLING = Subscription("billing", {MeterRead: handle}, retry=RetryPolicy(retry_after=DELAYS))
+
+
+@pytest.mark.parametrize(
+    ("delay", "text"),
+    [
+        (timedelta(seconds=5), "5s"),
+        (timedelta(seconds=90), "90s"),
+        (timedelta(minutes=10), "10m"),
+        (timedelta(minutes=60), "1h"),
+        (timedelta(days=1), "24h"),
+    ],
+)
+def test_a_delay_is_written_in_its_largest_whole_unit(delay: timedelta, text: str) -> None:
+    assert format_delay(delay) == text
+
+
+@given(seconds, seconds)
+def test_different_delays_have_different_topics(one: timedelta, other: timedelta) -> None:
+    same_topic = retry_topic(TOPIC, "billing", one) == retry_topic(TOPIC, "billing", other)
+
+    assert same_topic == (one == other)
+
+
+def test_delay_topics_are_told_from_all_others() -> None:
+    assert is_delay_topic(retry_topic(TOPIC, "billing", DELAYS[0]))
+    assert is_delay_topic(retry_topic("shop.retry.read", "retry", DELAYS[0]))
+    for topic in (
+        TOPIC,
+        "shop.retry.read",
+        "shop.meter.retry",
+        replay_topic(TOPIC, "billing"),
+        dead_letter_topic(TOPIC, "billing"),
+        dead_letter_topic("shop.retry.read", "retry"),
+        dead_letter_topic(TOPIC, "retry"),
+        replay_topic(TOPIC, "retry"),
+    ):
+        assert not is_delay_topic(topic), topic
+
+
+def test_replay_topics_are_told_from_all_others() -> None:
+    assert is_replay_topic(replay_topic(TOPIC, "billing"))
+    for topic in (
+        TOPIC,
+        "shop.meter.replay",
+        dead_letter_topic(TOPIC, "replay"),
+        retry_topic(TOPIC, "replay", DELAYS[0]),
+    ):
+        assert not is_replay_topic(topic), topic
+
+
+def test_a_name_that_kafka_would_refuse_is_refused_here() -> None:
+    with pytest.raises(ValueError, match="longer than 249"):
+        dead_letter_topic("a.b." + "c" * (TOPIC_MAX_LENGTH - 4), "billing")
+
+
+def test_a_subscription_reads_its_topics_its_replays_and_its_delays_and_knows_where_from() -> None:
+    assert origins(BILLING, REGISTRY) == {
+        TOPIC: TOPIC,
+        f"{TOPIC}.billing.replay": TOPIC,
+        f"{TOPIC}.billing.retry.5s": TOPIC,
+        f"{TOPIC}.billing.retry.10m": TOPIC,
+    }
+
+
+def test_the_service_wants_its_events_and_every_topic_that_its_consumers_write_to() -> None:
+    names = [topic.name for topic in wanted(SETTINGS, REGISTRY, [BILLING])]
+
+    assert names == [
+        TOPIC,
+        "shop.meter.named",
+        f"{TOPIC}.billing.dlq",
+        f"{TOPIC}.billing.replay",
+        f"{TOPIC}.billing.retry.5s",
+        f"{TOPIC}.billing.retry.10m",
+    ]
+
+
+def test_everything_that_a_consumer_reads_or_writes_is_wanted() -> None:
+    names = {topic.name for topic in wanted(SETTINGS, REGISTRY, [BILLING])}
+
+    assert set(origins(BILLING, REGISTRY)) <= names
+    assert len(names) == len(wanted(SETTINGS, REGISTRY, [BILLING]))
+
+
+def test_a_topic_of_another_service_is_not_wanted_but_its_failures_are() -> None:
+    registry = EventRegistry("accounts", [EventType(MeterRead, service="shop")])
+    names = [topic.name for topic in wanted(SETTINGS, registry, [BILLING])]
+
+    assert TOPIC not in names
+    assert f"{TOPIC}.billing.dlq" in names
+
+
+def test_topics_have_the_settings_of_the_service() -> None:
+    by_name = {topic.name: topic for topic in wanted(SETTINGS, REGISTRY, [BILLING])}
+
+    assert {(t.partitions, t.replication_factor) for t in by_name.values()} == {(6, 2)}
+    assert by_name[TOPIC].config == {"retention.ms": str(48 * 3_600_000)}
+    assert by_name[f"{TOPIC}.billing.dlq"].config["retention.ms"] == str(100 * 3_600_000)
+
+
+def test_a_message_of_the_largest_size_still_fits_when_it_is_forwarded() -> None:
+    limit = forwarded_limit(SETTINGS)
+    assert limit > SETTINGS.kafka_max_message_bytes
+
+    for topic in wanted(SETTINGS, REGISTRY, [BILLING]):
+        if topic.name not in REGISTRY.owned_topics():
+            assert topic.config["max.message.bytes"] == str(limit)
+
+
+def test_an_unregistered_event_is_found_when_topics_are_listed() -> None:
+    other = EventRegistry("shop", [EventType(MeterRead)])
+
+    with pytest.raises(LookupError, match="MeterNamed"):
+        wanted(SETTINGS, other, [Subscription("names", {MeterNamed: handle})])
+
+
+WANTED = [Topic("a", 3, 1), Topic("b", 3, 1, {"retention.ms": "5"}), Topic("c", 3, 1)]
+
+
+class FakeAdminClient:
+    """Topics in memory; `refused` maps a topic to the broker's error code."""
+
+    controller = 1
+
+    def __init__(self, partitions: dict[str, int], refused: dict[str, int] | None = None) -> None:
+        self.partitions = partitions
+        self.refused = refused or {}
+        self.created: list[NewTopic] = []
+        self.described: list[str] = []
+
+    async def list_topics(self) -> list[str]:
+        return list(self.partitions)
+
+    async def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
+        self.described += names
+        return [
+            {"topic": name, "partitions": [{"partition": n} for n in range(count)]}
+            for name in names
+            if (count := self.partitions.get(name)) is not None
+        ]
+
+    async def describe_cluster(self) -> dict[str, Any]:
+        return {"controller_id": self.controller, "brokers": [{"node_id": 1}]}
+
+    async def create_topics(self, topics: list[NewTopic]) -> Any:
+        self.created += topics
+        errors = [(topic.name, self.refused.get(topic.name, 0), "") for topic in topics]
+        return type("Answer", (), {"topic_errors": errors})()
+
+
+async def test_wanted_topics_are_compared_with_what_is_there() -> None:
+    states = await TopicAdmin(FakeAdminClient({"a": 3, "b": 1, "other": 9})).compare(WANTED)
+
+    assert [state.state for state in states] == [State.PRESENT, State.DIFFERENT, State.MISSING]
+    assert states[1].detail == "1 partitions, the settings say 3"
+
+
+async def test_only_missing_topics_are_made_with_their_settings() -> None:
+    client = FakeAdminClient({"a": 3})
+
+    assert await TopicAdmin(client).create(WANTED) == ["b", "c"]
+    (topic, _) = client.created
+    assert (topic.name, topic.num_partitions, topic.replication_factor) == ("b", 3, 1)
+    assert topic.topic_configs == {"retention.ms": "5"}
+
+
+async def test_nothing_is_asked_for_when_all_topics_are_there() -> None:
+    client = FakeAdminClient({"a": 3, "b": 3, "c": 3})
+
+    assert await TopicAdmin(client).create(WANTED) == []
+    assert client.created == []
+
+
+async def test_a_mock_broker_makes_the_topics_that_it_is_asked_for() -> None:
+    client = FakeAdminClient({"a": 3})
+    client.controller = -1
+
+    assert await TopicAdmin(client).create(WANTED) == ["b", "c"]
+    assert client.created == []
+    assert client.described[-2:] == ["b", "c"]
+
+
+async def test_topics_that_do_not_exist_have_no_partitions() -> None:
+    admin = TopicAdmin(FakeAdminClient({"a": 2}))
+
+    assert await admin.partitions(["a", "b"]) == [TopicPartition("a", 0), TopicPartition("a", 1)]
+
+
+async def test_topics_that_the_broker_refuses_are_named_with_its_reason() -> None:
+    client = FakeAdminClient({}, refused={"b": 38})
+
+    with pytest.raises(TopicCreationFailed, match="b: InvalidReplicationFactorError"):
+        await TopicAdmin(client).create(WANTED)
+
+
+async def test_a_topic_that_somebody_else_made_meanwhile_is_as_good_as_made() -> None:
+    client = FakeAdminClient({}, refused={"b": 36})
+
+    assert await TopicAdmin(client).create(WANTED) == ["a", "b", "c"]
