@@ -86,7 +86,8 @@ def drills(session: nox.Session) -> None:
     """Break a running service from outside and compare (-- -k kill: one; -- --module cqrs)."""
     install(session)
     service = Path(session.create_tmp()) / "drill-service"
-    chosen = [session.posargs] if session.posargs else [[], ["--module", "outbox"]]
+    read_side = ["--module", "outbox", "--module", "cqrs", "-k", "read_side"]
+    chosen = [session.posargs] if session.posargs else [[], ["--module", "outbox"], read_side]
     for options in chosen:
         session.run("python", "-m", "tests.drills", str(service), *options)
 

@@ -2,7 +2,8 @@
 
 python -m tests.drills PATH [--module MODULE] [--without GUARD] [pytest options]
 
-With `--module` the service has that module, and the drills are those in `test_<module>_*.py`.
+With `--module` the service has that module, and the drills are those in `test_<module>_*.py`; with
+several, those of the last one.
 """
 
 import argparse
@@ -103,7 +104,7 @@ def is_for(file: str, modules: Sequence[str]) -> bool:
     if file == "test_service.py":  # the service as it is shipped, whatever is in it
         return True
     owner = next((module for module in MODULES if file.startswith(f"test_{module}_")), None)
-    return owner in modules if modules else owner is None
+    return owner == (modules[-1] if modules else None)
 
 
 def patch(service: Path, file: str, old: str, new: str) -> None:

@@ -129,6 +129,10 @@ class Bench:
         """Start `app relay`, in a service with the outbox."""
         return self._process("relay", name, {})
 
+    def replacement(self, dead: Process, name: str) -> Process:
+        """Start another process of the role of `dead`."""
+        return self._process(dead.role, name, {})
+
     def _process(self, role: str, name: str, environment: dict[str, str]) -> Process:
         process = Process(role, name, {**self.environment, **environment}, self.folder)
         self.processes.append(process)

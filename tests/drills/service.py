@@ -29,6 +29,7 @@ class Process:
     """`app api` or `app worker` with a port and a log of its own."""
 
     def __init__(self, role: str, name: str, environment: Mapping[str, str], folder: Path) -> None:
+        self.role = role
         self.name = name
         self.log = folder / f"{name}.log"
         self.port = free_port()
