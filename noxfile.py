@@ -65,7 +65,7 @@ def tests(session: nox.Session) -> None:
     """Every variant renders cleanly, bad answers are refused, updates work (about a minute)."""
     install(session)
     # What needs a rendered service has sessions of its own.
-    others = ("tests/generated", "tests/launcher", "tests/drills")
+    others = ("tests/generated", "tests/machinery", "tests/drills")
     options = session.posargs or ["-n", "auto", *(f"--ignore={folder}" for folder in others)]
     session.run("pytest", *options)
 

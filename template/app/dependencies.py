@@ -4,17 +4,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.repositories.idempotency import IdempotencyRepository
+from app.idempotency import Idempotency, IdempotencyRepository
 from app.repositories.orders import BindOrderQueries, BindOrders, InventoryRepository
 from app.repositories.users import PostRepository, UserRepository
 from app.runtime import Runtime
-from app.services.idempotency import Idempotency
 from app.services.orders import OrderReads, OrderReadSettings, OrderService
 from app.services.users import PostService, UserService
 from app.unit_of_work import UnitOfWork
+
+# An id outside of the column's range is refused; all others are looked for.
+PathId = Annotated[int, Path(ge=-(2**63), le=2**63 - 1)]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """What a running process consists of. `main.py` makes it; lifespans and dependencies receive it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 
 from app.config import Settings, load
 from app.database import Database, DatabaseSettings
 from app.health import Health
+from app.kafka.consumer import consuming
 from app.kafka.event import EventRegistry
+from app.kafka.inbox import inbox_retention
 from app.kafka.producer import Producer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
@@ -63,3 +66,22 @@ class Runtime(Resources):
 
 Lifespan = Callable[[Runtime], AbstractAsyncContextManager[None]]
 Binding = Callable[[Resources], BindPublisher]
+
+
+@asynccontextmanager
+async def worker(runtime: Runtime) -> AsyncIterator[None]:
+    """The lifespan of the consumers of the service, and of the upkeep of their inbox."""
+    settings = runtime.configuration.kafka
+    keep = timedelta(hours=settings.inbox_retention_hours)
+    async with (
+        inbox_retention(runtime.database.sessions, keep),
+        consuming(
+            runtime.subscriptions,
+            runtime.registry,
+            settings,
+            runtime.units,
+            runtime.producer,
+            runtime.health,
+        ),
+    ):
+        yield

@@ -26,10 +26,14 @@ def test_own_tests(service: Service) -> None:
     service.close_with(service.run("pytest", "-q"))
 
 
-def test_launcher_of_the_embedded_servers(base: Service) -> None:
-    """Its tests start and kill servers: they are the template's to run, not each service's."""
-    folder = str(ROOT / "tests" / "launcher")
-    # Neither this repository's fixtures nor its package `tests` are theirs.
-    apart = ("--confcutdir", folder, "--import-mode", "importlib", "-p", "tests.fixtures.servers")
+def test_machinery(base: Service) -> None:
+    """Tests of what no service changes are the template's to run, not each service's."""
+    folder = str(ROOT / "tests" / "machinery")
+    # This repository's fixtures and its package `tests` are not theirs: those of the service are.
+    apart = ("--confcutdir", folder, "--import-mode", "importlib", "-p", "tests.conftest")
     settings = ("-c", "pyproject.toml", "--rootdir", ".")
     base.close_with(base.run("python", "-m", "pytest", "-q", *settings, *apart, folder))
+
+
+def test_types_of_the_machinery_tests(base: Service) -> None:
+    base.run("mypy", "--config-file", "pyproject.toml", str(ROOT / "tests" / "machinery"))

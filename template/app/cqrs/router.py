@@ -12,10 +12,10 @@ from app.cqrs.schemas import (
     OrderViewPage,
     OrderViewResponse,
 )
-from app.dependencies import OrderAccessDep, RuntimeDep
+from app.dependencies import OrderAccessDep, PathId, RuntimeDep
 from app.domain.orders import OrderStatus
 from app.errors import Unprocessable, responses, with_headers
-from app.routers.orders import PathId, etag
+from app.routers.orders import etag
 from app.schemas import Cursor, Id, Username, encode_cursor
 from app.services.orders import OrderReads
 

@@ -40,6 +40,21 @@ from app.dev.process import (
 _DAYS = "3650"
 
 
+# Everything on stdout, which is the broker's server.log: without a configuration a broker that fails
+# says nothing. Left out are hundreds of lines of settings at each start.
+_LOGGING = """\
+status = error
+appender.stdout.type = Console
+appender.stdout.name = stdout
+appender.stdout.layout.type = PatternLayout
+appender.stdout.layout.pattern = %d{ISO8601} %-5p %c{1}: %m%n%throwable
+rootLogger.level = info
+rootLogger.appenderRef.stdout.ref = stdout
+logger.settings.name = org.apache.kafka.common.config.AbstractConfig
+logger.settings.level = warn
+"""
+
+
 @dataclass(frozen=True)
 class SaslSsl:
     """SASL over TLS for clients: SCRAM-SHA-256, SCRAM-SHA-512 and PLAIN, one user."""
@@ -318,7 +333,8 @@ class KafkaCluster:
     def _java(
         self, broker: "_Broker", flags: Sequence[str], main: str, *arguments: str
     ) -> list[str]:
-        logging = Path(__file__).parent / "log4j2.properties"
+        logging = broker.folder / "log4j2.properties"
+        logging.write_text(_LOGGING)
         return [
             java.java(),
             *java.JVM_FLAGS,

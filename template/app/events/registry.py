@@ -1,8 +1,14 @@
 """Which events there are, and who handles them."""
 
 from app.events.handlers import count_posts, create_profile, reserve_inventory
-from app.events.types import OrderCancelled, OrderCreated, OrderPaid, PostPublished, UserCreated
-from app.events.upcasters import user_created_2
+from app.events.types import (
+    OrderCancelled,
+    OrderCreated,
+    OrderPaid,
+    PostPublished,
+    UserCreated,
+    user_created_2,
+)
 from app.kafka.event import EventType
 from app.kafka.subscription import Subscription
 

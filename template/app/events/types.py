@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from app.kafka.event import VERSION_PATTERN, BaseEvent
+from app.kafka.event import VERSION_PATTERN, BaseEvent, Payload
 
 # What fits the database. A message beyond it can never be handled, so it is refused when decoded.
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
@@ -86,3 +86,8 @@ class OrderCancelled(OrderStateEvent):
     """An order was cancelled."""
 
     event_type: Literal["order.cancelled"] = "order.cancelled"
+
+
+def user_created_2(payload: Payload) -> Payload:
+    """2.0.0 added `phone`, and nobody had been asked for it before."""
+    return {**payload, "version": "2.0.0", "phone": None}

@@ -6,15 +6,21 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
-from app.dependencies import IdempotencyDep, OrderReadsDep, OrderServiceDep
+from app.dependencies import IdempotencyDep, InventoryDep, OrderReadsDep, OrderServiceDep, PathId
 from app.domain.orders import Order, OrderStatus
 from app.errors import PreconditionRequired, responses, with_headers
-from app.repositories.idempotency import Answer
+from app.idempotency import Answer
 from app.repositories.orders import OrderFilter
-from app.schemas import Cursor, Id, OrderCreate, OrderPage, OrderResponse, encode_cursor
-
-# An id outside of the column's range is refused; all others are looked for.
-PathId = Annotated[int, Path(ge=-(2**63), le=2**63 - 1)]
+from app.schemas import (
+    Cursor,
+    Id,
+    InventoryResponse,
+    OrderCreate,
+    OrderPage,
+    OrderResponse,
+    Sku,
+    encode_cursor,
+)
 
 _STRONG_ETAG = re.compile(r'"([1-9][0-9]{0,9})"')
 
@@ -57,6 +63,7 @@ IdempotencyKey = Annotated[
 
 
 router = APIRouter(prefix="/orders", tags=["orders"], responses=responses(422, 500, 503))
+inventory = APIRouter(prefix="/inventory", tags=["inventory"], responses=responses(422, 500, 503))
 
 _MAX_VERSION = 2**31 - 1
 _ETAG = "The order's version"
@@ -154,3 +161,10 @@ def _created(order: Order) -> Answer:
 def _present(order: Order, response: Response) -> OrderResponse:
     response.headers["ETag"] = etag(order.version)
     return OrderResponse.model_validate(order)
+
+
+@inventory.get("/{sku}", summary="Get how many pieces of a SKU are reserved")
+async def get_inventory(sku: Annotated[Sku, Path()], levels: InventoryDep) -> InventoryResponse:
+    """Counted by the consumer of `order.created`. There is no catalogue of SKUs: one that nobody
+    ordered, or whose orders were not consumed yet, has 0 reserved."""
+    return InventoryResponse(sku=sku, reserved=await levels.reserved(sku))

@@ -10,9 +10,8 @@ from sqlalchemy import delete, func, select, text, update
 from structlog.testing import capture_logs
 
 from app.database import Database
-from app.models import IdempotencyKey, User
-from app.repositories.idempotency import Answer, IdempotencyRepository
-from app.services.idempotency import KEEP
+from app.idempotency import KEEP, Answer, IdempotencyKey, IdempotencyRepository
+from app.models import User
 from tests.contract.api import assert_problem, change, new_order, new_user, place, sign_up
 from tests.eventually import eventually
 from tests.integration.conftest import Api, failing_commit, failing_insert, serving

@@ -24,8 +24,7 @@ from app.events.schemas import (
     kept_versions,
     schema_of,
 )
-from app.events.types import OrderCancelled, OrderCreated, OrderPaid
-from app.events.upcasters import user_created_2
+from app.events.types import OrderCancelled, OrderCreated, OrderPaid, user_created_2
 from app.kafka.codec import decode
 from app.kafka.event import VERSION_PATTERN, BaseEvent, EventRegistry, EventType, Payload
 

@@ -1,11 +1,36 @@
+"""Doing a request once, however often it is sent: its key, and the answer that was given."""
+
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import DateTime, Integer, LargeBinary, String, delete, func, select, tuple_, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models import IdempotencyKey
+from app.database import Base
+from app.errors import Unprocessable
+
+
+class IdempotencyKey(Base):
+    """A request that was answered, and its answer.
+
+    The row is inserted before the work and completed after it, in one transaction: others see it
+    with its answer or not at all.
+    """
+
+    __tablename__ = "idempotency_keys"
+
+    scope: Mapped[str] = mapped_column(String(100), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32))
+    status: Mapped[int | None] = mapped_column(Integer)
+    headers: Mapped[dict[str, str] | None] = mapped_column(JSONB)
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), index=True
+    )
 
 
 @dataclass(frozen=True)
@@ -77,3 +102,42 @@ class IdempotencyRepository:
             return None
         fingerprint, status, headers, body = row
         return Answered(fingerprint, Answer(status or 0, headers or {}, body or b""))
+
+
+# How long a request can be repeated. Each new key takes some old ones with it, so the table holds
+# what is kept and no more, with nobody else to look after it.
+KEEP = timedelta(days=1)
+EXPIRED_AT_ONCE = 10
+
+
+class IdempotencyKeyReused(Unprocessable):
+    title = "This Idempotency-Key belongs to another request"
+
+
+class Idempotency:
+    """Keeps answers in the transaction of the work, so that neither exists without the other."""
+
+    def __init__(self, keys: IdempotencyRepository) -> None:
+        self._keys = keys
+
+    async def once(
+        self, scope: str, key: str, fingerprint: bytes, work: Callable[[], Awaitable[Answer]]
+    ) -> Answer:
+        """Do `work`, unless `key` was answered before in `scope`: then that answer.
+
+        Errors are not kept: `work` is done again when it failed. Raises IdempotencyKeyReused when
+        the earlier request was another one, by its fingerprint.
+        """
+        earlier = await self._keys.claim(scope, key, fingerprint)
+        if earlier is None:
+            answer = await work()
+            await self._keys.complete(scope, key, answer)
+            await self._keys.delete_expired(KEEP, EXPIRED_AT_ONCE)
+            return answer
+        if earlier.fingerprint != fingerprint:
+            raise IdempotencyKeyReused(
+                "the Idempotency-Key was sent before with another body: use a new one",
+                pointer="/Idempotency-Key",
+                location="header",
+            )
+        return earlier.answer
