@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Iterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -16,7 +16,7 @@ from app import wiring
 from app.config import Settings
 from app.database import Database
 from app.health import Health
-from app.kafka import publisher
+from app.kafka import admin, consumer, publisher
 from app.kafka.admin import provision, read_to_end, reading
 from app.kafka.codec import Message, encode
 from app.kafka.consumer import Consumer, consuming
@@ -167,6 +167,15 @@ def in_order_by_key(effects: Sequence[tuple[str, int]]) -> bool:
             return False
         last[name] = number
     return True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_waits() -> Iterator[None]:
+    """A consumer that stops ends its last fetch first, and so does a reader at a topic's end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(consumer, "FETCH_WAIT_SECONDS", 0.05)
+        patch.setattr(admin, "POLL_SECONDS", 0.05)
+        yield
 
 
 @pytest.fixture
