@@ -267,10 +267,10 @@ class Silent:
 
 def serve(port: int, roles: str, publisher: str) -> None:
     from app.main import create_app
-    from app.runtime import Resources, Role
+    from app.runtime import Role
     from app.server import listen, run
 
-    def bind_silent(_resources: Resources) -> BindPublisher:
+    def bind_silent(*_resources: object) -> BindPublisher:
         return lambda _session: Silent()
 
     if publisher == "silent":

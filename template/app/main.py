@@ -56,9 +56,12 @@ async def running(
     """Everything that a process with `roles` runs, from the first connection to the last."""
     async with AsyncExitStack() as stack:
         resources = await _resources(stack, configuration, producer)
+        bind = wiring.bind_publisher(
+            configuration.kafka, resources.registry, resources.producer, resources.published
+        )
         runtime = Runtime(
             **vars(resources),
-            units=UnitsOfWork(resources.database.sessions, wiring.bind_publisher(resources)),
+            units=UnitsOfWork(resources.database.sessions, bind),
             subscriptions=wiring.SUBSCRIPTIONS,
         )
         for role, lifespan in wiring.LIFESPANS:

@@ -16,7 +16,7 @@ from app.kafka.inbox import inbox_retention
 from app.kafka.producer import Producer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
-from app.unit_of_work import BindPublisher, UnitsOfWork
+from app.unit_of_work import UnitsOfWork
 
 
 class Role(StrEnum):
@@ -65,7 +65,6 @@ class Runtime(Resources):
 
 
 Lifespan = Callable[[Runtime], AbstractAsyncContextManager[None]]
-Binding = Callable[[Resources], BindPublisher]
 
 
 @asynccontextmanager

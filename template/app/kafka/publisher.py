@@ -17,7 +17,7 @@ from app.kafka.codec import Message, encode
 from app.kafka.errors import BrokerUnavailable, MessageTooLarge
 from app.kafka.event import BaseEvent, EventRegistry
 from app.kafka.producer import Outcome, Producer
-from app.runtime import Resources
+from app.kafka.settings import KafkaSettings
 from app.unit_of_work import BindPublisher
 
 log = structlog.get_logger(__name__)
@@ -104,14 +104,15 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace")
 
 
-def bind(resources: Resources) -> BindPublisher:
+def bind(
+    settings: KafkaSettings, registry: EventRegistry, producer: Producer, _published: asyncio.Event
+) -> BindPublisher:
     """Publishing after commit, for each transaction of a process."""
-    settings = resources.configuration.kafka
 
     def bind_session(_session: AsyncSession) -> DirectPublisher:
         return DirectPublisher(
-            resources.producer,
-            resources.registry,
+            producer,
+            registry,
             settings.kafka_send_timeout_seconds,
             settings.kafka_max_message_bytes,
         )

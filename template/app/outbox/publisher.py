@@ -14,10 +14,11 @@ from app.config import load
 from app.kafka.codec import Message, encode
 from app.kafka.errors import MessageTooLarge
 from app.kafka.event import BaseEvent, EventRegistry
+from app.kafka.producer import Producer
+from app.kafka.settings import KafkaSettings
 from app.outbox.buckets import bucket_of
 from app.outbox.model import OutboxRow, as_row
 from app.outbox.settings import OutboxSettings
-from app.runtime import Resources
 from app.unit_of_work import BindPublisher
 
 log = structlog.get_logger(__name__)
@@ -107,14 +108,13 @@ def _within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool
     return inner is outer
 
 
-def bind(resources: Resources) -> BindPublisher:
+def bind(
+    kafka: KafkaSettings, registry: EventRegistry, _producer: Producer, published: asyncio.Event
+) -> BindPublisher:
     """Publishing through the outbox, for each transaction of a process."""
-    settings = load(OutboxSettings)
-    max_bytes = resources.configuration.kafka.kafka_max_message_bytes
+    settings, max_bytes = load(OutboxSettings), kafka.kafka_max_message_bytes
 
     def bind_session(session: AsyncSession) -> OutboxPublisher:
-        return OutboxPublisher(
-            session, resources.registry, settings, max_bytes, resources.published
-        )
+        return OutboxPublisher(session, registry, settings, max_bytes, published)
 
     return bind_session
