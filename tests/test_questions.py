@@ -90,42 +90,18 @@ def test_every_guard_has_an_answer_that_it_refuses() -> None:
     assert tried == rendering.questions().keys()
 
 
-MODULES = {"outbox", "cqrs", "event_sourcing"}
-
-
-@pytest.mark.parametrize("module", sorted(MODULES - set(rendering.modules_on_offer())))
-def test_a_module_that_is_not_built_is_refused(
-    module: str, repository: Path, tmp_path: Path
-) -> None:
-    result = rendering.copy(repository, tmp_path / "service", {"modules": [module]})
-    assert result.returncode != 0
-    assert f"{module} is not built yet" in result.stderr.splitlines()[-1]
-
-
-@pytest.fixture(scope="module")
-def offering_everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template as it will be once all three modules are offered."""
-    repository = tmp_path_factory.mktemp("everything")
-    rendering.snapshot(repository)
-    configuration = rendering.configuration(repository)
-    configuration["modules"]["choices"] = sorted(MODULES)
-    (repository / "copier.yml").write_text(yaml.safe_dump(configuration, sort_keys=False))
-    rendering.commit(repository, "Offer every module", "v0.0.2")
-    return repository
-
-
 @pytest.mark.parametrize("modules", [["event_sourcing"], ["cqrs", "event_sourcing"]], ids=str)
 def test_event_sourcing_without_outbox_is_refused(
-    modules: list[str], offering_everything: Path, tmp_path: Path
+    modules: list[str], repository: Path, tmp_path: Path
 ) -> None:
-    result = rendering.copy(offering_everything, tmp_path / "service", {"modules": modules})
+    result = rendering.copy(repository, tmp_path / "service", {"modules": modules})
     assert result.returncode != 0
     assert "choose outbox as well" in result.stderr.splitlines()[-1]
 
 
-def test_event_sourcing_with_outbox_is_taken(offering_everything: Path, tmp_path: Path) -> None:
+def test_event_sourcing_with_outbox_is_taken(repository: Path, tmp_path: Path) -> None:
     modules = ["outbox", "event_sourcing"]
-    result = rendering.copy(offering_everything, tmp_path / "service", {"modules": modules})
+    result = rendering.copy(repository, tmp_path / "service", {"modules": modules})
     assert result.returncode == 0, result.stderr
 
 

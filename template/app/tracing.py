@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import structlog
@@ -17,20 +17,29 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CORRELATION_HEADER = "x-correlation-id"
+ACTOR_HEADER = "x-actor"
+COMMAND_HEADER = "idempotency-key"
 
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 # What is taken from outside ends up in headers and logs, so it is kept short and printable.
 _CORRELATION = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
+_COMMAND = re.compile(r"^[\x21-\x7e]{1,255}$")
+_ACTOR = re.compile(r"^[A-Za-z0-9._:/@|+=-]{1,128}$")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """`correlation_id` names the whole story, `causation_id` the event that led to this work."""
+    """`correlation_id` names the whole story, `causation_id` the event that led to this work.
+
+    `command_id` is the same for a repetition of the same request; `actor` is who asks for it.
+    """
 
     correlation_id: str
     causation_id: str | None = None
     traceparent: str | None = None
+    command_id: str | None = None
+    actor: str | None = None
 
 
 _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
@@ -61,6 +70,16 @@ def trace_from(
     return Trace(correlation_id, causation_id, child_of(traceparent))
 
 
+def _trace_of(headers: Headers) -> Trace:
+    trace = trace_from(headers.get(CORRELATION_HEADER), headers.get("traceparent"))
+    command_id, actor = headers.get(COMMAND_HEADER, ""), headers.get(ACTOR_HEADER, "")
+    return replace(
+        trace,
+        command_id=command_id if _COMMAND.fullmatch(command_id) else None,
+        actor=actor if _ACTOR.fullmatch(actor) else None,
+    )
+
+
 def child_of(traceparent: str | None) -> str:
     """A `traceparent` for a new span in the same trace, or in a new one."""
     span = secrets.token_hex(8)
@@ -85,8 +104,7 @@ class TracingMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        trace = trace_from(headers.get(CORRELATION_HEADER), headers.get("traceparent"))
+        trace = _trace_of(Headers(scope=scope))
         started = time.perf_counter()
         status = 500
 

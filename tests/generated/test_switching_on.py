@@ -13,7 +13,11 @@ from tests.generated.conftest import Service
 from tests.shell import environment
 
 UPGRADED = Path(__file__).with_name("upgraded.py")
-TABLES = {"outbox": {"outbox", "outbox_parked", "outbox_buckets"}}
+OUTBOX = {"outbox", "outbox_parked", "outbox_buckets"}
+TABLES = {
+    ("outbox",): OUTBOX,
+    ("outbox", "event_sourcing"): OUTBOX | {"events", "event_snapshots"},
+}
 
 
 @pytest.fixture
@@ -30,22 +34,22 @@ def living(base: Service, services_folder: Path, repository: Path) -> Service:
     return Service(path, "living", base.closing)
 
 
-@pytest.mark.parametrize("module", sorted(TABLES.keys() & set(rendering.modules_on_offer())))
+@pytest.mark.parametrize("modules", TABLES, ids="+".join)
 def test_a_module_comes_with_its_files_and_its_tables_and_changes_no_data(
-    living: Service, module: str, repository: Path, services_folder: Path
+    living: Service, modules: tuple[str, ...], repository: Path, services_folder: Path
 ) -> None:
     before = upgraded(living, "ann")
-    assert TABLES[module].isdisjoint(before["tables"])
-    answers = ("--data", f"modules=[{module}]")
+    assert TABLES[modules].isdisjoint(before["tables"])
+    answers = ("--data", f"modules=[{', '.join(modules)}]")
     result = rendering.copier("update", "--defaults", *answers, cwd=living.path)
     assert result.returncode == 0, result.stderr
     fresh = services_folder / "fresh" / "my-service"
     shutil.rmtree(fresh.parent, ignore_errors=True)
-    rendering.render(repository, fresh, {"modules": [module]})
+    rendering.render(repository, fresh, {"modules": [*modules]})
     for path in rendering.files(fresh):
         assert (living.path / path).read_bytes() == (fresh / path).read_bytes(), path
     after = upgraded(living)
-    assert set(after["tables"]) == {*before["tables"], *TABLES[module]}
+    assert set(after["tables"]) == {*before["tables"], *TABLES[modules]}
     assert after["users"] == ["ann"]
 
 

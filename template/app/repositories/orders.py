@@ -25,6 +25,14 @@ class OrderTimes:
     changed_at: datetime
 
 
+class CommandRepeated(Exception):
+    """This command was carried out before. `order` is what it made of the order then."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(f"the command that brought order {order.id} to {order.version} came twice")
+        self.order = order
+
+
 class OrderRepository(Protocol):
     """Loads and saves orders within the unit of work's transaction."""
 
@@ -38,7 +46,9 @@ class OrderRepository(Protocol):
     ) -> OrderTimes:
         """Store `order`, which `events` brought from `expected_version` (0: it is new) to its own.
 
-        Raises VersionConflict when the stored version is another one.
+        Raises VersionConflict when the stored version is another one, and CommandRepeated where
+        commands are remembered and this one is not new. Either way nothing is stored, and the
+        transaction can go on.
         """
 
 
@@ -57,7 +67,12 @@ class SqlOrderRepository:
         return int(await self._session.scalar(select(order_ids.next_value())) or 0)
 
     async def get(self, order_id: int) -> Order | None:
-        query = select(OrderRow).where(OrderRow.id == order_id).options(joinedload(OrderRow.items))
+        query = (
+            select(OrderRow)
+            .where(OrderRow.id == order_id)
+            .options(joinedload(OrderRow.items))
+            .execution_options(populate_existing=True)  # it may have changed since the last time
+        )
         row = (await self._session.scalars(query)).unique().one_or_none()
         return None if row is None else _order(row)
 

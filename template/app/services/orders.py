@@ -10,9 +10,18 @@ from app.domain import orders
 from app.domain.orders import Order, OrderEvent, OrderItem, evolve
 from app.errors import NotFound, Unavailable, Unprocessable, VersionConflict
 from app.events.integration import integration_event
-from app.repositories.orders import OrderFilter, OrderQueries, OrderRepository, OrderView
+from app.repositories.orders import (
+    CommandRepeated,
+    OrderFilter,
+    OrderQueries,
+    OrderRepository,
+    OrderView,
+)
 from app.repositories.users import UserRepository
 from app.unit_of_work import EventPublisher
+
+# How often a command without a version is decided when others change the order meanwhile.
+DECISIONS = 5
 
 
 class OrderService:
@@ -43,12 +52,19 @@ class OrderService:
         expected: Collection[int] | None,
         command: Callable[[Order], list[OrderEvent]],
     ) -> Order:
-        order = await self._orders.get(order_id)
-        if order is None:
-            raise NotFound("order", order_id)
-        if expected is not None and order.version not in expected:
-            raise VersionConflict("order", order_id)
-        return await self._apply(order, command(order))
+        for attempt in range(1, DECISIONS + 1):
+            order = await self._orders.get(order_id)
+            if order is None:
+                raise NotFound("order", order_id)
+            if expected is not None and order.version not in expected:
+                raise VersionConflict("order", order_id)
+            try:
+                return await self._apply(order, command(order))
+            except VersionConflict:
+                # Who named a version meant that one; who did not gets a decision on the new state.
+                if expected is not None or attempt == DECISIONS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     async def _apply(self, before: Order | None, events: Sequence[OrderEvent]) -> Order:
         order, history = before, []
@@ -57,7 +73,10 @@ class OrderService:
             history.append((event, order))
         if order is None:
             raise ValueError("a command that makes an order has at least one event")
-        times = await self._orders.save(order, events, before.version if before else 0)
+        try:
+            times = await self._orders.save(order, events, before.version if before else 0)
+        except CommandRepeated as repeated:
+            return repeated.order  # its events went out the first time
         for event, after in history:
             await self._events.publish(
                 integration_event(event, after, times.placed_at, times.changed_at)

@@ -220,6 +220,16 @@ async def test_of_changes_at_once_to_one_version_a_single_one_wins(client: Async
     assert (await get_at(client, order_id, 2)).json() == winner
 
 
+async def test_of_changes_at_once_to_any_version_a_single_one_wins(client: AsyncClient) -> None:
+    """The others are decided again, on the order as it is by then, which no longer allows them."""
+    placed = await place(client)
+    order_id = placed.json()["id"]
+    answers = await asyncio.gather(
+        *(change(client, order_id, action, "*") for action in ("pay", "cancel") * 3)
+    )
+    assert sorted(answer.status_code for answer in answers) == [200, *[409] * 5]
+
+
 @pytest.mark.parametrize("action", ["pay", "cancel"])
 async def test_an_order_that_is_not_there_cannot_change(client: AsyncClient, action: str) -> None:
     assert_problem(await change(client, 2**62, action, '"1"'), 404)

@@ -1,0 +1,1 @@
+"""Event sourcing: what happened is what is stored; every state is worked out from it."""

@@ -1,0 +1,168 @@
+"""Orders as streams of events: which events there are, and the repository that keeps them."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from decimal import Decimal
+from uuid import UUID, uuid4, uuid5
+
+from sqlalchemy import exists, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import selectinload
+
+from app import tracing
+from app.domain.orders import (
+    Order,
+    OrderCancelled,
+    OrderEvent,
+    OrderPaid,
+    OrderPlaced,
+    OrderStatus,
+    evolve,
+)
+from app.errors import VersionConflict
+from app.event_sourcing.category import Category, Data, EventType
+from app.event_sourcing.store import NO_STREAM, EventRow, EventStore, Loaded, NewEvent
+from app.models import OrderRow, order_ids
+from app.repositories.orders import BindOrders, CommandRepeated, OrderTimes, order_items
+from app.unit_of_work import UnitOfWork
+
+# Ids of events that a repetition of the same command gets again.
+_COMMANDS = UUID("6d1f2b0e-5a0c-4b53-9f5e-0d8a4c1b7e92")
+
+
+def order_placed_2(data: Data) -> Data:
+    """Version 1 had prices in cents, as integers. They are decimal numbers in strings since."""
+    items = [
+        {
+            "sku": item["sku"],
+            "quantity": item["quantity"],
+            "unit_price": str(Decimal(item["price_cents"]).scaleb(-2)),
+        }
+        for item in data["items"]
+    ]
+    return {**data, "items": items}
+
+
+# The names and versions are stored for ever: a class may be renamed, a name may not.
+ORDERS: Category[OrderEvent, Order] = Category(
+    "order",
+    [
+        EventType("order.placed", OrderPlaced, version=2, upcasters={1: order_placed_2}),
+        EventType("order.paid", OrderPaid),
+        EventType("order.cancelled", OrderCancelled),
+    ],
+    Order,
+    evolve,
+)
+
+Project = Callable[[AsyncSession, Sequence[Loaded[Order]]], Awaitable[None]]
+
+
+class StoredOrders:
+    """Keeps orders as their events. `project` writes the read table in the same transaction."""
+
+    def __init__(self, uow: UnitOfWork, project: Project | None = None) -> None:
+        self._session = uow.session
+        self._store = EventStore(uow.session, ORDERS)
+        self._project = project
+        self._placed = 0
+
+    async def next_id(self) -> int:
+        return int(await self._session.scalar(select(order_ids.next_value())) or 0)
+
+    async def get(self, order_id: int) -> Order | None:
+        loaded = await self._store.load(order_id)
+        return None if loaded is None else loaded.state
+
+    async def save(
+        self, order: Order, events: Sequence[OrderEvent], expected_version: int
+    ) -> OrderTimes:
+        new = self._with_ids(order.id, events, expected_version)
+        try:
+            appended = await self._store.append(order.id, new, expected_version)
+        except VersionConflict:
+            earlier = await self._carried_out(new)
+            if earlier is None:
+                raise
+            raise CommandRepeated(earlier) from None
+        loaded = Loaded(order, order.version, appended.began_at, appended.recorded_at)
+        if ORDERS.snapshot_is_due(expected_version, order.version):
+            await self._store.keep_snapshot(order.id, loaded)
+        if self._project is not None:
+            await self._project(self._session, [loaded])
+        return OrderTimes(loaded.began_at, loaded.changed_at)
+
+    def _with_ids(
+        self, order_id: int, events: Sequence[OrderEvent], expected_version: int
+    ) -> list[NewEvent[OrderEvent]]:
+        trace = tracing.current()
+        # What a consumer does is repeated with the event that it does it for.
+        command = trace.command_id or trace.causation_id
+        subject = str(order_id)
+        if expected_version == NO_STREAM:  # repeated, it would have another id
+            self._placed += 1
+            subject = f"new-{self._placed}"
+        told = {
+            "correlation_id": trace.correlation_id,
+            "causation_id": trace.causation_id,
+            "command_id": command,
+            "actor": trace.actor,
+        }
+        metadata = {name: value for name, value in told.items() if value is not None}
+        return [
+            NewEvent(_event_id(command, subject, ORDERS.type_of(event).name, n), event, metadata)
+            for n, event in enumerate(events)
+        ]
+
+    async def _carried_out(self, new: Sequence[NewEvent[OrderEvent]]) -> Order | None:
+        """What came of the command when it came first; None when it never did."""
+        found = await self._store.find(new[-1].event_id)
+        if found is None:
+            return None
+        loaded = await self._store.load(*found)
+        return None if loaded is None else loaded.state
+
+
+def _event_id(command: str | None, subject: str, type: str, number: int) -> UUID:
+    if command is None:
+        return uuid4()
+    return uuid5(_COMMANDS, f"{ORDERS.name}/{subject}/{type}/{number}/{command}")
+
+
+def stored(project: Project | None = None) -> BindOrders:
+    """Orders in the event store, for each unit of work."""
+    return lambda uow: StoredOrders(uow, project)
+
+
+async def import_orders(session: AsyncSession, limit: int) -> int:
+    """Give up to `limit` orders that are rows only the events that led to them; how many.
+
+    For a service whose orders are older than its event store. Nothing is published: others know.
+    """
+    has_stream = exists().where(EventRow.category == ORDERS.name, EventRow.stream_id == OrderRow.id)
+    query = select(OrderRow).where(~has_stream).order_by(OrderRow.id).limit(limit)
+    rows = (await session.scalars(query.options(selectinload(OrderRow.items)))).all()
+    store = EventStore(session, ORDERS)
+    for row in rows:
+        events = _events_behind(row)
+        told = {"actor": "import"}
+        new = [
+            NewEvent(
+                uuid5(_COMMANDS, f"{ORDERS.name}/{row.id}/{number}/import"),
+                event,
+                told,
+                row.created_at if number == 0 else row.updated_at,
+            )
+            for number, event in enumerate(events)
+        ]
+        await store.append(row.id, new, NO_STREAM)
+    return len(rows)
+
+
+def _events_behind(row: OrderRow) -> list[OrderEvent]:
+    events: list[OrderEvent] = [OrderPlaced(row.id, row.user_id, order_items(row))]
+    match OrderStatus(row.status):
+        case OrderStatus.PAID:
+            events.append(OrderPaid(row.id))
+        case OrderStatus.CANCELLED:
+            events.append(OrderCancelled(row.id))
+    return events

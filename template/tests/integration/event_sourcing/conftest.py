@@ -1,0 +1,114 @@
+"""The order service on the event store, as it is wired, with the outbox, and the command line."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from typer.testing import CliRunner, Result
+
+from app import wiring
+from app.cli import cli as app_cli
+from app.database import Base, Database
+from app.domain.orders import Order, OrderItem
+from app.event_sourcing.orders import ORDERS
+from app.event_sourcing.store import EventStore
+from app.kafka.event import EventRegistry
+from app.models import OrderItemRow, OrderRow, User
+from app.outbox.model import OutboxRow
+from app.outbox.publisher import OutboxPublisher
+from app.outbox.settings import OutboxSettings
+from app.repositories.users import UserRepository
+from app.services.orders import OrderService
+from app.tracing import Trace, bound
+from app.unit_of_work import UnitOfWork, UnitsOfWork
+
+ITEMS = [OrderItem("tea", 2, Decimal("3.50")), OrderItem("cup", 1, Decimal("12.00"))]
+
+
+class Shop:
+    """The order service on the event store, with the outbox and the inline read table."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        registry, published = EventRegistry("shop", wiring.EVENTS), asyncio.Event()
+        options = OutboxSettings(_env_file=None)
+
+        def bind(session: AsyncSession) -> OutboxPublisher:
+            return OutboxPublisher(session, registry, options, 1_000_000, published)
+
+        self.units = UnitsOfWork(database.sessions, bind)
+
+    @staticmethod
+    def orders(uow: UnitOfWork) -> OrderService:
+        return OrderService(wiring.order_repository(uow), UserRepository(uow.session), uow.events)
+
+    async def place(self, command: str | None = None) -> Order:
+        with bound(Trace("story", command_id=command, actor="ada")):
+            async with self.units.begin() as uow:
+                return await self.orders(uow).place(7, ITEMS)
+
+    async def pay(self, order_id: int, expected: set[int] | None = None) -> Order:
+        async with self.units.begin() as uow:
+            return await self.orders(uow).pay(order_id, expected)
+
+    async def cancel(self, order_id: int, expected: set[int] | None = None) -> Order:
+        async with self.units.begin() as uow:
+            return await self.orders(uow).cancel(order_id, expected)
+
+    async def count(self, model: type[Base]) -> int:
+        async with self.database.sessions() as session:
+            return await session.scalar(select(func.count()).select_from(model)) or 0
+
+    async def published(self) -> list[dict[str, Any]]:
+        async with self.database.sessions() as session:
+            values = await session.scalars(select(OutboxRow.value).order_by(OutboxRow.id))
+            return [json.loads(value) for value in values]
+
+    async def content(self) -> list[tuple[object, ...]]:
+        """The rows of the inline read table."""
+        async with self.database.sessions() as session:
+            found: list[tuple[object, ...]] = []
+            for model in (OrderRow, OrderItemRow):
+                table = model.__table__
+                rows = await session.execute(select(table).order_by(*table.primary_key))
+                found += [tuple(row) for row in rows]
+            return found
+
+    async def folded(self) -> list[Order]:
+        async with self.database.sessions() as session:
+            store = EventStore(session, ORDERS)
+            return [each.state for each in await store.load_many(await store.streams(0, 1000))]
+
+    async def empty(self) -> None:
+        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        async with self.database.sessions() as session, session.begin():
+            await session.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+            session.add(User(id=7, email="ada@example.com", username="ada"))
+
+
+@pytest.fixture
+async def shop(database: Database) -> Shop:
+    shop = Shop(database)
+    await shop.empty()
+    return shop
+
+
+Cli = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+def cli(shop: Shop, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.setenv("DATABASE_URL", migrated_database_url)
+
+    async def invoke(*arguments: str) -> Result:
+        # A thread, because the command has an event loop of its own.
+        return await asyncio.to_thread(
+            CliRunner().invoke, app_cli, ["events-store", *arguments], catch_exceptions=False
+        )
+
+    return invoke

@@ -1,0 +1,140 @@
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import wiring
+from app.domain import orders
+from app.domain.orders import Order, OrderEvent, OrderItem, OrderPlaced, evolve, fold
+from app.event_sourcing.category import Category, EventType, UnknownEvent
+from app.event_sourcing.orders import ORDERS
+from app.events.integration import integration_event
+from app.kafka.event import BaseEvent, EventRegistry
+
+# Each version of each event, as it was stored. Lines are added, and never changed or taken out.
+GOLDEN = json.loads(Path(__file__).with_name("stored_events.json").read_text())
+
+
+@pytest.mark.parametrize("stored", GOLDEN, ids=lambda s: f"{s['type']}-{s['version']}")
+def test_an_event_of_every_version_still_loads(stored: dict[str, Any]) -> None:
+    event = ORDERS.read(stored["type"], stored["version"], json.dumps(stored["data"]))
+    assert repr(event) == stored["is"]
+
+
+def test_every_version_has_a_golden_sample() -> None:
+    kept = {(stored["type"], stored["version"]) for stored in GOLDEN}
+    assert kept == {
+        (entry.name, version) for entry in ORDERS.types for version in range(1, entry.version + 1)
+    }
+
+
+@pytest.mark.parametrize("entry", ORDERS.types, ids=lambda entry: entry.name)
+def test_what_is_stored_today_is_the_golden_sample_of_the_newest_version(
+    entry: EventType[OrderEvent],
+) -> None:
+    """A field that is renamed or given another form shows here: it needs a new version."""
+    (data,) = (
+        s["data"] for s in GOLDEN if (s["type"], s["version"]) == (entry.name, entry.version)
+    )
+    event = entry.load(entry.version, json.dumps(data))
+    assert json.loads(entry.adapter.dump_json(event)) == data
+
+
+def test_every_event_of_the_domain_can_be_stored() -> None:
+    assert {entry.model for entry in ORDERS.types} == set(get_args(OrderEvent))
+
+
+ITEMS = st.builds(
+    OrderItem,
+    sku=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"),
+    quantity=st.integers(1, 1_000_000),
+    unit_price=st.decimals(0, Decimal("9999999999.99"), places=2),
+)
+
+
+@given(
+    st.builds(OrderPlaced, st.integers(1, 2**63 - 1), st.integers(1), st.lists(ITEMS).map(tuple))
+)
+def test_an_event_is_loaded_as_it_was_stored(event: OrderPlaced) -> None:
+    entry = ORDERS.type_of(event)
+    assert entry.load(entry.version, entry.adapter.dump_json(event).decode()) == event
+
+
+def test_a_snapshot_is_loaded_as_it_was_taken() -> None:
+    order = evolve(None, OrderPlaced(7, 3, (OrderItem("tea", 2, Decimal("3.50")),)))
+    adapter = ORDERS.state_adapter
+    assert adapter.validate_json(adapter.dump_json(order)) == order
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "message"),
+    [
+        ("order.lost", 1, "no such event of order"),
+        ("order.placed", 3, "version 3: this service knows 2"),
+        ("order.placed", 0, "version 0"),
+    ],
+)
+def test_what_cannot_be_read_is_named(name: str, version: int, message: str) -> None:
+    with pytest.raises(UnknownEvent, match=message):
+        ORDERS.read(name, version, "{}")
+
+
+@dataclass(frozen=True)
+class Stranger:
+    pass
+
+
+def test_an_event_of_another_category_is_refused() -> None:
+    with pytest.raises(LookupError, match="Stranger is no event of order"):
+        ORDERS.type_of(Stranger())  # type: ignore[arg-type]  # that is the mistake
+
+
+def test_a_version_without_an_upcaster_is_refused() -> None:
+    with pytest.raises(ValueError, match="no upcaster from version 2"):
+        EventType("order.placed", OrderPlaced, 3, {1: dict})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "due"),
+    [(0, 1, False), (98, 99, False), (99, 100, True), (100, 101, False), (95, 205, True)],
+)
+def test_a_snapshot_is_due_at_multiples(before: int, after: int, due: bool) -> None:
+    assert ORDERS.snapshot_is_due(before, after) is due
+
+
+# What leaves the service
+
+
+def test_no_internal_event_can_be_published() -> None:
+    registry = EventRegistry("shop", wiring.EVENTS)
+    for entry in ORDERS.types:
+        assert not issubclass(entry.model, BaseEvent)
+        with pytest.raises(LookupError):
+            registry.topic(entry.model)
+
+
+@pytest.mark.parametrize("command", [orders.pay, orders.cancel])
+def test_every_internal_event_has_an_integration_event_with_the_full_state(command: Any) -> None:
+    now = datetime.now(UTC)
+    placed = orders.place(7, 3, [OrderItem("tea", 2, Decimal("3.50"))])
+    order = fold(placed)
+    assert order is not None
+    for event, state in [(placed[0], order), *((e, evolve(order, e)) for e in command(order))]:
+        published = integration_event(event, state, now, now)
+        told = {name: getattr(published, name) for name in ("order_id", "user_id", "total")}
+        assert told == {"order_id": 7, "user_id": 3, "total": Decimal("7.00")}
+        assert published.order_version == state.version
+        assert published.status == state.status.value
+        assert len(published.items) == 1
+
+
+def test_a_category_reads_only_its_own() -> None:
+    empty: Category[OrderEvent, Order] = Category("empty", [], Order, evolve)
+    with pytest.raises(UnknownEvent):
+        empty.read("order.paid", 1, "{}")
