@@ -93,8 +93,7 @@ def test_nothing_of_a_left_out_module_remains(variant: Variant, rendered: Render
     service = rendered(variant)
     left_out = {"outbox", "cqrs", "event_sourcing"} - set(variant.modules)
     own = re.compile(
-        "|".join(rf"\b(?:app[./ ]{name}|{name.upper()}_)" for name in left_out)
-        or "(?!)"  # nothing
+        "|".join(rf"\b(?:app[./ ]{name}|{name.upper()}_)" for name in left_out) or "(?!)"
     )
     remains = [
         f"{path}: {line}"
