@@ -87,6 +87,15 @@ def test_a_subscription_needs_a_handler_a_lane_and_a_batch() -> None:
         Subscription("billing", {MeterRead: handle}, batch_size=0)
 
 
+def test_a_handler_of_many_is_given_more_at_once_unless_told_otherwise() -> None:
+    one = Subscription("billing", {MeterRead: handle})
+    many = Subscription("billing", {MeterRead: handle}, batch=True)
+    told = Subscription("billing", {MeterRead: handle}, batch=True, batch_size=10)
+
+    assert one.largest_batch < many.largest_batch
+    assert told.largest_batch == 10
+
+
 def test_it_knows_the_handler_and_the_topic_of_each_event() -> None:
     subscription = Subscription("billing", {MeterRead: handle})
 

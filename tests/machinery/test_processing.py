@@ -328,6 +328,17 @@ async def test_a_probe_that_passes_resumes_the_subscription() -> None:
     assert progress.complete
 
 
+async def test_messages_applied_together_count_one_by_one_for_overload() -> None:
+    overload = OverloadPolicy(window=10, probe_initial=0, probe_maximum=0)
+    world = World(failing_for(lambda e: e.count >= 10, PermanentError("broken")), overload=overload)
+    await world.process(*numbered(15)[:10])
+    assert world.status.overload is None
+    await world.process(*numbered(15)[10:])
+
+    assert world.status.overload is not None
+    assert "50% of the last 10 messages failed" in world.status.overload
+
+
 async def test_a_message_that_fails_all_its_probes_is_given_up() -> None:
     world = World(failing_for(lambda _: True, ValueError("broken")), overload=SENSITIVE)
     progress = await world.process(*numbered(4))

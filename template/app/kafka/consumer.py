@@ -130,7 +130,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             "heartbeat_interval_ms": int(settings.kafka_session_timeout_seconds * 1000 / 5),
             # The group waits this long for members that are still draining.
             "rebalance_timeout_ms": int(settings.kafka_drain_timeout_seconds * 1000) + 10_000,
-            "max_poll_records": self._subscription.batch_size,
+            "max_poll_records": self._subscription.largest_batch,
         }
 
     async def _check_topics(self, client: AIOKafkaConsumer) -> None:

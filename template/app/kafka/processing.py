@@ -176,6 +176,9 @@ class Processor:
         deliveries = [entry for entry in opened if isinstance(entry, Delivery)]
         try:
             together = await self._apply_together(deliveries, progress)
+            if together and len(deliveries) == len(opened):
+                self._succeeded(len(deliveries))
+                return
             # In the order of arrival: it is by this order that overload is recognised.
             for entry in opened:
                 if isinstance(entry, Undecodable):
@@ -221,11 +224,7 @@ class Processor:
         async with self._units.begin() as uow:
             ids = [delivery.event.event_id for delivery in deliveries]
             new = await self._claim(uow, ids)
-            fresh = []
-            for delivery in deliveries:
-                if delivery.event.event_id in new:
-                    new.discard(delivery.event.event_id)  # twice in one batch: the first counts
-                    fresh.append(delivery)
+            fresh = _first_of_each(deliveries, new)
             await self._handle(fresh, uow)
         self._count(deliveries, fresh)
         self._tell(fresh)
@@ -385,8 +384,8 @@ class Processor:
             log.error("subscription paused", consumer=self._name, reason=self._status.overload)
         return self._breaker.is_open
 
-    def _succeeded(self) -> None:
-        if self._breaker.succeeded():
+    def _succeeded(self, messages: int = 1) -> None:
+        if self._breaker.succeeded(messages):
             self._status.overload = None
             metrics.paused.labels(self._name, "overload").set(0)
             log.info("subscription resumed", consumer=self._name)
@@ -434,6 +433,19 @@ class Processor:
             "partition": record.partition,
             "offset": record.offset,
         }
+
+
+def _first_of_each(deliveries: Sequence[Delivery], new: set[UUID]) -> Sequence[Delivery]:
+    """Those whose event is new; of an event that is there twice, the first."""
+    if len(new) == len(deliveries):
+        return deliveries
+    fresh = []
+    left = set(new)
+    for delivery in deliveries:
+        if delivery.event.event_id in left:
+            left.discard(delivery.event.event_id)
+            fresh.append(delivery)
+    return fresh
 
 
 def _is_away(error: Exception) -> bool:
