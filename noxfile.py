@@ -87,7 +87,8 @@ def drills(session: nox.Session) -> None:
     install(session)
     service = Path(session.create_tmp()) / "drill-service"
     read_side = ["--module", "outbox", "--module", "cqrs", "-k", "read_side"]
-    chosen = [session.posargs] if session.posargs else [[], ["--module", "outbox"], read_side]
+    every = [[], ["--module", "outbox"], read_side, ["--module", "event_sourcing", "-k", "whole"]]
+    chosen = [session.posargs] if session.posargs else every
     for options in chosen:
         session.run("python", "-m", "tests.drills", str(service), *options)
 
