@@ -137,8 +137,8 @@ class Peer:
                 "POSTGRES_PORT": str(parts.port or 5432),
                 "POSTGRES_USER": str(parts.username),
                 "POSTGRES_PASSWORD": parts.password or "none",
-                "POSTGRES_POOL_SIZE": "10",
-                "POSTGRES_MAX_OVERFLOW": "30",
+                "POSTGRES_POOL_SIZE": "32",
+                "POSTGRES_MAX_OVERFLOW": "0",
             }
         )
 
@@ -191,7 +191,7 @@ def measure(rounds: int, seconds: float) -> Rates:
             loop.run_until_complete(upgrade(servers.database_url))
             url = SecretStr(servers.database_url)
             database = Database(
-                DatabaseSettings(database_url=url, database_max_overflow=30, _env_file=None)
+                DatabaseSettings(database_url=url, database_pool_size=32, _env_file=None)
             )
             ours, peer = Ours(database), Peer(servers.database_url)
             for number in range(1, rounds + 1):

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ from sqlalchemy import select
 from app import wiring
 from app.domain.orders import DomainError, Order
 from app.event_sourcing.orders import ORDERS
-from app.event_sourcing.store import EventRow, EventStore
+from app.event_sourcing.store import EventRow, EventStore, SnapshotRow
 from app.kafka.event import EventRegistry
 from app.outbox.model import OutboxRow
 from app.repositories.orders import SqlOrderRepository
@@ -106,6 +107,21 @@ async def test_a_decision_without_a_version_is_made_again_on_the_new_state(shop:
     assert sum(isinstance(result, Order) for result in results) == 1
     assert sum(isinstance(result, DomainError) for result in results) == 7
     assert await shop.count(EventRow) == await shop.count(OutboxRow) == 2
+
+
+async def test_a_long_stream_gets_a_snapshot_with_its_append(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.event_sourcing.orders.ORDERS", replace(ORDERS, snapshot_every=2))
+    order = await shop.place()
+    assert await shop.count(SnapshotRow) == 0
+    paid = await shop.pay(order.id)
+    async with shop.database.sessions() as session:
+        (row,) = await session.scalars(select(SnapshotRow))
+        loaded = await EventStore(session, ORDERS).load(order.id)
+    assert (row.version, row.state["status"]) == (2, "paid")
+    assert loaded is not None
+    assert loaded.state == paid
 
 
 # HTTP

@@ -280,7 +280,7 @@ async def write(database: Database, stream: int) -> None:
     for version in range(APPENDS):
         async with storing(database) as store:
             await store.append(stream, added(1), version)
-            await asyncio.sleep(random.uniform(0, 0.004))  # what a transaction does besides
+            await asyncio.sleep(random.uniform(0, 0.04))  # what a transaction does besides
 
 
 async def test_a_tailing_reader_beside_twelve_writers_misses_nothing(database: Database) -> None:
