@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 
 from app.events.drill import EVENTS, SUBSCRIPTIONS_OF, Fault, Ticked
 from app.kafka.admin import provision, read_to_end, reading
-from app.kafka.codec import encode
+from app.kafka.codec import CE_ID, encode
 from app.kafka.errors import BrokerUnavailable
 from app.kafka.event import EventRegistry
 from app.kafka.settings import KafkaSettings, client_options
@@ -212,6 +212,16 @@ class Bench:
             if event is not None:
                 self.sent[event.event_id] = Sent(event, place)
         return places
+
+    async def repeat(self, records: Sequence[ConsumerRecord]) -> None:
+        """Send events that were on a topic once more, each under a new id."""
+        async with self._producer() as producer:
+            for record in records:
+                headers = dict(record.headers)
+                old, new = headers[CE_ID], str(uuid4()).encode()
+                value = record.value.replace(old, new)
+                changed = [*(headers | {CE_ID: new}).items()]
+                await producer.send_and_wait(record.topic, value, record.key, headers=changed)
 
     @asynccontextmanager
     async def _producer(self) -> AsyncIterator[AIOKafkaProducer]:

@@ -63,7 +63,7 @@ async def test_a_row_too_large_for_its_topic(bench_of: MakeBench, policy: str) -
 
 async def test_a_topic_that_is_not_there(bench_of: MakeBench) -> None:
     """Rows for a missing topic are parked after their attempts; once it is made they are sent."""
-    async with writers_of(bench_of, OUTBOX_MAX_ATTEMPTS="1") as writers:
+    async with writers_of(bench_of, OUTBOX_MAX_ATTEMPTS="2") as writers:
         bench = writers.bench
         admin = AIOKafkaAdminClient(**client_options(bench.settings))
         await admin.start()
