@@ -197,7 +197,7 @@ GUARDS = [
         "outbox-deleted-after-sending",
         RELAY,
         "                await self._send(batch)\n                await self._settle(connection, batch)\n",
-        "                await store.delete(connection, [row.id for row in rows])\n"
+        "                await store.delete_sent(connection, [row.id for row in rows])\n"
         "                await connection.commit()\n"
         "                await self._send(batch)\n",
         "test_relays_killed_at_random",
@@ -224,7 +224,7 @@ GUARDS = [
     ),
     Guard(
         "outbox-outage-counts-nothing",
-        "app/outbox/batch.py",
+        "app/outbox/relay.py",
         "        if error.retriable:\n            self.outage = error\n        elif",
         "        if",
         "test_events_wait_while_the_broker_is_away",

@@ -1,4 +1,4 @@
-"""The outbox: `app outbox …`."""
+"""The outbox: `app relay`, `app outbox …`."""
 
 import asyncio
 import json
@@ -7,15 +7,29 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from app.commands.serve import Host, Port
 from app.config import load
 from app.database import Database, DatabaseSettings
-from app.outbox import monitor, parked
+from app.outbox import monitor, store
 from app.outbox.model import HEADER_COLUMNS, ParkedRow
-from app.outbox.parked import Filter
+from app.outbox.store import Filter
+from app.runtime import Role
+from app.server import serve
+
+commands = typer.Typer()
+
+
+@commands.command()
+def relay(host: Host = "127.0.0.1", port: Port = 8002) -> None:
+    """Send the outbox's events to Kafka; health and metrics are served on the port.
+
+    Any number of relays may run: they share the work.
+    """
+    serve({Role.RELAY}, host, port)
+
 
 T = TypeVar("T")
 
-commands = typer.Typer()
 group = typer.Typer(help="Events on their way to Kafka.", no_args_is_help=True)
 commands.add_typer(group, name="outbox")
 
@@ -62,7 +76,7 @@ def retry(
     _say("would retry" if dry_run else "retrying", meant)
     if not dry_run:
         count = asyncio.run(
-            _on_database(lambda database: parked.retry(database.engine, _ids(meant)))
+            _on_database(lambda database: store.retry(database.engine, _ids(meant)))
         )
         typer.echo(f"{count} events are on their way again")
 
@@ -80,7 +94,7 @@ def discard(
     _say("would discard" if dry_run else "discarding", meant)
     if not dry_run:
         count = asyncio.run(
-            _on_database(lambda database: parked.discard(database.engine, _ids(meant)))
+            _on_database(lambda database: store.discard(database.engine, _ids(meant)))
         )
         typer.echo(f"{count} events are gone")
 
@@ -116,7 +130,7 @@ async def _status(only: Filter) -> tuple[monitor.Standing, list[ParkedRow]]:
 
 async def _find(database: Database, only: Filter, held: bool | None) -> list[ParkedRow]:
     async with database.sessions() as session:
-        return await parked.find(session, only, held)
+        return await store.find(session, only, held)
 
 
 async def _on_database(work: Callable[[Database], Awaitable[T]]) -> T:

@@ -8,8 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.cqrs.models import CustomerNameRow
-from app.cqrs.projection import Projection
-from app.cqrs.states import Customer, newest
+from app.cqrs.projection import Customer, Projection, newest
 
 
 async def write(session: AsyncSession, tables: Sequence[Table], states: Sequence[Customer]) -> None:

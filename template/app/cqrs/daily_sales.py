@@ -18,8 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.cqrs.models import DailySalesRow, SaleRow
-from app.cqrs.projection import Projection
-from app.cqrs.states import OrderState, newest
+from app.cqrs.projection import OrderState, Projection, newest
 
 PAID = "paid"
 

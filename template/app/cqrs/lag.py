@@ -1,8 +1,4 @@
-"""How far projections are behind: what their consumers have committed against what Kafka holds.
-
-It is measured where the reading is done, in the API, and from outside of the consumers: so it is
-known when no consumer runs at all.
-"""
+"""How far the read side is behind. The gauges tell of all workers, whichever API is asked."""
 
 import asyncio
 import time
@@ -14,11 +10,11 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupLoadInProgressError, KafkaError
+from prometheus_client import Gauge
+from pydantic import Field
 
-from app.config import load
-from app.cqrs import metrics
+from app.config import EnvSettings, load
 from app.cqrs.projections import SUBSCRIPTIONS
-from app.cqrs.settings import ProjectionSettings
 from app.health import Unhealthy
 from app.kafka.admin import reading
 from app.kafka.errors import BrokerUnavailable
@@ -26,6 +22,21 @@ from app.kafka.event import EventRegistry
 from app.kafka.settings import KafkaSettings, client_options, reason_for
 from app.kafka.subscription import Subscription
 from app.runtime import Runtime
+
+lag_events = Gauge("projection_lag_events", "Events not yet projected", ["projection"])
+lag_seconds = Gauge(
+    "projection_lag_seconds",
+    "For how long the oldest event not yet projected has been in Kafka",
+    ["projection"],
+)
+
+
+class ProjectionSettings(EnvSettings):
+    """`projections_max_lag_seconds`: an API whose read side is further behind is not ready. Unless
+    it is set, lag is measured and told, and requests go on."""
+
+    projections_max_lag_seconds: float | None = Field(None, gt=0)
+
 
 log = structlog.get_logger(__name__)
 
@@ -193,8 +204,8 @@ class Monitor:
     def _tell(self) -> None:
         self.trouble = None
         for name, lag in self.seen.items():
-            metrics.lag_events.labels(name).set(lag.events)
-            metrics.lag_seconds.labels(name).set(lag.seconds)
+            lag_events.labels(name).set(lag.events)
+            lag_seconds.labels(name).set(lag.seconds)
 
 
 @asynccontextmanager

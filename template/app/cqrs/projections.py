@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from app.cqrs.customer_names import CUSTOMER_NAMES
 from app.cqrs.daily_sales import DAILY_SALES
 from app.cqrs.order_views import ORDER_VIEWS
+from app.cqrs.projection import Customer, OrderState
 from app.cqrs.projector import project_customer_names, project_daily_sales, project_order_views
-from app.cqrs.rebuild import Rebuildable
-from app.cqrs.source import Source, UserTable
-from app.cqrs.states import Customer, OrderState
+from app.cqrs.rebuild import Rebuildable, Source, UserTable
 from app.events.types import OrderCancelled, OrderCreated, OrderPaid, UserCreated
 from app.kafka.subscription import Subscription
 

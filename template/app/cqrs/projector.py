@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from app.cqrs.customer_names import CUSTOMER_NAMES
 from app.cqrs.daily_sales import DAILY_SALES
 from app.cqrs.order_views import ORDER_VIEWS
-from app.cqrs.projection import project
-from app.cqrs.states import Customer, OrderState
+from app.cqrs.projection import Customer, OrderState, project
 from app.events.types import OrderStateEvent, UserCreated
 from app.unit_of_work import UnitOfWork
 

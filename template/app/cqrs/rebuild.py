@@ -1,33 +1,143 @@
-"""Rebuilding a projection from the write side, while the old tables serve and are kept up to date.
-
-1. Register, in a turn: the shadow tables are made, and from now on projectors write to both.
-2. Fill: batch after batch is read from the write side and written to the shadow. Where a projector
-   was there first with a newer state, that one stays.
-3. Swap, in a turn and in one transaction: the shadow is the live table, the old one is gone.
-
-It can be interrupted at any point; the next one begins anew. What it leaves behind is a shadow that
-projectors go on writing to, until it is abandoned or rebuilt.
-"""
+"""Shadow tables: made like the live ones, filled beside them, and put in their place."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Generic
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import delete, select, text
+from sqlalchemy import Table, delete, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import selectinload
 
-from app.cqrs import shadow
 from app.cqrs.models import RebuildRow
-from app.cqrs.projection import REBUILD, Projection, take_turn
-from app.cqrs.source import Source
-from app.cqrs.states import State
+from app.cqrs.projection import (
+    REBUILD,
+    Customer,
+    OrderState,
+    Projection,
+    State,
+    Versioned,
+    shadow_of,
+    take_turn,
+)
 from app.database import Database
+from app.models import OrderRow, User
+from app.repositories.orders import order_items
+
+# What PostgreSQL calls the copies of the indexes is its own affair; what tells an index from the
+# others of its table is what it is on.
+_INDEXES = text(
+    "SELECT quote_ident(relname) AS name, concat(indisprimary, indisunique,"
+    " regexp_replace(pg_get_indexdef(indexrelid), '^.*? USING ', '')) AS definition"
+    " FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid"
+    " WHERE indrelid = to_regclass(:table)"
+)
+
+# The roles that may use the live table may use the one that takes its place.
+_GRANTS = text(
+    "SELECT format('GRANT %s ON %I TO %s', privilege_type, CAST(:shadow AS text),"
+    " CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)"
+    " FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(:table) AND grantee <> relowner"
+)
+
+
+async def create(session: AsyncSession, tables: Sequence[Table]) -> None:
+    """Make empty shadows of `tables`, with their indexes and grants."""
+    for table in tables:
+        shadow = shadow_of(table)
+        like = f'CREATE TABLE "{shadow.name}" (LIKE "{table.name}" INCLUDING ALL)'
+        await session.execute(text(like))
+        names = {"table": table.name, "shadow": shadow.name}
+        for grant in (await session.scalars(_GRANTS, names)).all():
+            await session.execute(text(grant))
+
+
+async def drop(session: AsyncSession, tables: Sequence[Table]) -> None:
+    for table in tables:
+        await session.execute(text(f'DROP TABLE IF EXISTS "{shadow_of(table).name}"'))
+
+
+async def analyze(session: AsyncSession, tables: Sequence[Table]) -> None:
+    """Give the planner its statistics before the first query comes."""
+    for table in tables:
+        await session.execute(text(f'ANALYZE "{shadow_of(table).name}"'))
+
+
+async def swap(session: AsyncSession, tables: Sequence[Table]) -> None:
+    """Put the shadows in the place of `tables`, whose names and index names they take over."""
+    for table in tables:
+        shadow = shadow_of(table)
+        wanted = await _indexes(session, table.name)
+        made = await _indexes(session, shadow.name)
+        await session.execute(text(f'DROP TABLE "{table.name}"'))
+        await session.execute(text(f'ALTER TABLE "{shadow.name}" RENAME TO "{table.name}"'))
+        for definition, name in made.items():
+            await session.execute(text(f"ALTER INDEX {name} RENAME TO {wanted[definition]}"))
+
+
+async def _indexes(session: AsyncSession, table: str) -> dict[str, str]:
+    rows = await session.execute(_INDEXES, {"table": table})
+    return {row.definition: row.name for row in rows}
+
+
+S_co = TypeVar("S_co", bound=Versioned, covariant=True)
+
+
+class Source(Protocol[S_co]):
+    """The present state of all things of a kind. An event store can take the tables' place."""
+
+    async def count(self, session: AsyncSession) -> int:
+        """How many there are, or nearly: it is for showing progress only."""
+
+    async def after(self, session: AsyncSession, id: int, limit: int) -> Sequence[S_co]:
+        """The next states above `id`, in the order of their ids; none at the end."""
+
+
+class OrderTables:
+    """Orders, as SqlOrderRepository keeps them."""
+
+    async def count(self, session: AsyncSession) -> int:
+        return await session.scalar(select(func.count()).select_from(OrderRow)) or 0
+
+    async def after(self, session: AsyncSession, id: int, limit: int) -> list[OrderState]:
+        query = (
+            select(OrderRow)
+            .where(OrderRow.id > id)
+            .order_by(OrderRow.id)
+            .limit(limit)
+            .options(selectinload(OrderRow.items))
+        )
+        return [_state(row) for row in await session.scalars(query)]
+
+
+class UserTable:
+    """Users and their names."""
+
+    async def count(self, session: AsyncSession) -> int:
+        return await session.scalar(select(func.count()).select_from(User)) or 0
+
+    async def after(self, session: AsyncSession, id: int, limit: int) -> list[Customer]:
+        query = select(User.id, User.username).where(User.id > id).order_by(User.id).limit(limit)
+        return [Customer(row.id, row.username) for row in await session.execute(query)]
+
+
+def _state(row: OrderRow) -> OrderState:
+    return OrderState(
+        row.id,
+        row.version,
+        row.user_id,
+        row.status,
+        order_items(row),
+        row.total,
+        row.created_at,
+        row.updated_at,
+    )
+
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +233,7 @@ class Rebuild(Generic[State]):
         """Make empty shadows. What is projected from now on, they get, too."""
         async with self._turn() as session:
             await _forget(session, self._projection)
-            await shadow.create(session, self._projection.tables)
+            await create(session, self._projection.tables)
             expected = await self._source.count(session)
             session.add(
                 RebuildRow(projection=self._projection.name, token=self._token, expected=expected)
@@ -153,7 +263,7 @@ class Rebuild(Generic[State]):
         """
         async with self._database.sessions() as session, session.begin():
             await self._registration(session)
-            await shadow.analyze(session, self._projection.tables)
+            await analyze(session, self._projection.tables)
         while True:
             try:
                 return await self._swap()
@@ -167,7 +277,7 @@ class Rebuild(Generic[State]):
         async with self._turn() as session:
             row = await self._registration(session)
             await session.execute(text(f"SET LOCAL lock_timeout = '{SWAP_LOCK_TIMEOUT}'"))
-            await shadow.swap(session, self._projection.tables)
+            await swap(session, self._projection.tables)
             await session.delete(row)
             return _progress(row)
 
@@ -225,7 +335,7 @@ async def _abandon(
 
 
 async def _forget(session: AsyncSession, projection: Projection[State]) -> None:
-    await shadow.drop(session, projection.tables)
+    await drop(session, projection.tables)
     await session.execute(delete(RebuildRow).where(RebuildRow.projection == projection.name))
 
 

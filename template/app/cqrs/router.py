@@ -1,23 +1,49 @@
-"""What only the read side can answer. Orders as such stay at `/orders`."""
-
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Query, Response
+from pydantic import Field
 
 from app.cqrs.queries import OrderDetail, OrderDetailFilter, OrderViewQueries, SalesQueries
-from app.cqrs.schemas import (
-    DailySalesReport,
-    DailySalesResponse,
-    OrderViewPage,
-    OrderViewResponse,
-)
 from app.dependencies import OrderAccessDep, PathId, RuntimeDep
 from app.domain.orders import OrderStatus
 from app.errors import Unprocessable, responses, with_headers
 from app.routers.orders import etag
-from app.schemas import Cursor, Id, Username, encode_cursor
+from app.schemas import Cursor, Id, OrderResponse, ResponseModel, Username, encode_cursor
 from app.services.orders import OrderReads
+
+
+class OrderViewResponse(OrderResponse):
+    """`customer_name` is null for a moment where an order is known before its customer is.
+    `placed_at` is null for old orders of which only messages without it were seen."""
+
+    customer_name: Annotated[str | None, Field(examples=["ada"])]
+    item_count: Annotated[int, Field(description="Pieces, of all items")]
+    placed_at: datetime | None
+    updated_at: datetime
+
+
+class OrderViewPage(ResponseModel):
+    """Newest first. `next_cursor` is null on the last page."""
+
+    items: list[OrderViewResponse]
+    next_cursor: str | None
+
+
+class DailySalesResponse(ResponseModel):
+    """Money is a decimal number in a string."""
+
+    day: date
+    orders: int
+    revenue: Annotated[Decimal, Field(examples=["19.00"])]
+
+
+class DailySalesReport(ResponseModel):
+    """Days (UTC) without a sale are left out."""
+
+    days: list[DailySalesResponse]
+
 
 router = APIRouter(tags=["read side"], responses=responses(422, 500, 503))
 

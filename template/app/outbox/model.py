@@ -1,12 +1,13 @@
-"""The tables of the outbox.
+"""Buckets: what one relay takes at a time, so that any number of relays keep the order by key.
 
-Each header that our messages have is a column, because that is what Debezium's outbox event router
-can read. The others, which are the same in every message, are in `headers`, a JSON object.
+A bucket's number tells how many buckets there were when its rows were written: 320005 is bucket 5
+of 32. Rows of the old and of the new division are thus told apart after OUTBOX_BUCKETS has changed.
 """
 
 import json
 from datetime import datetime
 from functools import lru_cache
+from zlib import crc32
 
 from sqlalchemy import (
     BigInteger,
@@ -26,6 +27,33 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.database import Base
 from app.kafka import codec as names
 from app.kafka.codec import Header, Message
+
+_DIVISION = 10_000
+
+OrderKey = tuple[str, bytes]
+
+
+def order_key(topic: str, key: bytes) -> OrderKey:
+    """What keeps its order: the events of one entity, whichever of its topics they go to."""
+    return topic.rpartition(".")[0], key
+
+
+def bucket_of(topic: str, key: bytes, buckets: int) -> int:
+    """The bucket of a message where there are `buckets`."""
+    entity, key = order_key(topic, key)
+    return buckets * _DIVISION + crc32(entity.encode() + b"\0" + key) % buckets
+
+
+def division_of(bucket: int) -> int:
+    """How many buckets there were when rows of `bucket` were written."""
+    return bucket // _DIVISION
+
+
+def bounds_of(bucket: int) -> tuple[int, int]:
+    """The first number of the bucket's division, and the first after it."""
+    first = division_of(bucket) * _DIVISION
+    return first, first + _DIVISION
+
 
 # What tells messages apart, and what many of them have in common.
 _OWN = {

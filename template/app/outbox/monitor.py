@@ -1,4 +1,4 @@
-"""How the outbox stands: for metrics, readiness and `app outbox status`."""
+"""What relays count. The gauges tell of the whole outbox, whichever process is asked."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,12 +7,30 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
+from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import is_unavailable
-from app.outbox import metrics
 from app.outbox.model import OutboxRow, ParkedRow
+
+pending = Gauge("outbox_pending", "Events that wait to be sent")
+oldest_age = Gauge("outbox_oldest_age_seconds", "Age of the oldest event that waits to be sent")
+parked = Gauge("outbox_parked", "Events that could not be sent and were set aside")
+held = Gauge("outbox_held", "Events set aside behind one of their key that could not be sent")
+
+relayed = Counter("outbox_relayed_total", "Events that Kafka has acknowledged", ["topic"])
+failures = Counter(
+    "outbox_send_failures_total", "Sends that failed for the event's own reasons", ["topic"]
+)
+outages = Counter("outbox_outages_total", "Waits for broker or database", ["what"])
+batch_size = Histogram(
+    "outbox_relay_batch_size",
+    "Rows of a batch",
+    buckets=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000],
+)
+batch_time = Histogram("outbox_relay_batch_seconds", "From the lock of a batch to its commit")
+
 
 log = structlog.get_logger(__name__)
 
@@ -78,10 +96,10 @@ class Monitor:
     async def look(self) -> Standing:
         """Measure now."""
         before, self.seen = self.seen, await standing(self._engine)
-        metrics.pending.set(self.seen.pending)
-        metrics.oldest_age.set(self.seen.lag_seconds)
-        metrics.parked.set(self.seen.parked)
-        metrics.held.set(self.seen.held)
+        pending.set(self.seen.pending)
+        oldest_age.set(self.seen.lag_seconds)
+        parked.set(self.seen.parked)
+        held.set(self.seen.held)
         if self.seen.parked > before.parked:
             log.error(
                 "events are parked: `app outbox status` shows them",

@@ -16,8 +16,7 @@ from app.kafka.errors import MessageTooLarge
 from app.kafka.event import BaseEvent, EventRegistry
 from app.kafka.producer import Producer
 from app.kafka.settings import KafkaSettings
-from app.outbox.buckets import bucket_of
-from app.outbox.model import OutboxRow, as_row
+from app.outbox.model import OutboxRow, as_row, bucket_of
 from app.outbox.settings import OutboxSettings
 from app.unit_of_work import BindPublisher
 

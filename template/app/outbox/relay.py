@@ -1,16 +1,12 @@
-"""The relay: takes buckets, sends their oldest rows, deletes what Kafka has acknowledged.
-
-A bucket is locked, read, sent and cleared in one bounded transaction. So any number of relays share
-the buckets, each key keeps its order, and what a dead relay had taken is free once its connection
-is gone; its rows are then sent a second time, which the inbox of a consumer absorbs.
-"""
+"""What of a batch may go out together, and what becomes of each row after its send. Pure."""
 
 import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -18,15 +14,104 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.config import load
 from app.database import is_unavailable
 from app.health import Unhealthy
-from app.kafka.errors import BrokerUnavailable, SendError
+from app.kafka.errors import BrokerUnavailable, SendError, UnknownTopic
 from app.kafka.producer import Outcome, Producer
-from app.outbox import metrics, store
-from app.outbox.batch import Batch, Unsendable
-from app.outbox.buckets import division_of
+from app.outbox import monitor, store
+from app.outbox.model import OrderKey, division_of
 from app.outbox.monitor import Monitor
 from app.outbox.settings import OnPoison, OutboxSettings
 from app.outbox.store import Pending
 from app.runtime import Runtime
+
+
+class Unsendable(SendError):
+    """The client itself failed at this message, for a reason that nobody foresaw."""
+
+
+@dataclass
+class Batch:
+    """The rows of a batch in order, sent in waves.
+
+    A wave holds of each key the next rows that go to one topic: these keep their order in Kafka by
+    themselves, while between topics only an acknowledgement says what came first. After a failure
+    nothing of that key is sent any more. Rows that failed before go last, because finding out about
+    a topic that is not there takes seconds.
+    """
+
+    rows: Sequence[Pending]
+    max_attempts: int
+    sent: list[Pending] = field(default_factory=list)
+    attempted: list[Pending] = field(default_factory=list)
+    hopeless: dict[int, str] = field(default_factory=dict)
+    missing_topics: set[str] = field(default_factory=set)
+    outage: SendError | None = None
+    _left: list[Pending] = field(init=False)
+    _stopped: set[OrderKey] = field(default_factory=set)
+    _singly: bool = False
+
+    def __post_init__(self) -> None:
+        self._left = list(self.rows)
+
+    def next_wave(self) -> list[Pending]:
+        """The rows to send next; none when the batch is through, or no broker answers."""
+        if self.outage is not None:
+            return []
+        left = self._left
+        if self._stopped:
+            left = [row for row in left if row.order_key not in self._stopped]
+        doubtful = {row.order_key for row in left if row.attempts}
+        first = [row for row in left if row.order_key not in doubtful] if doubtful else left
+        wave = _one_topic_a_key(first or left)
+        if self._singly:
+            wave = wave[:1]
+        taken = {row.id for row in wave}
+        self._left = [row for row in left if row.id not in taken]
+        return wave
+
+    def one_by_one(self, wave: Sequence[Pending]) -> None:
+        """`wave` failed as a whole: from here on each row goes alone, to find out which it was."""
+        self._singly = True
+        self._left = sorted([*wave, *self._left], key=lambda row: row.id)
+
+    @property
+    def moved(self) -> bool:
+        """Whether any row leaves the outbox."""
+        return bool(self.sent or self.hopeless)
+
+    def settle(self, wave: Sequence[Pending], outcomes: Sequence[Outcome]) -> None:
+        """Take in how the sends of `wave` ended."""
+        for row, outcome in zip(wave, outcomes, strict=True):
+            if outcome is None:
+                self.sent.append(row)
+            elif row.order_key not in self._stopped:
+                self._stopped.add(row.order_key)
+                self._failed(row, outcome)
+
+    def _failed(self, row: Pending, error: SendError) -> None:
+        if isinstance(error, UnknownTopic):
+            self.missing_topics.add(row.message.topic)
+        if error.retriable:
+            self.outage = error
+        elif isinstance(error, UnknownTopic | Unsendable) and row.attempts + 1 < self.max_attempts:
+            self.attempted.append(row)
+        else:
+            self.hopeless[row.id] = f"{type(error).__name__}: {error}"
+
+
+def _one_topic_a_key(rows: Iterable[Pending]) -> list[Pending]:
+    topics: dict[OrderKey, str] = {}
+    ended: set[OrderKey] = set()
+    wave = []
+    for row in rows:
+        key = row.order_key
+        if key in ended:
+            continue
+        if topics.setdefault(key, row.message.topic) == row.message.topic:
+            wave.append(row)
+        else:
+            ended.add(key)
+    return wave
+
 
 log = structlog.get_logger(__name__)
 
@@ -232,17 +317,17 @@ class Relay:
 
     async def _settle(self, connection: AsyncConnection, batch: Batch) -> None:
         if batch.sent:
-            await store.delete(connection, [row.id for row in batch.sent])
+            await store.delete_sent(connection, [row.id for row in batch.sent])
         if batch.hopeless:
             await store.park(connection, batch.hopeless)
         if batch.attempted:
             await store.count_attempt(connection, [row.id for row in batch.attempted])
 
     def _count(self, batch: Batch, seconds: float) -> None:
-        metrics.batch_size.observe(len(batch.rows))
-        metrics.batch_time.observe(seconds)
+        monitor.batch_size.observe(len(batch.rows))
+        monitor.batch_time.observe(seconds)
         for topic, count in Counter(row.message.topic for row in batch.sent).items():
-            metrics.relayed.labels(topic).inc(count)
+            monitor.relayed.labels(topic).inc(count)
             self._topics.found(topic)
         for topic in batch.missing_topics:
             self._topics.missing(topic)
@@ -261,7 +346,7 @@ class Relay:
 
     def _broker_trouble(self, error: SendError) -> None:
         if not self._broker_away:
-            metrics.outages.labels("broker").inc()
+            monitor.outages.labels("broker").inc()
             log.warning("broker away, events wait in the outbox", reason=str(error))
         self._broker_away = True
         self.trouble = str(error)
@@ -287,7 +372,7 @@ class Relay:
         else:
             log.exception("relay failed, and goes on")
         self.trouble = reason
-        metrics.outages.labels("database").inc()
+        monitor.outages.labels("database").inc()
         await self._sleep(waits.next())
 
     async def _sleep(self, seconds: float) -> None:
@@ -325,7 +410,7 @@ class _MissingTopics:
         first, longest = _MISSING_TOPIC_SECONDS
         self._waits[topic] = min(self._waits.get(topic, first / 2) * 2, longest)
         self._until[topic] = time.monotonic() + self._waits[topic]
-        metrics.failures.labels(topic).inc()
+        monitor.failures.labels(topic).inc()
 
     def found(self, topic: str) -> None:
         self._waits.pop(topic, None)
@@ -346,7 +431,7 @@ def _full(rows: Sequence[Pending], limit: int, size: int) -> set[int]:
 
 
 def _report_parked(row: Pending, reason: str) -> None:
-    metrics.failures.labels(row.message.topic).inc()
+    monitor.failures.labels(row.message.topic).inc()
     log.error(
         "event parked",
         id=row.id,

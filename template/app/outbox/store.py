@@ -1,14 +1,37 @@
 """What relays ask of the database, and how they take, give back and set aside its rows."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, Integer, LargeBinary, String, bindparam, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    String,
+    bindparam,
+    delete,
+    insert,
+    select,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from app.kafka.codec import Message
-from app.outbox.buckets import OrderKey, bounds_of, order_key
-from app.outbox.model import HEADER_COLUMNS, as_message
+from app.outbox.model import (
+    HEADER_COLUMNS,
+    OrderKey,
+    OutboxBucket,
+    OutboxRow,
+    ParkedRow,
+    as_message,
+    bounds_of,
+    bucket_of,
+    division_of,
+    order_key,
+)
 
 _HEADERS = ", ".join(HEADER_COLUMNS.values())
 _ALL = f"bucket, topic, key, value, headers, {_HEADERS}, attempts, created_at"
@@ -171,7 +194,7 @@ _ATTEMPTED = text("UPDATE outbox SET attempts = attempts + 1 WHERE id = ANY(:ids
 _IDS = bindparam("ids", type_=ARRAY(BigInteger))
 
 
-async def delete(connection: AsyncConnection, ids: Sequence[int]) -> None:
+async def delete_sent(connection: AsyncConnection, ids: Sequence[int]) -> None:
     # By the ids that were sent, never by a range: the row of a slower transaction may have a lower
     # id and appear later.
     await connection.execute(_DELETE.bindparams(_IDS), {"ids": list(ids)})
@@ -207,3 +230,87 @@ async def parked_keys(connection: AsyncConnection, rows: Iterable[Pending]) -> s
         _PARKED_KEYS.bindparams(bindparam("keys", type_=ARRAY(LargeBinary))), {"keys": keys}
     )
     return {order_key(row.topic, row.key) for row in found}
+
+
+# Everything of a row but what tells of its parking; it starts again without attempts.
+_COLUMNS = [c.name for c in OutboxRow.__table__.columns if c.name != "attempts"]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which parked rows are meant: those that fit everything that is given."""
+
+    ids: Sequence[int] = ()
+    topic: str | None = None
+    key: str | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        found: list[ColumnElement[bool]] = []
+        if self.ids:
+            found.append(ParkedRow.id.in_(self.ids))
+        if self.topic is not None:
+            found.append(ParkedRow.topic == self.topic)
+        if self.key is not None:
+            found.append(ParkedRow.key == self.key.encode())
+        return found
+
+
+async def find(session: AsyncSession, only: Filter, held: bool | None = None) -> list[ParkedRow]:
+    """Parked rows, oldest first; those `held` behind another, those that are not, or both."""
+    query = select(ParkedRow).where(*only.conditions()).order_by(ParkedRow.id)
+    if held is not None:
+        query = query.where(ParkedRow.held.is_(held))
+    return list(await session.scalars(query))
+
+
+async def retry(engine: AsyncEngine, ids: Sequence[int]) -> int:
+    """Put rows back into the outbox, to their old places. How many, with those held behind them."""
+    async with engine.begin() as connection:
+        keys = await _lock_keys(connection, ids)
+        back = await _put_back(connection, ids)
+        return back + await _put_back(connection, await _free(connection, keys))
+
+
+async def discard(engine: AsyncEngine, ids: Sequence[int]) -> int:
+    """Delete rows for good, and put back those that were held behind them; how many were deleted."""
+    async with engine.begin() as connection:
+        keys = await _lock_keys(connection, ids)
+        gone = await connection.execute(delete(ParkedRow).where(_in(ids)))
+        await _put_back(connection, await _free(connection, keys))
+        return gone.rowcount
+
+
+async def _lock_keys(connection: AsyncConnection, ids: Sequence[int]) -> set[OrderKey]:
+    """Keep relays away from the keys of these rows for the length of the transaction."""
+    rows = await connection.execute(select(ParkedRow.topic, ParkedRow.key).where(_in(ids)))
+    messages = {(topic, key) for topic, key in rows}
+    known = await connection.scalars(select(OutboxBucket.bucket))
+    divisions = {division_of(bucket) for bucket in known}
+    buckets = {bucket_of(*message, division) for message in messages for division in divisions}
+    await connection.execute(
+        select(OutboxBucket.bucket)
+        .where(OutboxBucket.bucket.in_(buckets))
+        .order_by(OutboxBucket.bucket)
+        .with_for_update()
+    )
+    return {order_key(topic, key) for topic, key in messages}
+
+
+async def _free(connection: AsyncConnection, keys: Iterable[OrderKey]) -> list[int]:
+    """The rows of `keys` that are held although nothing before them is parked any more."""
+    query = select(ParkedRow.id, ParkedRow.topic, ParkedRow.key, ParkedRow.held)
+    rows = (await connection.execute(query.where(ParkedRow.key.in_({k for _, k in keys})))).all()
+    blocked = {order_key(row.topic, row.key) for row in rows if not row.held}
+    free = set(keys) - blocked
+    return [row.id for row in rows if row.held and order_key(row.topic, row.key) in free]
+
+
+async def _put_back(connection: AsyncConnection, ids: Sequence[int]) -> int:
+    columns = [getattr(ParkedRow, name) for name in _COLUMNS]
+    moved = insert(OutboxRow).from_select(_COLUMNS, select(*columns).where(_in(ids)))
+    await connection.execute(moved)
+    return (await connection.execute(delete(ParkedRow).where(_in(ids)))).rowcount
+
+
+def _in(ids: Sequence[int]) -> ColumnElement[bool]:
+    return ParkedRow.id.in_(ids)

@@ -14,10 +14,9 @@ from app.cqrs.customer_names import CUSTOMER_NAMES
 from app.cqrs.daily_sales import DAILY_SALES
 from app.cqrs.models import CustomerNameRow, DailySalesRow, OrderViewRow, RebuildRow, SaleRow
 from app.cqrs.order_views import ORDER_VIEWS
+from app.cqrs.projection import Customer, OrderState
 from app.cqrs.projections import SUBSCRIPTIONS
-from app.cqrs.rebuild import Rebuild
-from app.cqrs.source import OrderTables, UserTable
-from app.cqrs.states import Customer, OrderState
+from app.cqrs.rebuild import OrderTables, Rebuild, UserTable
 from app.database import Base, Database
 from app.domain.orders import OrderItem
 from app.kafka.event import BaseEvent

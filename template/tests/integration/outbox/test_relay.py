@@ -13,9 +13,9 @@ from app.database import is_unavailable
 from app.kafka.codec import Message
 from app.kafka.errors import BrokerUnavailable, MessageRejected
 from app.kafka.producer import FakeProducer, Outcome
-from app.outbox import parked, relay, store
-from app.outbox.buckets import bucket_of
-from app.outbox.parked import Filter
+from app.outbox import relay, store
+from app.outbox.model import bucket_of
+from app.outbox.store import Filter
 from tests.eventually import eventually
 from tests.integration.outbox.conftest import (
     MOVED,
@@ -218,7 +218,7 @@ async def test_the_server_hangs_up_on_a_transaction_that_stands_still(world: Wor
             await asyncio.sleep(0.6)
             async with world.database.engine.begin() as another:
                 assert await store.lock(another, [bucket]) == [bucket]
-            await store.delete(frozen, [row["id"] for row in await world.rows()])  # type: ignore[misc]  # numbers
+            await store.delete_sent(frozen, [row["id"] for row in await world.rows()])  # type: ignore[misc]  # numbers
 
     with pytest.raises(DBAPIError) as caught:
         await stand_still()
@@ -341,7 +341,7 @@ async def test_block_parks_the_row_and_holds_what_follows_of_its_key(world: Worl
     assert [row["held"] for row in rows] == [False, *[True] * 4]
     assert rows[0]["reason"] == "MessageRejected: no"
     producer.bad.clear()
-    assert await parked.retry(world.database.engine, [int(str(rows[0]["id"]))]) == 5
+    assert await store.retry(world.database.engine, [int(str(rows[0]["id"]))]) == 5
     async with world.relaying():
         await world.is_empty()
     assert len(world.delivered()) == 22
@@ -354,7 +354,7 @@ async def test_discarding_the_parked_row_frees_its_key(world: World) -> None:
     await world.write(*moved(3, keys=1))
     async with world.relaying():
         (first, *_) = await world.has_parked(3)
-        assert await parked.discard(world.database.engine, [int(str(first["id"]))]) == 1
+        assert await store.discard(world.database.engine, [int(str(first["id"]))]) == 1
         await eventually(lambda: world.rows("outbox_parked"), lambda rows: not rows)
         await world.is_empty()
     assert world.delivered() == [("key-0", 1), ("key-0", 2)]
@@ -464,8 +464,8 @@ async def test_a_key_parked_under_another_division_of_the_buckets_stays_blocked(
         await world.has_parked(2)
     producer.bad.clear()
     async with world.database.sessions() as session:
-        (first,) = await parked.find(session, Filter(key="k"), held=False)
-    assert await parked.retry(world.database.engine, [first.id]) == 2
+        (first,) = await store.find(session, Filter(key="k"), held=False)
+    assert await store.retry(world.database.engine, [first.id]) == 2
     async with world.relaying():
         await world.is_empty()
     assert world.delivered() == [("k", 0), ("k", 1)]

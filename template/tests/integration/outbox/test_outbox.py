@@ -1,0 +1,414 @@
+"""Publishing through the outbox: rows, round trips, what is measured, and the commands."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from httpx import ASGITransport, AsyncClient
+from prometheus_client import REGISTRY
+from sqlalchemy import text
+from typer.testing import CliRunner, Result
+
+from app import tracing
+from app.cli import cli
+from app.config import Settings
+from app.database import Database
+from app.health import Health
+from app.kafka.admin import provision
+from app.kafka.codec import encode
+from app.kafka.consumer import consuming
+from app.kafka.errors import MessageTooLarge
+from app.kafka.event import EventRegistry, EventType
+from app.kafka.producer import FakeProducer, KafkaProducer
+from app.kafka.settings import KafkaSettings
+from app.kafka.subscription import RetryPolicy, Subscription
+from app.kafka.topics import wanted
+from app.main import create_app
+from app.outbox import store
+from app.outbox.monitor import Monitor
+from app.outbox.store import oldest
+from app.runtime import Configuration, Role
+from app.tracing import Trace
+from app.unit_of_work import UnitOfWork
+from tests.eventually import eventually
+from tests.fixtures.service import database_settings, settings_for
+from tests.integration.outbox.conftest import (
+    MAX_BYTES,
+    MOVED,
+    Moved,
+    Sold,
+    World,
+    in_order_by_key,
+    moved,
+    outbox_settings,
+)
+
+
+async def numbers(world: World) -> list[int]:
+    return [Moved.model_validate_json(row["value"]).number for row in await world.rows()]  # type: ignore[arg-type]  # bytes
+
+
+async def test_what_is_published_is_there_once_the_transaction_has_committed(world: World) -> None:
+    async with world.units.begin() as uow:
+        await uow.events.publish(moved(1)[0])
+        assert await world.rows() == []
+    assert await numbers(world) == [0]
+
+
+async def test_nothing_remains_of_a_transaction_that_fails(world: World) -> None:
+    with suppress(RuntimeError):
+        async with world.units.begin() as uow:
+            await uow.events.publish(moved(1)[0])
+            raise RuntimeError("after publishing")
+    assert await world.rows() == []
+    assert not world.published.is_set()
+
+
+async def test_ids_ascend_in_the_order_of_publishing(world: World) -> None:
+    await world.write(*moved(100))
+    assert await numbers(world) == list(range(100))
+
+
+async def test_an_event_that_could_never_be_sent_fails_its_transaction(world: World) -> None:
+    with pytest.raises(MessageTooLarge, match="more than KAFKA_MAX_MESSAGE_BYTES=100000"):
+        await world.write(
+            Moved(name="k", number=1), Moved(name="k", number=2, load="x" * MAX_BYTES)
+        )
+    assert await world.rows() == []
+
+
+async def test_an_event_that_nobody_registered_fails_its_transaction(world: World) -> None:
+    class Unheard(Moved):
+        pass
+
+    with pytest.raises(LookupError, match="add it to EVENTS"):
+        await world.write(Unheard(name="k", number=1))
+
+
+async def test_the_row_holds_the_very_message_that_the_codec_wrote(world: World) -> None:
+    event = Moved(name="k-\N{SNOWMAN}", number=1)
+    trace = Trace("story", "cause", tracing.child_of(None))
+    with tracing.bound(trace):
+        await world.write(event)
+    buckets = [row["bucket"] for row in await world.rows()]
+    async with world.database.engine.connect() as connection:
+        (row,), _ = await oldest(connection, buckets, 10, 1_000_000)  # type: ignore[arg-type]  # numbers
+    message = encode(event, world.registry, trace)
+    assert (row.message.topic, row.message.key, row.message.value) == (
+        message.topic,
+        message.key,
+        message.value,
+    )
+    assert dict(row.message.headers) == dict(message.headers)
+
+
+async def test_what_a_savepoint_published_goes_with_it(world: World) -> None:
+    first, second, third = moved(3)
+    async with world.units.begin() as uow:
+        await uow.events.publish(first)
+        with suppress(RuntimeError):
+            async with uow.session.begin_nested():
+                await uow.events.publish(second)
+                raise RuntimeError("in the savepoint")
+        await uow.events.publish(third)
+    assert await numbers(world) == [0, 2]
+
+
+async def test_what_a_released_savepoint_published_stays_in_its_place(world: World) -> None:
+    first, second, third = moved(3)
+    async with world.units.begin() as uow:
+        await uow.events.publish(first)
+        async with uow.session.begin_nested():
+            await uow.events.publish(second)
+        await uow.events.publish(third)
+    assert await numbers(world) == [0, 1, 2]
+
+
+async def test_an_outer_savepoint_takes_back_what_an_inner_one_released(world: World) -> None:
+    first, second, third = moved(3)
+    async with world.units.begin() as uow:
+        await uow.events.publish(first)
+        with suppress(RuntimeError):
+            async with uow.session.begin_nested():
+                async with uow.session.begin_nested():
+                    await uow.events.publish(second)
+                raise RuntimeError("in the outer savepoint")
+        await uow.events.publish(third)
+    assert await numbers(world) == [0, 2]
+
+
+async def test_a_savepoint_that_cannot_be_released_takes_nothing_from_before(
+    world: World,
+) -> None:
+    first, second = moved(2)
+    async with world.units.begin() as uow:
+        await uow.events.publish(first)
+        with suppress(RuntimeError):
+            async with uow.session.begin_nested() as savepoint:
+                await uow.events.publish(second)
+                await uow.session.run_sync(lambda session: session.dispatch.before_commit(session))
+                assert savepoint.is_active
+                raise RuntimeError("after the rows were written")
+    assert await numbers(world) == [0]
+
+
+async def test_a_commit_wakes_the_relay_of_its_process(world: World) -> None:
+    await world.write()
+    assert not world.published.is_set()
+    await world.write(moved(1)[0])
+    assert world.published.is_set()
+
+
+async def test_the_gauges_tell_what_waits_and_what_is_set_aside(world: World) -> None:
+    world.producer = FakeProducer([MOVED])
+    world.settings = world.settings.model_copy(update={"outbox_max_attempts": 1})
+    await world.write(Sold(name="a", number=1), Moved(name="a", number=2))
+    async with world.relaying():
+        await world.has_parked(2)
+    await world.write(*moved(3))
+    seen = await Monitor(world.database.engine).look()
+    assert (seen.pending, seen.parked, seen.held) == (3, 1, 1)
+    assert 0 < seen.lag_seconds < 60
+    assert REGISTRY.get_sample_value("outbox_pending") == 3
+    assert REGISTRY.get_sample_value("outbox_parked") == 1
+    assert REGISTRY.get_sample_value("outbox_held") == 1
+
+
+async def test_an_empty_outbox_has_no_lag(world: World) -> None:
+    seen = await Monitor(world.database.engine).look()
+    assert (seen.pending, seen.lag_seconds) == (0, 0.0)
+
+
+async def test_sent_events_are_counted_by_topic(world: World) -> None:
+    def count() -> float:
+        return REGISTRY.get_sample_value("outbox_relayed_total", {"topic": MOVED}) or 0.0
+
+    before = count()
+    await world.write(*moved(7))
+    async with world.relaying():
+        await world.is_empty()
+        await eventually(lambda: asyncio.sleep(0, count() == before + 7))
+
+
+@asynccontextmanager
+async def serving(database_url: str, producer: FakeProducer) -> AsyncIterator[AsyncClient]:
+    """A process with the role of the relay."""
+    configuration = Configuration(
+        Settings(service_name="shop", _env_file=None),
+        settings_for("127.0.0.1:9", "shop"),  # nobody talks to it: the producer is a fake
+        database_settings(database_url),
+    )
+    app = create_app({Role.RELAY}, configuration, producer)
+    transport = ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=transport, base_url="http://relay") as http,
+    ):
+        yield http
+
+
+async def has_said(http: AsyncClient, words: str) -> None:
+    """Wait until the readiness of the relay says that."""
+    said = await eventually(
+        lambda: http.get("/health/ready"), lambda a: words in a.json()["checks"]["relay"], 20
+    )
+    if words != "ok":
+        assert said.status_code == 503
+
+
+async def test_a_relay_without_a_broker_is_not_ready_until_there_is_one(
+    world: World, migrated_database_url: str
+) -> None:
+    producer = FakeProducer()
+    producer.available = False
+    await world.write(*moved(1))
+    async with serving(migrated_database_url, producer) as http:
+        await has_said(http, "the fake broker is away")
+        assert (await http.get("/health/live")).json()["checks"]["relay"] == "ok"
+        producer.available = True
+        await has_said(http, "ok")
+
+
+async def test_a_relay_is_not_ready_while_events_wait_too_long(
+    world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_MAX_LAG_SECONDS", "0.001")
+    await world.write(*moved(1))
+    async with world.database.engine.begin() as connection:
+        await store.waiting_buckets(connection)
+    async with world.database.engine.begin() as connection:
+        # Somebody else has the bucket.
+        await connection.execute(text("SELECT FROM outbox_buckets FOR UPDATE"))
+        async with serving(migrated_database_url, FakeProducer()) as http:
+            await has_said(http, "the oldest event has waited")
+            await connection.rollback()
+            await has_said(http, "ok")
+
+
+async def app(*arguments: str) -> Result:
+    """Run the command where no event loop runs, as from a shell."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as thread:
+        return await loop.run_in_executor(thread, CliRunner().invoke, cli, ["outbox", *arguments])
+
+
+@pytest.fixture
+async def parked(
+    world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> World:
+    """One event that cannot be sent, and one held behind it."""
+    monkeypatch.setenv("DATABASE_URL", migrated_database_url)
+    world.producer = FakeProducer([MOVED])
+    world.settings = world.settings.model_copy(update={"outbox_max_attempts": 1})
+    await world.write(Sold(name="a", number=1), Moved(name="a", number=2))
+    async with world.relaying():
+        await world.has_parked(2)
+    return world
+
+
+async def first_id(world: World) -> str:
+    return str((await world.rows("outbox_parked"))[0]["id"])
+
+
+async def test_status_tells_what_waits_and_what_cannot_be_sent(parked: World) -> None:
+    await parked.write(Moved(name="b", number=3))
+    result = await app("status")
+    assert result.exit_code == 0
+    assert "shop.thing.sold key=a  UnknownTopic: the topic shop.thing.sold" in result.output
+    assert "1 pending" in result.output
+    assert "1 parked, 1 held behind them" in result.output
+
+
+async def test_show_tells_all_of_a_parked_event(parked: World) -> None:
+    result = await app("show", await first_id(parked))
+    assert result.exit_code == 0
+    for part in ("UnknownTopic", "ce_type: thing.sold", '"number": 1', "content-type"):
+        assert part in result.output
+
+
+async def test_show_of_an_event_that_is_not_parked_is_an_error(parked: World) -> None:
+    result = await app("show", "999")
+    assert result.exit_code == 1
+    assert "no event 999 is parked" in result.output
+
+
+async def test_retry_puts_the_event_back_with_what_it_held(parked: World) -> None:
+    result = await app("retry", await first_id(parked))
+    assert "2 events are on their way again" in result.output
+    assert [row["topic"] for row in await parked.rows()] == ["shop.thing.sold", MOVED]
+    assert await parked.rows("outbox_parked") == []
+
+
+async def test_discard_deletes_the_event_and_frees_what_it_held(parked: World) -> None:
+    result = await app("discard", "--key", "a")
+    assert "1 events are gone" in result.output
+    assert [row["topic"] for row in await parked.rows()] == [MOVED]
+    assert await parked.rows("outbox_parked") == []
+
+
+@pytest.mark.parametrize("command", ["retry", "discard"])
+async def test_a_dry_run_changes_nothing(parked: World, command: str) -> None:
+    before = await parked.rows("outbox_parked")
+    result = await app(command, "--all", "--dry-run")
+    assert f"would {command}" in result.output
+    assert await parked.rows("outbox_parked") == before
+
+
+@pytest.mark.parametrize("command", ["retry", "discard"])
+async def test_it_has_to_be_said_which_events_are_meant(parked: World, command: str) -> None:
+    result = await app(command)
+    assert result.exit_code == 1
+    assert "say which events" in result.output
+    assert len(await parked.rows("outbox_parked")) == 2
+
+
+async def test_an_id_that_is_not_parked_is_an_error_and_nothing_is_done(parked: World) -> None:
+    result = await app("retry", await first_id(parked), "999")
+    assert result.exit_code == 1
+    assert "not parked: 999" in result.output
+    assert len(await parked.rows("outbox_parked")) == 2
+
+
+FAST = RetryPolicy(attempts=3, initial=0.01, maximum=0.02)
+EVENTS = 200
+
+
+@pytest.fixture
+async def service(
+    database: Database, kafka_settings: KafkaSettings, producer: KafkaProducer
+) -> AsyncIterator[World]:
+    """A world on a real broker, with a table of effects."""
+    registry = EventRegistry(kafka_settings.kafka_client_id, [EventType(Moved), EventType(Sold)])
+    async with database.engine.begin() as connection:
+        await connection.execute(
+            text(
+                "CREATE TABLE effects (id bigserial primary key, what text, name text, number int)"
+            )
+        )
+    yield World(database, settings=outbox_settings(outbox_batch_rows=20), registry=registry)
+    async with database.engine.begin() as connection:
+        await connection.execute(text("DROP TABLE effects"))
+
+
+async def effect(what: str, event: Moved | Sold, uow: UnitOfWork) -> None:
+    await uow.session.execute(
+        text("INSERT INTO effects (what, name, number) VALUES (:what, :name, :number)"),
+        {"what": what, "name": event.name, "number": event.number},
+    )
+
+
+class Selling:
+    """Writes, publishes in turn, and then fails, the first time it sees every tenth event."""
+
+    def __init__(self) -> None:
+        self.failed: set[int] = set()
+
+    async def __call__(self, event: Moved, uow: UnitOfWork) -> None:
+        await effect("moved", event, uow)
+        await uow.events.publish(Sold(name=event.name, number=event.number))
+        if event.number % 10 == 0 and event.number not in self.failed:
+            self.failed.add(event.number)
+            raise RuntimeError("after publishing")
+
+
+async def note_sale(event: Sold, uow: UnitOfWork) -> None:
+    await effect("sold", event, uow)
+
+
+async def test_what_handlers_write_and_publish_is_there_exactly_once(
+    service: World, kafka_settings: KafkaSettings, producer: KafkaProducer
+) -> None:
+    selling = Selling()
+    subscriptions = [
+        Subscription("seller", {Moved: selling}, retry=FAST),
+        Subscription("books", {Sold: note_sale}),
+    ]
+    topics = wanted(kafka_settings, service.registry, subscriptions)
+    await provision(kafka_settings, topics)
+
+    async def effects(what: str) -> list[tuple[str, int]]:
+        query = text("SELECT name, number FROM effects WHERE what = :what ORDER BY id")
+        async with service.database.engine.connect() as connection:
+            return [(r.name, r.number) for r in await connection.execute(query, {"what": what})]
+
+    async with consuming(
+        subscriptions, service.registry, kafka_settings, service.units, producer, Health()
+    ):
+        async with service.relaying(2, producer):
+            events = moved(EVENTS)
+            for start in range(0, EVENTS // 2, 10):
+                await service.write(*events[start : start + 10])
+        # Those two are gone, in the middle of it; another one takes over.
+        for start in range(EVENTS // 2, EVENTS, 10):
+            await service.write(*events[start : start + 10])
+        async with service.relaying(1, producer):
+            await eventually(lambda: effects("sold"), lambda rows: len(rows) >= EVENTS, 30)
+            await service.is_empty()
+            await asyncio.sleep(0.2)
+    for what in ("moved", "sold"):
+        found = await effects(what)
+        assert len(found) == EVENTS, what
+        assert in_order_by_key(found), what
+    assert len(selling.failed) == EVENTS // 10

@@ -1,0 +1,241 @@
+"""The parts of the outbox that need no server."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.kafka.codec import Message, encode
+from app.kafka.errors import BrokerUnavailable, MessageRejected, SendError, UnknownTopic
+from app.kafka.producer import Outcome
+from app.outbox.model import (
+    HEADER_COLUMNS,
+    OutboxRow,
+    as_message,
+    as_row,
+    bounds_of,
+    bucket_of,
+    division_of,
+    order_key,
+)
+from app.outbox.relay import Batch, Unsendable
+from app.outbox.store import Pending
+from app.tracing import Trace, child_of
+from tests.unit.samples import REGISTRY, MeterRead
+
+
+def row(number: int, key: str = "k", topic: str = "a.b.c", attempts: int = 0) -> Pending:
+    message = Message(topic, key.encode(), b"{}")
+    return Pending(number, 320_000, attempts, order_key(topic, key.encode()), message)
+
+
+def ids(rows: Sequence[Pending]) -> list[int]:
+    return [row.id for row in rows]
+
+
+def test_rows_of_different_keys_go_together() -> None:
+    batch = Batch([row(1, "a"), row(2, "b"), row(3, "a")], 5)
+    assert ids(batch.next_wave()) == [1, 2, 3]
+    assert batch.next_wave() == []
+
+
+def test_a_key_that_goes_on_to_another_topic_waits_for_the_acknowledgement() -> None:
+    batch = Batch([row(1), row(2, topic="a.b.d"), row(3), row(4, "other", "a.b.d")], 5)
+    assert ids(batch.next_wave()) == [1, 4]
+    assert ids(batch.next_wave()) == [2]
+    assert ids(batch.next_wave()) == [3]
+
+
+def test_after_a_failure_nothing_of_that_key_is_sent() -> None:
+    batch = Batch([row(1), row(2, topic="a.b.d"), row(3, "other", "a.b.d")], 5)
+    batch.settle(batch.next_wave(), [MessageRejected("no"), None])
+    assert batch.next_wave() == []
+    assert ids(batch.sent) == [3]
+    assert batch.hopeless == {1: "MessageRejected: no"}
+
+
+def test_only_the_first_failure_of_a_key_counts() -> None:
+    batch = Batch([row(1), row(2), row(3)], 5)
+    batch.settle(batch.next_wave(), [MessageRejected("no"), BrokerUnavailable("held back"), None])
+    assert batch.hopeless.keys() == {1}
+    assert batch.outage is None
+    assert ids(batch.sent) == [3]  # it is on the topic: it must not be sent again
+
+
+def test_an_outage_counts_nothing_and_ends_the_batch() -> None:
+    batch = Batch([row(1), row(2, topic="a.b.d")], 1)
+    batch.settle(batch.next_wave(), [BrokerUnavailable("away")])
+    assert batch.next_wave() == []
+    assert (batch.attempted, batch.hopeless, batch.moved) == ([], {}, False)
+    assert batch.outage is not None
+
+
+def test_a_missing_topic_is_tried_again_until_the_last_attempt() -> None:
+    batch = Batch([row(1, "a", attempts=3), row(2, "b", attempts=4)], 5)
+    batch.settle(batch.next_wave(), [UnknownTopic("a.b.c"), UnknownTopic("a.b.c")])
+    assert ids(batch.attempted) == [1]
+    assert batch.hopeless.keys() == {2}
+    assert batch.missing_topics == {"a.b.c"}
+
+
+def test_rows_that_failed_before_go_last() -> None:
+    batch = Batch([row(1, "a", attempts=1), row(2, "b"), row(3, "a"), row(4, "b", "a.b.d")], 5)
+    assert ids(batch.next_wave()) == [2]
+    assert ids(batch.next_wave()) == [4]
+    assert ids(batch.next_wave()) == [1, 3]
+
+
+def test_a_wave_at_which_the_client_failed_is_sent_row_by_row() -> None:
+    batch = Batch([row(1, "a"), row(2, "b"), row(3, "a")], 2)
+    batch.one_by_one(batch.next_wave())
+    for number, outcome in [(1, Unsendable("why")), (2, None)]:
+        wave = batch.next_wave()
+        assert ids(wave) == [number]
+        batch.settle(wave, [outcome])
+    assert batch.next_wave() == []  # 3 follows 1
+    assert ids(batch.attempted) == [1]
+
+
+ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["x.y.p", "x.y.q"])), max_size=30)
+OUTCOMES = st.sampled_from([None, None, None, MessageRejected("no"), UnknownTopic("where")])
+
+
+@given(ROWS, st.data())
+def test_no_row_is_sent_before_an_earlier_one_of_its_key_was_acknowledged(
+    rows: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    pending = [row(number, key, topic) for number, (key, topic) in enumerate(rows)]
+    batch = Batch(pending, 2)
+    sent: set[int] = set()
+    while wave := batch.next_wave():
+        for one in wave:
+            before = [r for r in pending if r.order_key == one.order_key and r.id < one.id]
+            together = {r.id for r in wave if r.message.topic == one.message.topic}
+            assert all(r.id in sent or r.id in together for r in before)
+        outcomes = in_order(wave, data)
+        batch.settle(wave, outcomes)
+        sent |= {r.id for r, outcome in zip(wave, outcomes, strict=True) if outcome is None}
+    assert set(ids(batch.sent)) == sent
+    assert not sent & batch.hopeless.keys()
+
+
+def in_order(wave: Sequence[Pending], data: st.DataObject) -> list[Outcome]:
+    """Outcomes as a producer gives them: nothing of a key passes after a refusal."""
+    refused: dict[object, SendError] = {}
+    outcomes: list[Outcome] = []
+    for one in wave:
+        outcome: Outcome = refused.get(one.order_key) or data.draw(OUTCOMES)
+        if outcome is not None:
+            refused[one.order_key] = BrokerUnavailable("an earlier one was refused")
+        outcomes.append(outcome)
+    return outcomes
+
+
+def test_the_events_of_one_entity_share_a_bucket_whichever_topic_they_go_to() -> None:
+    created = bucket_of("shop.order.created", b"7", 32)
+    assert bucket_of("shop.order.paid", b"7", 32) == created
+    assert order_key("shop.order.created", b"7") == order_key("shop.order.paid", b"7")
+
+
+def test_entities_of_different_kinds_with_one_id_are_different_keys() -> None:
+    assert order_key("shop.order.created", b"7") != order_key("shop.user.created", b"7")
+
+
+def test_a_bucket_tells_of_how_many_it_is_one() -> None:
+    for count in (1, 8, 32, 1024):
+        bucket = bucket_of("shop.order.created", b"7", count)
+        assert division_of(bucket) == count
+        first, after = bounds_of(bucket)
+        assert first <= bucket < first + count <= after
+
+
+def test_no_two_divisions_share_a_bucket() -> None:
+    bounds = [bounds_of(bucket_of("a.b.c", b"k", count)) for count in range(1, 1025)]
+    assert all(before[1] == after[0] for before, after in pairwise(bounds))
+
+
+def test_keys_are_spread_over_all_buckets() -> None:
+    counts = Counter(bucket_of("a.b.c", str(n).encode(), 32) for n in range(10_000))
+    assert len(counts) == 32
+    assert min(counts.values()) > 200
+
+
+def test_the_bucket_of_a_key_never_changes() -> None:
+    # Rows that were written by an earlier version of the service are still in their buckets.
+    assert bucket_of("shop.order.created", b"7", 32) == 320_017
+
+
+EVENT = MeterRead(meter_id="m-\N{SNOWMAN}", count=1)
+
+
+def back(row: dict[str, object]) -> Message:
+    """`row` as a relay reads it."""
+    columns = tuple(row[column] for column in HEADER_COLUMNS.values())
+    return as_message(row["topic"], row["key"], row["value"], json.dumps(row["headers"]), columns)  # type: ignore[arg-type]  # as_row wrote them
+
+
+def test_a_message_comes_back_from_its_row_as_it_was() -> None:
+    message = encode(EVENT, REGISTRY, Trace("story", "cause", child_of(None)))
+    again = back(as_row(message, 320_000))
+    assert (again.topic, again.key, again.value) == (message.topic, message.key, message.value)
+    assert dict(again.headers) == dict(message.headers)
+
+
+def test_a_header_that_a_message_does_not_have_stays_away() -> None:
+    message = encode(EVENT, REGISTRY, Trace("story"))
+    assert "causation-id" not in dict(back(as_row(message, 320_000)).headers)
+
+
+def test_a_header_without_a_column_is_kept_too() -> None:
+    message = Message("a.b.c", b"k", b"{}", (("x-tenant", "\N{SNOWMAN}".encode()),))
+    row = as_row(message, 320_000)
+    assert row["headers"] == {"x-tenant": "\N{SNOWMAN}"}
+    assert back(row).headers == message.headers
+
+
+def test_every_header_that_differs_between_messages_has_a_column() -> None:
+    # Debezium's outbox event router can make headers of columns only.
+    trace = Trace("story", "cause", child_of(None))
+    row = as_row(encode(EVENT, REGISTRY, trace), 320_000)
+    assert row["headers"] == {"ce_specversion": "1.0", "content-type": "application/json"}
+
+
+CONNECTOR = Path(__file__).parents[2] / "deploy" / "debezium" / "outbox-connector.json"
+ROUTER = "transforms.outbox."
+
+
+def settings() -> dict[str, str]:
+    found: dict[str, str] = json.loads(CONNECTOR.read_text())["config"]
+    return found
+
+
+def test_the_router_takes_topic_key_and_value_from_our_columns() -> None:
+    config = settings()
+    assert config["table.include.list"] == f"public.{OutboxRow.__tablename__}"
+    names = ["route.by.field", "table.field.event.key", "table.field.event.payload"]
+    columns = [config[ROUTER + name] for name in names]
+    assert columns == ["topic", "key", "value"]
+    assert {*columns, config[ROUTER + "table.field.event.id"]} <= set(
+        OutboxRow.__table__.columns.keys()
+    )
+
+
+def test_every_column_of_a_header_becomes_that_header() -> None:
+    placed = settings()[ROUTER + "table.fields.additional.placement"].split(",")
+    assert {tuple(entry.split(":")) for entry in placed} == {
+        (column, "header", name) for name, column in HEADER_COLUMNS.items()
+    }
+
+
+def test_the_headers_that_are_always_the_same_are_inserted() -> None:
+    config = settings()
+    inserted = {
+        config[f"transforms.{name}.header"]: config[f"transforms.{name}.value.literal"]
+        for name in config["transforms"].split(",")
+        if name != "outbox"
+    }
+    assert inserted == {"ce_specversion": "1.0", "content-type": "application/json"}
