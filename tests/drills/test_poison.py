@@ -144,6 +144,8 @@ def replay(bench: Bench, rate: int) -> subprocess.Popen[bytes]:
         env={**os.environ, **bench.environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # Children of a shell's background job ignore Ctrl-C; this one shall not, wherever it runs.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
