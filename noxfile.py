@@ -62,7 +62,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every variant renders cleanly, bad answers are refused, updates work (about a minute)."""
+    """Every variant renders cleanly, bad answers are refused, updates work (two or three minutes)."""
     install(session)
     # What needs a rendered service has sessions of its own.
     others = ("tests/generated", "tests/machinery", "tests/drills")

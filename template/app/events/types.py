@@ -1,7 +1,7 @@
 """The integration events: what this service tells others. Money is Decimal, a string in JSON.
 
 They are contracts: a change that readers could trip over needs a new version, with an upcaster
-from the old one (upcasters.py), an exported schema and a golden sample of the new one (tests/events).
+from the old one (below), an exported schema and a golden sample of the new one (tests/events).
 """
 
 from decimal import Decimal
