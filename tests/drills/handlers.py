@@ -148,9 +148,7 @@ SUBSCRIPTIONS_OF: Mapping[str, list[Subscription]] = {
         Subscription("bulk", {Ticked: applying_all("bulk")}, batch=True, retry=QUICK),
     ],
     "retries": [
-        Subscription(
-            "in-place", {Ticked: applying("in-place")}, retry=QUICK, overload=NO_OVERLOAD
-        ),
+        Subscription("in-place", {Ticked: applying("in-place")}, retry=QUICK, overload=NO_OVERLOAD),
         Subscription(
             "delayed",
             {Ticked: applying("delayed")},
