@@ -1,11 +1,12 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import rendering
-from tests.rendering import Variant
+from tests.matrix import Variant
 
 Rendered = Callable[[Variant], Path]
 
@@ -17,11 +18,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the Python of the rendered service: a version, or the path of an interpreter",
     )
     parser.addoption(
-        "--variants",
-        choices=["all", "ends"],
+        "--variant",
         default="all",
-        help="which combinations of modules: all, or only the least and the most of them",
+        help="which code of docs/variants.md: the name of one, all of them, or the ends",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """Fail where xdist, without a word, has not grouped what must not run side by side."""
+    grouping = node.config.getoption("dist") == "loadgroup"
+    if grouping and ids and not any("@" in nodeid.rpartition("]")[2] for nodeid in ids):
+        raise pytest.UsageError("no test has its xdist_group: pytest and pytest-xdist do not match")
 
 
 @pytest.fixture(scope="session")
