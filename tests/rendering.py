@@ -44,15 +44,22 @@ class Variant:
     modules: tuple[str, ...] = ()
     ci: str = "github"
     label: str = ""
+    sample_domain: bool = True
     others: Answers = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return "-".join(filter(None, [*(self.modules or ["base"]), self.ci, self.label]))
+        lean = "" if self.sample_domain else "lean"
+        return "-".join(filter(None, [*(self.modules or ["base"]), self.ci, self.label, lean]))
 
     @property
     def answers(self) -> Answers:
-        return {"modules": list(self.modules), "ci": self.ci, **self.others}
+        return {
+            "modules": list(self.modules),
+            "sample_domain": self.sample_domain,
+            "ci": self.ci,
+            **self.others,
+        }
 
 
 class UnknownQuestion(Exception):
@@ -76,12 +83,14 @@ def modules_on_offer() -> tuple[str, ...]:
 
 
 def module_variants() -> Iterator[Variant]:
-    """Every valid combination of the modules on offer, smallest first."""
+    """Every valid combination of the modules on offer and the sample domain, smallest first."""
     offered = modules_on_offer()
     for size in range(len(offered) + 1):
         for modules in itertools.combinations(offered, size):
             if "event_sourcing" not in modules or "outbox" in modules:
                 yield Variant(modules)
+            if set(modules) <= {"outbox"}:  # the others are about the sample domain, so far
+                yield Variant(modules, sample_domain=False)
 
 
 def variants() -> list[Variant]:

@@ -63,6 +63,10 @@ REFUSED: list[tuple[Mapping[str, object], str]] = [
     ({"author_email": "team@example.com\n"}, "Give an e-mail address"),
     ({"modules": ["bogus"]}, "'bogus' is not in ["),
     ({"modules": "outbox"}, "Not a YAML list: 'outbox'"),
+    (
+        {"sample_domain": False, "modules": ["outbox", "cqrs"]},
+        "cqrs and event_sourcing are about the orders of the sample domain",
+    ),
     ({"ci": "travis"}, "'travis' is not in ['github', 'gitlab', 'none']"),
 ]
 

@@ -8,7 +8,7 @@ from tests import demo
 from tests.generated.conftest import Service
 
 
-def test_a_new_user_is_published_consumed_and_told_in_the_log(service: Service) -> None:
+def test_what_is_sent_is_published_consumed_and_told_in_the_log(service: Service) -> None:
     the_story_is_told(service, "kafka")
 
 
@@ -17,9 +17,10 @@ def test_the_same_on_the_mock_broker(base: Service) -> None:
 
 
 def the_story_is_told(service: Service, broker: str) -> None:
+    trip = demo.trip_of(service.path)
+    topic = demo.topic_of(service.path, trip)
     with demo.running(service.path, "--broker", broker, "--fresh") as (address, _):
-        correlation_id = demo.round_trip(address, demo.tail(service.path))
-        topic = f"{demo.service_name(service.path)}.user.created"
+        correlation_id = demo.round_trip(address, demo.tail(service.path), trip)
         event = demo.event(service.path, topic, demo.broker_of(service.path))
         story = demo.story(service.path, correlation_id)
     assert topic in event
