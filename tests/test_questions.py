@@ -109,6 +109,26 @@ def test_event_sourcing_with_outbox_is_taken(repository: Path, tmp_path: Path) -
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("recorded", "given", "message"),
+    [
+        ({"sample_domain": False}, "modules=[outbox, cqrs]", "only outbox can be chosen"),
+        ({"modules": ["cqrs"]}, "sample_domain=false", "keep it, or choose neither"),
+    ],
+    ids=["modules", "sample_domain"],
+)
+def test_an_update_refuses_what_is_given_and_replaces_nothing_that_is_recorded(
+    recorded: rendering.Answers, given: str, message: str, repository: Path, tmp_path: Path
+) -> None:
+    service = rendering.render(repository, tmp_path / "service", recorded)
+    rendering.git(service, "init", "--quiet", "--initial-branch", "main")
+    rendering.commit(service, "Start")
+    result = rendering.copier("update", "--defaults", "--data", given, cwd=service)
+    assert result.returncode != 0
+    assert message in result.stderr.splitlines()[-1]
+    assert rendering.git(service, "status", "--porcelain") == ""
+
+
 def test_an_answer_that_nobody_asked_for_is_caught(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(rendering.UnknownQuestion, match="moduls"):
         rendering.copy(repository, tmp_path / "service", {"moduls": ["outbox"]})

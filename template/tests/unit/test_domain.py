@@ -1,9 +1,11 @@
 """The example domain: which command is allowed when, what it leads to, and what is published of it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given as for_all
@@ -29,7 +31,35 @@ from app.domain.orders import (
 from app.events import types
 from app.events.integration import integration_event
 from app.kafka.event import BaseEvent
-from tests.unit.given import given
+
+Command = Callable[[Any], list[OrderEvent]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    order: Order | None
+    command: Command
+
+    def then(self, *expected: OrderEvent) -> None:
+        assert self.command(self.order) == list(expected)
+
+    def then_refused(self, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            self.command(self.order)
+
+
+@dataclass(frozen=True)
+class History:
+    events: tuple[OrderEvent, ...]
+
+    def when(self, command: Command) -> Decision:
+        return Decision(fold(self.events), command)
+
+
+def given(*events: OrderEvent) -> History:
+    """`given(*events).when(command).then(*events)`: a behaviour of an aggregate in one line."""
+    return History(events)
+
 
 ITEMS = (OrderItem("tea", 2, Decimal("3.50")), OrderItem("cup", 1, Decimal("12.00")))
 PLACED = OrderPlaced(order_id=1, user_id=7, items=ITEMS)
