@@ -47,8 +47,8 @@ class Problem(BaseModel):
     type: str = Field("about:blank", examples=["urn:problem-type:version-conflict"])
     title: str = Field(examples=["The thing has changed meanwhile"])
     status: int = Field(examples=[412])
-    detail: str | None = Field(None, examples=["heartbeat 7 is not at the expected version"])
-    instance: str | None = Field(None, examples=["/heartbeats/7"])
+    detail: str | None = Field(None, examples=["it is not at the expected version"])
+    instance: str | None = Field(None, examples=["/path/of/the/request"])
     errors: list[FieldProblem] | None = Field(None, description="For invalid requests")
 
 
