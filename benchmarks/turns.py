@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import json
 import secrets
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -212,6 +214,7 @@ def run(area: Area, plan: Plan, **stage_options: object) -> None:
     except ImportError:
         runner = asyncio.run
     logs.configure("WARNING", "json")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and stop the servers on the way
     runner(measure())
     report(area)
     if arguments.json:
