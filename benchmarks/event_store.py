@@ -195,7 +195,7 @@ async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
         return measure
 
     def commands(side: AnySide, writers: int) -> Side:
-        work = after_checkpoint(lambda: side.commands(writers, 3 * scale))
+        work = after_checkpoint(lambda: side.commands(writers, 2 * scale))
         return Side(f"{side.name}, {writers} writers", "commands/s", work)
 
     def loads(side: AnySide, length: int, snapshot: bool) -> Side:

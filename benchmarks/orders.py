@@ -19,10 +19,8 @@ import asyncio
 import json
 import os
 import secrets
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -40,11 +38,12 @@ from app.kafka.event import BaseEvent, EventRegistry
 from app.kafka.topics import wanted
 from app.unit_of_work import BindPublisher
 
-CONNECTIONS = 8
 RATE = 100
+LOAD = Path(__file__).with_name("load.py")
 
-# Where the renderings of the other variants are, by the names of their modules; see __main__.py.
-VARIANTS = Path(os.environ.get("BENCHMARK_VARIANTS", "."))
+# A folder of renderings, named by their modules (base, outbox, outbox-cqrs, …), as __main__.py makes
+# them.
+VARIANTS = Path(os.environ.get("BENCHMARK_VARIANTS", ".")).resolve()
 
 # side: rendering, roles, publisher
 SIDES = {
@@ -139,11 +138,16 @@ async def process(stage: Stage, side: str) -> AsyncIterator[int]:
         "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
         "PYTHONPATH": str(folder),  # before the rendering that is installed here
     }
-    assert (folder / "app").is_dir(), f"there is no rendering in {folder}"
+    assert (folder / "app").is_dir(), f"no rendering in {folder}: see BENCHMARK_VARIANTS"
     code = "import sys; from app.cli import app; sys.argv[1:] = ['db', 'upgrade']; app()"
     upgrading = [sys.executable, "-c", code]  # the rendering's own migrations
     await asyncio.to_thread(
-        subprocess.run, upgrading, env=environment, check=True, stdout=subprocess.DEVNULL
+        subprocess.run,
+        upgrading,
+        cwd=folder,
+        env=environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     connection = await asyncpg.connect(url)
     await connection.execute(BARE_TABLE)
@@ -152,7 +156,9 @@ async def process(stage: Stage, side: str) -> AsyncIterator[int]:
     )
     await connection.close()
     running = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(port), roles, publisher], env=environment
+        [sys.executable, __file__, "--serve", str(port), roles, publisher],
+        cwd=folder,
+        env=environment,
     )
     try:
         while not await answers(port):
@@ -173,11 +179,9 @@ async def answers(port: int) -> bool:
     return True
 
 
-# The load generator, a process of its own
-
-
 async def generated(port: int, seconds: float, rate: int = 0) -> dict[str, float]:
-    command = [sys.executable, __file__, "--load", str(port), str(seconds), str(rate)]
+    """What the load generator measures, in a process of its own."""
+    command = [sys.executable, str(LOAD), str(port), str(seconds), str(rate)]
     running = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     output, _ = await running.communicate()
     assert running.returncode == 0, "the load generator failed"
@@ -185,39 +189,9 @@ async def generated(port: int, seconds: float, rate: int = 0) -> dict[str, float
     return measured
 
 
-async def load(port: int, seconds: float, rate: int) -> dict[str, float]:
-    begun = time.perf_counter()
-    until, waits = begun + seconds, list[float]()
-    await asyncio.gather(*(client(port, until, n, rate, waits) for n in range(CONNECTIONS)))
-    if not rate:
-        return {"": len(waits) / seconds}
-    steps = statistics.quantiles(waits, n=100)
-    return {"p50": steps[49], "p95": steps[94], "p99": steps[98]}
-
-
-async def client(port: int, until: float, number: int, rate: int, waits: list[float]) -> None:
-    item = {"sku": f"sku-{number}", "quantity": 2, "unit_price": "9.50"}
-    body = json.dumps({"user_id": 1, "items": [item]}).encode()
-    head = f"POST /orders HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n"
-    request = f"{head}Content-Type: application/json\r\n\r\n".encode() + body
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    due = time.perf_counter() + (number / rate if rate else 0)
-    while due < until:
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        writer.write(request)
-        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-        assert answer.startswith(b"http/1.1 201"), answer
-        length = int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        await reader.readexactly(length)
-        now = time.perf_counter()
-        waits.append(1000 * (now - due))
-        due = due + CONNECTIONS / rate if rate else now
-    writer.close()
-
-
 @asynccontextmanager
 async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
-    seconds = 3 * scale
+    seconds = 2 * scale
     async with AsyncExitStack() as stack:
         ports = {}
         for side in SIDES:
@@ -226,7 +200,7 @@ async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
 
         def closed(side: str) -> Side:
             async def measure() -> float:
-                return (await generated(ports[side], seconds))[""]
+                return (await generated(ports[side], seconds))["rate"]
 
             return Side(side, "requests/s", measure)
 
@@ -267,12 +241,8 @@ COMPARISONS = [
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--serve", nargs=3, metavar=("PORT", "ROLES", "PUBLISHER"))
-    parser.add_argument("--load", nargs=3, metavar=("PORT", "SECONDS", "RATE"))
     arguments, _ = parser.parse_known_args()
     if arguments.serve:
         serve(int(arguments.serve[0]), arguments.serve[1], arguments.serve[2])
-    elif arguments.load:
-        port, seconds, rate = arguments.load
-        print(json.dumps(asyncio.run(load(int(port), float(seconds), int(rate)))))
     else:
         run(Area("orders", "POST /orders", __doc__ or "", COMPARISONS), plan)

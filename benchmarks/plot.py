@@ -6,7 +6,7 @@ from itertools import groupby
 
 from benchmarks.results import Area, Samples, number
 
-WIDTH, LABEL, BAR, GAP = 760, 300, 14, 24
+WIDTH, LABEL, BAR, GAP = 800, 350, 14, 24
 END = WIDTH - 110  # room for the longest bar's figure
 
 # Both schemes are in the file, because an <img> cannot take the page's colours.
@@ -30,6 +30,14 @@ STYLE = """
     }
 """
 
+LEGEND = [
+    f'<rect class="ours" x="{LABEL}" y="13" width="12" height="12" rx="2"/>',
+    f'<text x="{LABEL + 18}" y="24">the service</text>',
+    f'<rect class="other" x="{LABEL + 110}" y="13" width="12" height="12" rx="2"/>',
+    f'<text x="{LABEL + 128}" y="24">floor or peer; the line is the spread</text>',
+]
+
+# Sides whose names begin like this are not ours.
 OTHERS = (
     "plain aiokafka",
     "FastStream",
@@ -53,8 +61,8 @@ OTHERS = (
 def svg(area: Area) -> str:
     """Bars of one unit share a scale from zero, so their lengths can be compared."""
     shown = {name: samples for name, samples in area.sides.items() if "growth" not in name}
-    parts = [f'<text class="title" x="8" y="24">{escape(area.title)}</text>']
-    y = 48
+    parts = [f'<text class="title" x="8" y="24">{escape(area.title)}</text>', *LEGEND]
+    y = 56
     for unit, group in groupby(shown.items(), key=lambda item: item[1].unit):
         sides = list(group)
         most = max((max(samples.spread, default=0.0) for _, samples in sides), default=0.0) or 1.0

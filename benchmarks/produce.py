@@ -184,13 +184,13 @@ def sending(stage: Stage, client: str, count: int, senders: int) -> Side:
 
 
 def growing(stage: Stage, count: int, label: str) -> Side:
-    return sending(stage, OURS, count, 0)._replace(name=f"{OURS}, growth {label}")
+    return sending(stage, OURS, count, 0)._replace(name=f"{OURS}, growth {label}", rounds=2)
 
 
 @asynccontextmanager
 async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
     yield [
-        *(sending(stage, client, int(50_000 * scale), 0) for client in CLIENTS),
+        *(sending(stage, client, int(40_000 * scale), 0) for client in CLIENTS),
         *(sending(stage, client, int(8_000 * scale), 32) for client in CLIENTS),
         *(sending(stage, client, int(1_000 * scale), 1) for client in CLIENTS),
         *(growing(stage, int(1_000 * scale) * times, f"x{times}") for times in (1, 10, 100)),
