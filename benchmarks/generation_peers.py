@@ -4,15 +4,15 @@
 - *copy*: a new service, with the default answers and the modules named.
 - *update*: a service of the variant, rendered and committed, gets one changed line of the template.
 - *fastapi-template*: a generator without Copier, with PostgreSQL, SQLAlchemy, migrations, Kafka,
-  example routers and GitHub's CI. It also makes a repository and an environment of all dependencies,
-  which cannot be switched off: its row is the whole command, and does more.
+  example routers and GitHub's CI. Its hook would go on to install all dependencies, for as long as
+  the network takes; uv is kept offline here, so that it stops after rendering and `git init`.
 """
 
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.generation import one_file, own_template, timed_copy
@@ -25,6 +25,8 @@ PEER_OPTIONS = [
     *("--orm", "sqlalchemy", "--ci", "github", "--kafka", "--migrations", "--dummy", "--routers"),
     "--prometheus",
 ]
+
+OWN: dict[str, str] = {}
 
 Timed = Callable[[], float]
 
@@ -104,17 +106,19 @@ def generating(environment: Path, folder: Path) -> Timed:
     def generate() -> float:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        return timed(environment / "bin" / "fastapi_template", *PEER_OPTIONS, cwd=folder)
+        command = environment / "bin" / "fastapi_template"
+        offline = {"UV_OFFLINE": "1", "UV_NO_CACHE": "1", "UV_PYTHON_DOWNLOADS": "never"}
+        return timed(command, *PEER_OPTIONS, cwd=folder, more=offline)
 
     return generate
 
 
-def timed(*command: object, cwd: Path | None = None) -> float:
+def timed(*command: object, cwd: Path | None = None, more: Mapping[str, str] = OWN) -> float:
     start = time.perf_counter()
     subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={name: value for name, value in GIT_ENVIRONMENT.items() if name != "VIRTUAL_ENV"},
+        env={**GIT_ENVIRONMENT, **more},
         stdin=subprocess.DEVNULL,
         check=True,
         capture_output=True,

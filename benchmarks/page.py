@@ -59,9 +59,7 @@ floor. A rebuild reads the states with the ORM, as a projection may be of anythi
 alone cannot be reached by that.""",
     "generation": """\
 Most of it is Copier's own start and its git clone of the template; the rest is rendering, by the number of
-files. An update renders three times, and has git compare. `fastapi_template` renders once and then makes a
-repository and an environment with all dependencies (its hook cannot be switched off), so the row
-does not compare rendering with rendering.""",
+files. An update renders three times, and has git compare.""",
 }
 
 LINEAR = 0.7
