@@ -1,6 +1,7 @@
 """Render a service, put the peers beside it, run the areas, and write what came of it.
 
-python -m benchmarks PATH [--area AREA ...] [--rounds N] [--scale X] [--quick] [--into FOLDER]
+python -m benchmarks PATH [--area AREA ...] [--rounds N] [--scale X] [--quick] [--resume]
+                          [--into FOLDER]
 
 Results of all areas replace those in benchmarks/results, their plots and docs/benchmarks.md; those of
 some areas, or of a quick run, only do with `--into`, in a folder of its own otherwise.
@@ -43,6 +44,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies what there is to do")
     parser.add_argument("--quick", action="store_true", help="one round, a fiftieth of the work")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what an interrupted run has measured already"
+    )
     parser.add_argument("--into", type=Path, help="where to write results and plots")
     chosen = parser.parse_args()
     if chosen.quick:
@@ -50,8 +54,9 @@ def main() -> int:
     complete = not chosen.area and not chosen.quick
     into = chosen.into or (RESULTS if complete else chosen.path / "results")
     work = chosen.path.resolve()
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    if not chosen.resume:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
     areas = [
         area
         for name in AREAS
@@ -88,13 +93,18 @@ def rendered(found: dict[str, object]) -> dict[str, str]:
 
 
 def measure(area: str, work: Path, rounds: int, scale: float) -> Area:
+    output = work / f"{area}.json"
+    if output.exists():
+        return Area.of(json.loads(output.read_text()))
     print(f"\n== {area} ==", flush=True)
     if area == "generation":
         folder = work / "generation"
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        return generation_peers.measure(folder, generator(work), rounds)
+        measured = generation_peers.measure(folder, generator(work), rounds)
+        output.write_text(json.dumps(measured.as_json()))
+        return measured
     python = service(work)
-    output = work / f"{area}.json"
     script = Path(__file__).with_name(f"{area}.py")
     subprocess.run(
         (python, script, "--rounds", str(rounds), "--scale", str(scale), "--json", output),
@@ -124,7 +134,7 @@ def service(work: Path) -> Path:
 def generator(work: Path) -> Path:
     """An environment with fastapi-template, which needs older versions of much."""
     folder = work / "generator"
-    uv("venv", "--no-python-downloads", "--python", sys.executable, folder)
+    uv("venv", "--clear", "--no-python-downloads", "--python", sys.executable, folder)
     python = folder / "bin" / "python"
     uv("pip", "install", "--python", python, "--group", f"{ROOT / 'pyproject.toml'}:generator")
     return folder
