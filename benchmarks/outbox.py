@@ -13,7 +13,7 @@ All sides work on the same rows of 200 and some bytes, one real Kafka and one re
   message, at a steady rate; the relay is in the writer's process (where a commit wakes it), or in one
   of its own (where it polls). faststream-outbox is woken up by NOTIFY.
 - *backlog*: a relay process and its resident memory, sampled ten times a second, until 10,000 and
-  1,000,000 rows are drained (times the scale); measured once.
+  1,000,000 rows are drained (fewer below a scale of one half); measured once.
 """
 
 import asyncio
@@ -446,7 +446,7 @@ async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
         return Side(name, "rows/s", lambda: measure(stage, count), rounds)
 
     def memory(name: str, rows: int) -> Side:
-        count = max(SEED_ROWS, int(rows * scale) // SEED_ROWS * SEED_ROWS)
+        count = max(SEED_ROWS, int(rows * min(1, 2 * scale)) // SEED_ROWS * SEED_ROWS)
         return Side(name, "MiB", backlog(stage, count), 1)
 
     seconds = 3 * scale
