@@ -1,7 +1,7 @@
 """Render a service, put the peers beside it, run the areas, and write what came of it.
 
 python -m benchmarks PATH [--area AREA ...] [--rounds N] [--scale X] [--quick] [--resume]
-                          [--into FOLDER]
+                          [--page] [--into FOLDER]
 
 Results of all areas replace those in benchmarks/results, their plots and docs/benchmarks.md; those of
 some areas, or of a quick run, only do with `--into`, in a folder of its own otherwise.
@@ -47,8 +47,14 @@ def main() -> int:
     parser.add_argument(
         "--resume", action="store_true", help="keep what an interrupted run has measured already"
     )
+    parser.add_argument(
+        "--page", action="store_true", help="only write page and plots anew, from latest.json"
+    )
     parser.add_argument("--into", type=Path, help="where to write results and plots")
     chosen = parser.parse_args()
+    if chosen.page:
+        write(json.loads((RESULTS / "latest.json").read_text()), RESULTS, PAGE)
+        return 0
     if chosen.quick:
         chosen.rounds, chosen.scale = 1, 0.02
     complete = not chosen.area and not chosen.quick

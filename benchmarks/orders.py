@@ -206,7 +206,7 @@ async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
 
         def open_(side: str) -> Side:
             name = f"{side}, at {RATE} requests/s"
-            return Side(name, "ms", lambda: generated(ports[side], max(1.5, seconds), RATE))
+            return Side(name, "ms", lambda: generated(ports[side], max(1.5, seconds), RATE), 3)
 
         yield [*(closed(side) for side in SIDES), *(open_(side) for side in SIDES)]
 
@@ -245,4 +245,4 @@ if __name__ == "__main__":
     if arguments.serve:
         serve(int(arguments.serve[0]), arguments.serve[1], arguments.serve[2])
     else:
-        run(Area("orders", "POST /orders", __doc__ or "", COMPARISONS), plan)
+        run(Area("orders", "POST /orders", __doc__ or "", COMPARISONS), plan, turns=3)

@@ -1,6 +1,7 @@
 """docs/benchmarks.md, from what was measured."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.results import Area, number
@@ -17,6 +18,9 @@ other direction every second time. Figures are medians of the rounds, the spread
 the most. Read the ratios rather than the figures: servers, sides and load share the cores of
 one machine, so that another machine has other figures, but much the same ratios.
 
+Where there are microseconds, they are what one message, row or event costs the side's own process in
+processor time, which moves less than the rates when the machine has other work.
+
 A ratio is ours divided by the other's, of rates and of times alike. A side that fails says so instead
 of a figure. Topics have three partitions and one replica, and Kafka leaves flushing to the operating system,
 as it does by default.
@@ -32,20 +36,27 @@ nox -s bench -- --quick                         # does it all work: figures mean
 LIMITS = {
     "produce": """\
 What `send_all` adds to plain aiokafka is a deadline, the check of each message's size, a typed outcome
-for each message and metrics: a fixed price in Python for every message. A lone
-send adds a task to wait with its deadline. librdkafka does in C, and in a second thread, what aiokafka
-does in Python; the service stays with a client that shares its event loop.""",
+for each message and metrics: a price in Python that a batch shares. `send` pays all of it for a
+single message: it goes the way of a batch of one, with time-outs and a wait of its own, so that a
+message costs about three times the processor time of aiokafka's `send_and_wait`. That shows where many
+senders share one event loop, and hardly where a handler or a request does something else, too.
+librdkafka does in C, and in a second thread, what aiokafka does in Python.""",
     "consume": """\
-One transaction per message is limited by the commit's fsync, group commit by one round trip for each
+What is compared moves: one transaction per message is limited by the commit's fsync, which is quicker on
+some disks than on others, and the ratios to it with that. Group commit is limited by one round trip for each
 handler's statement, a batch handler by this process' own processor time: decoding and validating
 with pydantic, and the inbox row. Lanes overlap waiting. Where handlers wait only for a database on the
 same two cores, there is little to overlap; where they wait for something else, lanes gain nearly
 their number.""",
     "outbox": """\
-The relay's own processor time for reading rows, handing them to aiokafka, and deleting
-them is what limits one process. Several processes share two cores with PostgreSQL, Kafka and each other
-here, so that they cannot scale as they do where each has a core. Relays in processes of their own find
-new events by polling, the one in the writer's process is woken up by the commit.""",
+One relay process is limited by its own processor time. To read a row, make a message of it, settle its
+outcome and delete it costs about as much again as sending it, so half of plain sending is the most that
+can be had of one process, and a machine where the database and the broker want the same two cores gives
+less. For the same reason relays side by side gain nothing here: one of them, PostgreSQL and Kafka keep
+both cores busy. Relays in a process of their own find new events by polling (`OUTBOX_POLL_SECONDS`),
+which is most of the time from commit to consumer there; a relay in the writer's process is woken up by
+the commit, and rests up to 50 ms so that more commits share a batch. faststream-outbox is woken up
+across processes by NOTIFY, and is ahead at low rates. Memory does not grow with the backlog.""",
     "orders": """\
 A request's price is that of its SQL statements and the web framework's. With the outbox there is one
 insert more in the same transaction and the encoding of the event; without, an acknowledgement of the
@@ -119,8 +130,8 @@ def area_section(area: Area, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
         [
             [
                 row["name"],
-                side(row, "ours"),
-                side(row, "other"),
+                side(area, row, "ours"),
+                side(area, row, "other"),
                 row["unit"],
                 ratio(row),
                 f"{row['goal']} {'met' if row['met'] else '**missed**'}" if row["goal"] else "",
@@ -165,11 +176,13 @@ def grows(row: Mapping[str, Any]) -> str:
     return "linear" if each < 1 / LINEAR else "better than linear: fixed costs are shared"
 
 
-def side(row: Mapping[str, Any], which: str) -> str:
-    """The median, and in brackets its spread."""
+def side(area: Area, row: Mapping[str, Any], which: str) -> str:
+    """The median, in brackets its spread, and the processor time of one where it was measured."""
     if row[which] is None:
         return "failed"
-    return f"{number(row[which])} ({' - '.join(number(value) for value in row['spread'][which])})"
+    spread = " - ".join(number(value) for value in row["spread"][which])
+    cpu = area.sides[row["sides"][0 if which == "ours" else 1]].cpu_us
+    return f"{number(row[which])} ({spread})" + (f", {number(median(cpu))} µs" if cpu else "")
 
 
 def ratio(row: Mapping[str, Any]) -> str:

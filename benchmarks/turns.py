@@ -192,8 +192,9 @@ def report(area: Area) -> None:
         print(f"{row['name']:<64}{number(row['ratio']):>8}  {row['goal']} {verdict}")
 
 
-def run(area: Area, plan: Plan, **stage_options: object) -> None:
-    """The command line of an area."""
+def run(area: Area, plan: Plan, turns: int = 1, **stage_options: object) -> None:
+    """The command line of an area. Its sides have `turns` short turns in a round, where they are
+    processes that stay up, so that whatever else the machine does hits all of them."""
     parser = argparse.ArgumentParser(description=area.method)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies what there is to do.")
@@ -204,7 +205,7 @@ def run(area: Area, plan: Plan, **stage_options: object) -> None:
     async def measure() -> None:
         async with stage(**stage_options) as on, plan(on, arguments.scale) as sides:
             collect_less()
-            await in_turns(area, sides, arguments.rounds, arguments.only)
+            await in_turns(area, sides, arguments.rounds * turns, arguments.only)
 
     try:
         import uvloop
