@@ -108,6 +108,14 @@ def drills(session: nox.Session) -> None:
         session.run("python", "-m", "tests.drills", str(service), *options)
 
 
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure beside the floor and the peers (-- --area outbox --rounds 5; -- --quick)."""
+    install(session)
+    work = Path(session.create_tmp()) / "bench"
+    session.run("python", "-m", "benchmarks", str(work), *session.posargs)
+
+
 def install(session: nox.Session) -> None:
     session.install("--quiet", "--group", "dev")
 

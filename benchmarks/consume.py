@@ -1,44 +1,34 @@
 """Consuming with effects in PostgreSQL: how much group commit, lanes and batch handlers gain.
 
-Run in the environment of a rendered service: `.venv/bin/python <template>/benchmarks/consume.py`.
-All sides read the same kind of messages from one real Kafka and write to one real PostgreSQL with
-fsync on, in turns, in one process set up as `app worker` sets itself up (uvloop, garbage collector).
+All sides read the same kind of messages from one real Kafka and write to one real PostgreSQL, in one
+process set up as `app worker` sets itself up (uvloop, garbage collector).
 
 - *one transaction per message*: the same handler, inbox and codec in a loop written by hand; the
   offsets are committed once a fetch, which favours it.
 - *group commit*, *lanes*, *batch handler*: the service's consumer; a batch handler with what it is
   given by default (2,000), and held to 500 as the others are.
+- *FastStream, a session per message*: its subscriber as its documentation shows it, with a session
+  opened in the handler. It has no inbox and commits offsets by itself before the handler is done,
+  which favours it: what it promises is less.
 - *floor*: aiokafka's getmany, json.loads, one INSERT ... SELECT FROM unnest by asyncpg alone, then
-  the offsets: no inbox, no validation, no ORM, no retries. `x floor` compares with the fastest.
-
-What must hold: group commit 4 x one transaction per message, 2 or 4 lanes 5.5 x, a batch handler
-50 x and half of the floor. `cpu us` is this process' processor time for a message: it moves less
-than the rates when the machine has other work.
+  the offsets: no inbox, no validation, no ORM, no retries. The fastest floor counts.
+- *10 ms*: handlers that wait 10 ms for something else before they write.
 """
 
-import argparse
 import asyncio
 import json
-import secrets
-import statistics
-import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
 
-import asyncpg
 from aiokafka import AIOKafkaConsumer
-from pydantic import SecretStr
+from faststream.kafka import KafkaBroker
+from results import Area, Comparison, Figures
 from sqlalchemy import BigInteger, Integer, String, text
 from sqlalchemy.orm import Mapped, mapped_column
+from turns import TRACE, Counted, Side, Stage, Watch, counted, run
 
-from app import logs
-from app.database import Base, Database, DatabaseSettings
-from app.dev.servers import Servers
+from app.database import Base
 from app.health import Health
-from app.kafka.admin import provision
 from app.kafka.codec import decode, encode
 from app.kafka.consumer import consuming
 from app.kafka.event import BaseEvent, EventRegistry, EventType
@@ -46,13 +36,7 @@ from app.kafka.inbox import claim
 from app.kafka.producer import KafkaProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
-from app.kafka.topics import wanted
-from app.migrate import upgrade
-from app.server import collect_less
-from app.tracing import Trace
 from app.unit_of_work import UnitOfWork, UnitsOfWork
-
-KEYS = 500
 
 
 class Effect(Base):
@@ -63,15 +47,6 @@ class Effect(Base):
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     name: Mapped[str] = mapped_column(String)
     number: Mapped[int] = mapped_column(Integer)
-
-
-class Counted(BaseEvent):
-    """An event of a usual size."""
-
-    key_field: ClassVar[str] = "name"
-    event_type: Literal["thing.counted"] = "thing.counted"
-    name: str
-    number: int
 
 
 ONE_ROW = text("INSERT INTO benchmark_effects (name, number) VALUES (:name, :number)")
@@ -96,6 +71,11 @@ async def many_rows(events: list[Counted], uow: UnitOfWork) -> None:
     await uow.session.execute(MANY_ROWS, columns)
 
 
+async def slow_row(event: Counted, uow: UnitOfWork) -> None:
+    await asyncio.sleep(0.01)
+    await one_row(event, uow)
+
+
 class Silent:
     """Handlers here publish nothing."""
 
@@ -107,33 +87,21 @@ class Silent:
 
 
 class Bench:
-    """Servers, a database and a topic full of messages for each measurement."""
+    """A topic full of messages for each measurement."""
 
-    def __init__(
-        self, database: Database, connection: asyncpg.Connection, bootstrap_servers: str
-    ) -> None:
-        self.database = database
-        self.connection = connection
-        self.units = UnitsOfWork(database.sessions, lambda _session: Silent())
-        self._servers = bootstrap_servers
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.connection = stage.connection
+        self.units = UnitsOfWork(stage.database.sessions, lambda _session: Silent())
 
     @asynccontextmanager
     async def filled_topic(
         self, messages: int, subscription: Subscription
     ) -> AsyncIterator[tuple[KafkaSettings, EventRegistry, KafkaProducer]]:
-        name = f"bench-{secrets.token_hex(4)}"
-        settings = KafkaSettings(
-            kafka_bootstrap_servers=self._servers,
-            kafka_client_id=name,
-            kafka_group_id=name,
-            _env_file=None,
-        )
-        registry = EventRegistry(name, [EventType(Counted)])
-        await provision(settings, wanted(settings, registry, [subscription]))
-        async with self.database.engine.begin() as connection:
-            await connection.execute(text("TRUNCATE inbox, benchmark_effects RESTART IDENTITY"))
+        settings, registry = await self.stage.topics([EventType(Counted)], [subscription])
+        await self.stage.truncate("inbox", "benchmark_effects")
         async with KafkaProducer(settings).running() as producer:
-            events = [Counted(name=f"key-{n % KEYS}", number=n) for n in range(messages)]
+            events = counted(messages)
             for start in range(0, messages, 5_000):
                 part = events[start : start + 5_000]
                 outcomes = await producer.send_all([encode(e, registry, TRACE) for e in part])
@@ -150,32 +118,11 @@ class Bench:
         assert count == messages, f"{count} effects of {messages} messages"
 
 
-TRACE = Trace("benchmark", None, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+Measure = Callable[[Bench, int], Awaitable[Figures]]
 
 
-class Figures(NamedTuple):
-    """Messages a second, from joining the group to the last commit, and what one cost."""
-
-    rate: float
-    cpu_us: float
-
-
-Side = Callable[[Bench, int], Awaitable[Figures]]
-
-
-class Watch:
-    """Measures from when it is made."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def figures(self, messages: int) -> Figures:
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        return Figures(messages / wall, cpu / messages * 1e6)
-
-
-def service(subscription: Subscription) -> Side:
-    """The service's consumer with that subscription."""
+def service(subscription: Subscription) -> Measure:
+    """The service's consumer with that subscription, from joining the group to the last commit."""
 
     async def measure(bench: Bench, messages: int) -> Figures:
         async with (
@@ -193,7 +140,7 @@ def service(subscription: Subscription) -> Side:
     return measure
 
 
-def plain(work: Callable[[Bench, EventRegistry, list], Awaitable[None]], at_once: int) -> Side:
+def plain(work: Callable[[Bench, EventRegistry, list], Awaitable[None]], at_once: int) -> Measure:
     """A loop of getmany, `work` and commit, as one would write it by hand."""
     subscription = Subscription("bench", {Counted: one_row})
 
@@ -224,12 +171,50 @@ def plain(work: Callable[[Bench, EventRegistry, list], Awaitable[None]], at_once
     return measure
 
 
-async def one_transaction_each(bench: Bench, registry: EventRegistry, records: list) -> None:
-    for record in records:
-        event = decode(record.topic, record.value, registry)
-        async with bench.units.begin() as uow:
-            if await claim(uow.session, "bench", [event.event_id]):
-                await one_row(event, uow)
+def one_transaction_each(handler: Callable[[Counted, UnitOfWork], Awaitable[None]]) -> Measure:
+    async def work(bench: Bench, registry: EventRegistry, records: list) -> None:
+        for record in records:
+            event = decode(record.topic, record.value, registry)
+            assert isinstance(event, Counted)
+            async with bench.units.begin() as uow:
+                if await claim(uow.session, "bench", [event.event_id]):
+                    await handler(event, uow)
+
+    return plain(work, 500)
+
+
+def faststream(seconds: float = 0.0, **options: int) -> Measure:
+    subscription = Subscription("bench", {Counted: one_row})
+
+    async def measure(bench: Bench, messages: int) -> Figures:
+        async with bench.filled_topic(messages, subscription) as (settings, registry, _):
+            broker = KafkaBroker(settings.kafka_bootstrap_servers, logger=None)
+            sessions = bench.stage.database.sessions
+            begun = asyncio.Event()
+
+            @broker.subscriber(
+                registry.topic(Counted),
+                group_id=settings.kafka_group_id,
+                auto_offset_reset="earliest",
+                **options,
+            )
+            async def handle(event: Counted) -> None:
+                begun.set()
+                if seconds:
+                    await asyncio.sleep(seconds)
+                async with sessions() as session, session.begin():
+                    await session.execute(ONE_ROW, {"name": event.name, "number": event.number})
+
+            await broker.start()
+            try:
+                await asyncio.wait_for(begun.wait(), 60)
+                watch = Watch()
+                await asyncio.wait_for(bench.until_applied(messages), 120)
+                return watch.figures(messages)
+            finally:
+                await broker.stop()
+
+    return measure
 
 
 async def multi_row_insert(bench: Bench, registry: EventRegistry, records: list) -> None:
@@ -242,72 +227,72 @@ def subscription(handler: object, **options: object) -> Subscription:
     return Subscription("bench", {Counted: handler}, **options)  # type: ignore[dict-item,arg-type]
 
 
+BATCH = service(subscription(many_rows, batch=True))
+
 # name, messages in a round, what runs
-SIDES: list[tuple[str, int, Side]] = [
-    ("one transaction per message", 2_000, plain(one_transaction_each, 500)),
+SIDES: list[tuple[str, int, Measure]] = [
+    ("one transaction per message", 2_000, one_transaction_each(one_row)),
+    ("FastStream, a session per message", 2_000, faststream()),
     ("group commit", 10_000, service(subscription(one_row))),
     ("group commit, 2 lanes", 10_000, service(subscription(one_row, concurrency=2))),
     ("group commit, 4 lanes", 10_000, service(subscription(one_row, concurrency=4))),
-    ("batch handler", 100_000, service(subscription(many_rows, batch=True))),
+    ("group commit, 8 lanes", 10_000, service(subscription(one_row, concurrency=8))),
+    ("batch handler", 60_000, BATCH),
     (
         "batch handler, batches of 500",
-        100_000,
+        60_000,
         service(subscription(many_rows, batch=True, batch_size=500)),
     ),
-    ("floor, batches of 2,000", 100_000, plain(multi_row_insert, 2_000)),
-    ("floor, batches of 500", 100_000, plain(multi_row_insert, 500)),
+    ("floor, batches of 2,000", 60_000, plain(multi_row_insert, 2_000)),
+    ("floor, batches of 500", 60_000, plain(multi_row_insert, 500)),
+    ("10 ms, one transaction per message", 200, one_transaction_each(slow_row)),
+    ("10 ms, FastStream", 200, faststream(0.01)),
+    ("10 ms, 1 lane", 400, service(subscription(slow_row))),
+    ("10 ms, 4 lanes", 1_200, service(subscription(slow_row, concurrency=4))),
+    ("10 ms, 8 lanes", 2_000, service(subscription(slow_row, concurrency=8))),
+    ("batch handler, growth x1", 2_000, BATCH),
+    ("batch handler, growth x10", 20_000, BATCH),
+    ("batch handler, growth x100", 200_000, BATCH),
 ]
 
 
-async def run(rounds: int, scale: float, only: str) -> dict[str, list[Figures]]:
-    results: dict[str, list[Figures]] = {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        with Servers(Path(folder), "kafka", fresh=True, fsync=True) as servers:
-            await upgrade(servers.database_url)
-            url = SecretStr(servers.database_url)
-            database = Database(DatabaseSettings(database_url=url, _env_file=None))
-            async with database.engine.begin() as connection:
-                await connection.run_sync(Base.metadata.create_all)
-            connection = await asyncpg.connect(servers.database_url)
-            bench = Bench(database, connection, servers.kafka_bootstrap_servers)
-            collect_less()
-            for number in range(rounds):
-                for name, messages, side in SIDES:
-                    if only in name:
-                        figures = await side(bench, int(messages * scale))
-                        results.setdefault(name, []).append(figures)
-                        print(f"round {number + 1}: {name}: {figures.rate:,.0f}/s", flush=True)
-            await connection.close()
-            await database.close()
-    return results
+@asynccontextmanager
+async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
+    async with stage.database.engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    bench = Bench(stage)
+
+    def side(name: str, messages: int, measure: Measure) -> Side:
+        count = max(1, int(messages * scale))
+        rounds = 2 if "growth" in name else 9
+        return Side(name, "messages/s", lambda: measure(bench, count), rounds)
+
+    yield [side(*entry) for entry in SIDES]
 
 
-def report(results: dict[str, list[Figures]]) -> None:
-    medians = {name: statistics.median(f.rate for f in all_) for name, all_ in results.items()}
-    base = medians.get(SIDES[0][0], float("nan"))
-    floor = max((m for name, m in medians.items() if "floor" in name), default=float("nan"))
-    print(f"\n{'':<34}{'median/s':>10}{'spread':>18}{'x one tx':>10}{'x floor':>9}{'cpu us':>8}")
-    for name, rounds in results.items():
-        median, cpu = medians[name], statistics.median(f.cpu_us for f in rounds)
-        spread = f"{min(rounds).rate:,.0f}-{max(rounds).rate:,.0f}"
-        print(
-            f"{name:<34}{median:>10,.0f}{spread:>18}"
-            f"{median / base:>10.1f}{median / floor:>9.2f}{cpu:>8.1f}"
+ONE, BULK, FLOORS = SIDES[0][0], "batch handler", [n for n, *_ in SIDES if n.startswith("floor")]
+LANES = ["group commit, 2 lanes", "group commit, 4 lanes", "group commit, 8 lanes"]
+SLOW = "10 ms, one transaction per message"
+COMPARISONS = [
+    Comparison("group commit, beside one transaction per message", "group commit", ONE, ">= 4"),
+    Comparison("the best lanes, beside one transaction per message", LANES, ONE, ">= 5.5"),
+    Comparison("batch handler, beside one transaction per message", BULK, ONE, ">= 50"),
+    Comparison("batch handler, beside the floor", BULK, FLOORS, ">= 0.5"),
+    Comparison("batches of 500, beside the floor", "batch handler, batches of 500", FLOORS),
+    Comparison("group commit, beside FastStream", "group commit", SIDES[1][0]),
+    Comparison("the best lanes, beside FastStream", LANES, SIDES[1][0]),
+    *(
+        Comparison(f"10 ms handler, {lanes}, beside one after the other", f"10 ms, {lanes}", SLOW)
+        for lanes in ("1 lane", "4 lanes", "8 lanes")
+    ),
+    Comparison("10 ms handler, 8 lanes, beside FastStream", "10 ms, 8 lanes", "10 ms, FastStream"),
+    *(
+        Comparison(
+            f"{n} times the messages", f"{BULK}, growth x{n}", f"{BULK}, growth x1", "", True
         )
-
+        for n in (10, 100)
+    ),
+]
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the messages.")
-    parser.add_argument("--only", default="", help="Only sides whose name contains this.")
-    arguments = parser.parse_args()
-    try:
-        import uvloop
-
-        runner = uvloop.run
-    except ImportError:
-        runner = asyncio.run
-    logs.configure("WARNING")
-    report(runner(run(arguments.rounds, arguments.scale, arguments.only)))
+    run(Area("consume", "Consuming with effects", __doc__ or "", COMPARISONS), plan)

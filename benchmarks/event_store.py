@@ -1,40 +1,34 @@
-"""The event store beside the package eventsourcing: commands a second, and loads of long streams.
+"""The event store beside the package eventsourcing: commands a second, and loads of streams.
 
-Run in the environment of a rendered service that has the module, with the peer installed beside it
-(`uv pip install 'eventsourcing[postgres]==9.5.*'`, then `python benchmarks/event_store.py` there).
-Both work on one real PostgreSQL with fsync on, in turns; the medians of the rounds are compared.
+Both work on one real PostgreSQL, in turns. A command loads its stream (of up to 20 events), decides,
+and appends one event. The peer keeps no aggregates in memory (its default), and works in threads, as
+it is synchronous; our writers are tasks of one loop.
 
-A command loads its stream, decides, and appends one event. The peer keeps no aggregates in memory
-(its default), and works in threads, as it is synchronous; our writers are tasks of one loop.
+Loads are of streams without a snapshot, so that what is measured is the events, and of a stream with
+a snapshot 50 events before its end.
 """
 
-import argparse
 import asyncio
-import gc
-import os
-import statistics
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from uuid import UUID, uuid4
 
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate, event
-from pydantic import SecretStr
-from sqlalchemy import make_url, text
+from results import Area, Comparison
+from sqlalchemy import make_url
+from turns import Side, Stage, run
 
-from app.database import Database, DatabaseSettings
-from app.dev.servers import Servers
+from app.database import Database
 from app.event_sourcing.category import Category, EventType
 from app.event_sourcing.store import NO_STREAM, EventStore, NewEvent
-from app.migrate import upgrade
 
 WRITERS = [1, 8, 32]
-LENGTHS = [100, 1000]
+LENGTHS = [100, 1_000, 10_000]
+SINCE_SNAPSHOT = 50
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def evolve(state: Counter | None, added: Added) -> Counter:
     return Counter(before.total + added.number, before.count + 1)
 
 
-# No snapshots on either side: what is measured is the events.
+# Snapshots are kept only where they are asked for.
 COUNTERS: Category[Added, Counter] = Category(
     "counter", [EventType("counter.added", Added)], Counter, evolve, snapshot_every=10**9
 )
@@ -67,12 +61,9 @@ class Ours:
         self._database = database
         self._streams = 0
 
-    def commands(self, writers: int, seconds: float) -> float:
-        return asyncio.get_event_loop().run_until_complete(self._commands(writers, seconds))
-
-    async def _commands(self, writers: int, seconds: float) -> float:
+    async def commands(self, writers: int, seconds: float) -> float:
         streams = [self._next() for _ in range(writers)]
-        await asyncio.gather(*(self._begin(stream) for stream in streams))
+        await asyncio.gather(*(self._append(stream) for stream in streams))
         until = time.perf_counter() + seconds
         counts = await asyncio.gather(*(self._write(stream, until) for stream in streams))
         return sum(counts) / seconds
@@ -89,20 +80,24 @@ class Ours:
             done += 1
             if done % 20 == 0:  # streams of usual length
                 stream = self._next()
-                await self._begin(stream)
+                await self._append(stream)
         return done
 
-    async def _begin(self, stream: int, events: int = 1) -> None:
+    async def _append(self, stream: int, events: int = 1, version: int = NO_STREAM) -> None:
+        new = [NewEvent(uuid4(), Added("x" * 50, n)) for n in range(events)]
         async with self._database.sessions() as session, session.begin():
-            new = [NewEvent(uuid4(), Added("x" * 50, n)) for n in range(events)]
-            await EventStore(session, COUNTERS).append(stream, new, NO_STREAM)
+            await EventStore(session, COUNTERS).append(stream, new, version)
 
-    def loads(self, length: int, count: int) -> float:
-        return asyncio.get_event_loop().run_until_complete(self._loads(length, count))
-
-    async def _loads(self, length: int, count: int) -> float:
-        stream = self._next()
-        await self._begin(stream, length)
+    async def loads(self, length: int, count: int, snapshot: bool) -> float:
+        stream, first = self._next(), length - SINCE_SNAPSHOT
+        await self._append(stream, first)
+        if snapshot:
+            async with self._database.sessions() as session, session.begin():
+                store = EventStore(session, COUNTERS)
+                before = await store.load(stream)
+                assert before is not None
+                await store.keep_snapshot(stream, before)
+        await self._append(stream, SINCE_SNAPSHOT, first)
         started = time.perf_counter()
         for _ in range(count):
             async with self._database.sessions() as session:
@@ -124,7 +119,7 @@ class Tally(Aggregate):
 
 
 class Peer:
-    name = f"eventsourcing {version('eventsourcing')}"
+    name = "eventsourcing"
 
     def __init__(self, url: str) -> None:
         parts = make_url(url)
@@ -139,10 +134,14 @@ class Peer:
                 "POSTGRES_PASSWORD": parts.password or "none",
                 "POSTGRES_POOL_SIZE": "32",
                 "POSTGRES_MAX_OVERFLOW": "0",
+                "IS_SNAPSHOTTING_ENABLED": "y",  # one is taken only where it is asked for
             }
         )
 
-    def commands(self, writers: int, seconds: float) -> float:
+    async def commands(self, writers: int, seconds: float) -> float:
+        return await asyncio.to_thread(self._commands, writers, seconds)
+
+    def _commands(self, writers: int, seconds: float) -> float:
         ids = [self._begin(1) for _ in range(writers)]
         until = time.perf_counter() + seconds
         with ThreadPoolExecutor(writers) as threads:
@@ -166,8 +165,13 @@ class Peer:
         self._application.save(tally)
         return tally.id
 
-    def loads(self, length: int, count: int) -> float:
+    async def loads(self, length: int, count: int, snapshot: bool) -> float:
+        return await asyncio.to_thread(self._loads, length, count, snapshot)
+
+    def _loads(self, length: int, count: int, snapshot: bool) -> float:
         id = self._begin(length)
+        if snapshot:
+            self._application.take_snapshot(id, version=length - SINCE_SNAPSHOT)
         started = time.perf_counter()
         for _ in range(count):
             tally: Tally = self._application.repository.get(id)
@@ -178,69 +182,59 @@ class Peer:
         self._application.close()
 
 
-Rates = dict[str, dict[str, list[float]]]
+AnySide = Ours | Peer
 
 
-def measure(rounds: int, seconds: float) -> Rates:
-    rates: Rates = {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        os.environ["KAFKA_BOOTSTRAP_SERVERS"] = "127.0.0.1:9"  # nothing here needs one
-        with Servers(Path(folder), "mock", fresh=True, fsync=True) as servers:
-            loop = asyncio.get_event_loop()
-            loop.run_until_complete(upgrade(servers.database_url))
-            url = SecretStr(servers.database_url)
-            database = Database(
-                DatabaseSettings(database_url=url, database_pool_size=32, _env_file=None)
-            )
-            ours, peer = Ours(database), Peer(servers.database_url)
-            for number in range(1, rounds + 1):
-                rows: list[tuple[str, Callable[[Ours | Peer], float]]] = [
-                    *((f"commands/s, {n} writers", commands(n, seconds)) for n in WRITERS),
-                    *((f"loads/s, {n} events", loads(n)) for n in LENGTHS),
-                ]
-                for name, row in rows:
-                    sides: Sequence[Ours | Peer] = [ours, peer] if number % 2 else [peer, ours]
-                    for side in sides:
-                        loop.run_until_complete(checkpoint(database))
-                        rate = row(side)
-                        rates.setdefault(name, {}).setdefault(side.name, []).append(rate)
-                        print(f"round {number}: {name}: {side.name}: {rate:,.0f}", flush=True)
-            peer.close()
-            loop.run_until_complete(database.close())
-    return rates
+@asynccontextmanager
+async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
+    def after_checkpoint(work: Callable[[], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
+        async def measure() -> float:
+            await stage.settle()
+            return await work()
+
+        return measure
+
+    def commands(side: AnySide, writers: int) -> Side:
+        work = after_checkpoint(lambda: side.commands(writers, 2 * scale))
+        return Side(f"{side.name}, {writers} writers", "commands/s", work)
+
+    def loads(side: AnySide, length: int, snapshot: bool) -> Side:
+        count = max(3, int((200 if snapshot else 30_000 // length) * scale))
+        work = after_checkpoint(lambda: side.loads(length, count, snapshot))
+        return Side(f"{side.name}, {loaded(length, snapshot)}", "loads/s", work)
+
+    ours, peer = Ours(stage.database), Peer(stage.servers.database_url)
+    try:
+        yield [
+            *(commands(side, writers) for writers in WRITERS for side in (ours, peer)),
+            *(loads(side, length, False) for length in LENGTHS for side in (ours, peer)),
+            *(loads(side, LENGTHS[-1], True) for side in (ours, peer)),
+        ]
+    finally:
+        peer.close()
 
 
-def commands(writers: int, seconds: float) -> Callable[[Ours | Peer], float]:
-    return lambda side: side.commands(writers, seconds)
+def loaded(length: int, snapshot: bool) -> str:
+    return f"{length:,} events" + (" and a snapshot" if snapshot else "")
 
 
-def loads(length: int) -> Callable[[Ours | Peer], float]:
-    return lambda side: side.loads(length, 50_000 // length)
-
-
-async def checkpoint(database: Database) -> None:
-    async with database.engine.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(text("CHECKPOINT"))
-
-
-def report(rates: Rates) -> None:
-    print(f"\n{'':<24}{Ours.name:>10}{Peer.name:>24}{'ratio':>8}")
-    for name, sides in rates.items():
-        mine, theirs = (statistics.median(sides[side]) for side in (Ours.name, Peer.name))
-        print(f"{name:<24}{mine:>10,.0f}{theirs:>24,.0f}{mine / theirs:>8.2f}")
-
+WORK = [
+    *(f"{writers} writers" for writers in WRITERS),
+    *(loaded(length, False) for length in LENGTHS),
+    loaded(LENGTHS[-1], True),
+]
+FIRST, *LONGER = (f"{Ours.name}, {loaded(length, False)}" for length in LENGTHS)
+COMPARISONS = [
+    *(
+        Comparison(f"{work}, beside {Peer.name}", f"ours, {work}", f"{Peer.name}, {work}", ">= 1")
+        for work in WORK
+    ),
+    *(
+        Comparison(f"loads: {times} times the events", longer, FIRST, growth=True)
+        for times, longer in zip((10, 100), LONGER, strict=True)
+    ),
+]
 
 if __name__ == "__main__":
-    import uvloop
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="Of a measurement of writers.")
-    arguments = parser.parse_args()
-    asyncio.set_event_loop(uvloop.new_event_loop())
-    gc.collect()
-    gc.freeze()  # as the service's processes do
-    gc.set_threshold(10_000)
-    report(measure(arguments.rounds, arguments.seconds))
+    area = Area("event_store", "Event store", __doc__ or "", COMPARISONS)
+    run(area, plan, kafka=False, database_pool_size=32)

@@ -1,102 +1,76 @@
-"""The outbox: what its relay sends a second, how soon, and what publishing costs a request.
+"""The outbox: what its relay sends a second, how soon an event arrives, and with how much memory.
 
-Run in the environment of a rendered service that has the module (`python benchmarks/outbox.py`
-there). All sides work on the same rows, one real Kafka and one real PostgreSQL with fsync on, in
-turns; the medians of the rounds are compared.
+All sides work on the same rows of 200 and some bytes, one real Kafka and one real PostgreSQL.
+
+- *one row, one send, one commit*: the relay of the usual guide.
+- *relay*: the service's, from its start to an empty outbox; *relay processes* are `app relay`, one to
+  four of them, from the commit that makes the rows visible.
+- *faststream-outbox*: its relay to Kafka as its documentation shows it (one worker, ten rows at a
+  time), and with 32 workers that fetch 500 rows and delete 100 at once. It decodes and encodes the
+  body, and keeps no order by key.
+- *plain send and gather*: no outbox at all, the same messages from memory.
+- *commit to consumer*: from when a commit has returned to when a consumer in the same process has the
+  message, at a steady rate; the relay is in the writer's process (where a commit wakes it), or in one
+  of its own (where it polls). faststream-outbox is woken up by NOTIFY.
+- *backlog*: a relay process and its resident memory, sampled ten times a second, until 10,000 and
+  1,000,000 rows are drained (fewer below a scale of one half); measured once.
 """
 
-import argparse
 import asyncio
-import gc
 import json
 import os
-import secrets
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
 
-from aiokafka import AIOKafkaProducer
-from pydantic import SecretStr
-from sqlalchemy import delete, select, text
+import psutil
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from faststream import Context
+from faststream.kafka import KafkaBroker, KafkaResponse
+from faststream_outbox import OutboxBroker, make_outbox_table
+from results import Area, Comparison, Figures
+from sqlalchemy import MetaData, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from turns import KEYS, Counted, Side, Stage, Watch, run
 
-from app import logs, wiring
-from app.database import Database, DatabaseSettings
 from app.dev.process import free_port
-from app.dev.servers import Servers
-from app.kafka.admin import provision
 from app.kafka.codec import Message
-from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.producer import KafkaProducer, Outcome
+from app.kafka.event import EventRegistry, EventType
+from app.kafka.producer import KafkaProducer
 from app.kafka.settings import KafkaSettings
-from app.kafka.topics import wanted
-from app.migrate import upgrade
 from app.outbox.model import HEADER_COLUMNS, OutboxRow, as_message
 from app.outbox.publisher import OutboxPublisher
 from app.outbox.relay import Relay
 from app.outbox.settings import OutboxSettings
-from app.unit_of_work import BindPublisher, UnitsOfWork
+from app.unit_of_work import UnitsOfWork
 
-KEYS = 500
-CONNECTIONS = 8
 SEND_SECONDS = 60.0
-
-
-class Counted(BaseEvent):
-    """An event of a usual size."""
-
-    key_field: ClassVar[str] = "name"
-    event_type: Literal["thing.counted"] = "thing.counted"
-    name: str
-    number: int
-    comment: str = "x" * 200
-
-
-@dataclass
-class Bench:
-    """Servers, and an outbox full of rows for each measurement."""
-
-    database: Database
-    bootstrap_servers: str
-
-    @asynccontextmanager
-    async def filled(self, rows: int) -> AsyncIterator["Filled"]:
-        name = f"bench-{secrets.token_hex(4)}"
-        settings = KafkaSettings(
-            kafka_bootstrap_servers=self.bootstrap_servers,
-            kafka_client_id=name,
-            kafka_send_timeout_seconds=SEND_SECONDS,
-            _env_file=None,
-        )
-        registry = EventRegistry(name, [EventType(Counted)])
-        await provision(settings, wanted(settings, registry, []))
-        async with self.database.engine.begin() as connection:
-            await connection.execute(text("TRUNCATE outbox, outbox_parked"))
-        filled = Filled(self.database, settings, registry, asyncio.Event())
-        for start in range(0, rows, 1000):
-            await filled.write(range(start, min(start + 1000, rows)))
-        async with self.database.engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await connection.execute(text("VACUUM ANALYZE outbox"))
-            await connection.execute(text("CHECKPOINT"))
-        yield filled
+SEED_ROWS = 1_000
+COMMENT = "x" * 200
+COLUMNS = ", ".join(["bucket", "topic", "key", "value", "headers", *HEADER_COLUMNS.values()])
+PEER_TABLE = "peer_outbox"
+QUEUE = "things"
 
 
 @dataclass
 class Filled:
-    """Rows of one measurement, and how to reach them."""
+    """Topics of one measurement, rows for them, and how to write more."""
 
-    database: Database
+    stage: Stage
     settings: KafkaSettings
     registry: EventRegistry
-    published: asyncio.Event
+    published: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def topic(self) -> str:
+        return self.registry.topic(Counted)
 
     @property
     def units(self) -> UnitsOfWork:
@@ -106,12 +80,12 @@ class Filled:
             settings = OutboxSettings(_env_file=None)
             return OutboxPublisher(session, self.registry, settings, limit, self.published)
 
-        return UnitsOfWork(self.database.sessions, bind)
+        return UnitsOfWork(self.stage.database.sessions, bind)
 
     async def write(self, numbers: Sequence[int]) -> None:
         async with self.units.begin() as uow:
             for number in numbers:
-                await uow.events.publish(Counted(name=f"key-{number % KEYS}", number=number))
+                await uow.events.publish(event(number))
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AIOKafkaProducer]:
@@ -129,16 +103,29 @@ class Filled:
             await client.stop()
 
     async def messages(self) -> list[Message]:
-        async with self.database.sessions() as session:
+        async with self.stage.database.sessions() as session:
             rows = await session.scalars(select(OutboxRow).order_by(OutboxRow.id))
             return [message_of(row) for row in rows]
 
-    async def until_empty(self) -> None:
-        while True:
-            async with self.database.engine.connect() as connection:
-                if not await connection.scalar(text("SELECT EXISTS (SELECT FROM outbox)")):
-                    return
+    async def check_sent(self, rows: int) -> None:
+        """An empty table could also be one whose rows were dropped."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.settings.kafka_bootstrap_servers)
+        await consumer.start()
+        try:
+            numbers = range(self.settings.kafka_topic_partitions)
+            places = [TopicPartition(self.topic, number) for number in numbers]
+            sent = sum((await consumer.end_offsets(places)).values())
+        finally:
+            await consumer.stop()
+        assert sent >= rows, f"{sent} messages of {rows} rows"
+
+    async def until_empty(self, table: str = "outbox") -> None:
+        while await self.stage.connection.fetchval(f"SELECT EXISTS (SELECT FROM {table})"):
             await asyncio.sleep(0.04)
+
+
+def event(number: int) -> Counted:
+    return Counted(name=f"key-{number % KEYS}", number=number, comment=COMMENT)
 
 
 def message_of(row: OutboxRow) -> Message:
@@ -146,291 +133,360 @@ def message_of(row: OutboxRow) -> Message:
     return as_message(row.topic, row.key, row.value, json.dumps(row.headers), columns)
 
 
-Side = Callable[[Bench, int], Awaitable[float]]
+async def filled(stage: Stage, rows: int) -> Filled:
+    """New topics, and `rows` events for them in the outbox: the first ones written as the service
+    writes them, the others copies of those."""
+    settings, registry = await stage.topics(
+        [EventType(Counted)], kafka_send_timeout_seconds=SEND_SECONDS
+    )
+    await stage.truncate("outbox", "outbox_parked")
+    full = Filled(stage, settings, registry)
+    if rows:
+        await full.write(range(min(rows, SEED_ROWS)))
+        await stage.connection.execute(
+            f"INSERT INTO outbox ({COLUMNS}) SELECT {COLUMNS} FROM outbox"
+            f" CROSS JOIN generate_series(1, {rows // SEED_ROWS - 1})"
+        )
+    await stage.settle("outbox")
+    return full
 
 
-async def one_by_one(bench: Bench, rows: int) -> float:
+Measure = Callable[[Stage, int], Awaitable[Figures]]
+
+
+async def one_by_one(stage: Stage, rows: int) -> Figures:
     """As the guide does it: take a row, await its send, commit, take the next."""
-    async with bench.filled(rows) as filled, filled.client() as client:
-        left = rows
-        started = time.perf_counter()
-        async with bench.database.sessions() as session:
-            while left:
-                query = select(OutboxRow).order_by(OutboxRow.id).limit(100)
-                for row in (await session.scalars(query)).all():
-                    message = message_of(row)
-                    await client.send_and_wait(
-                        message.topic, message.value, message.key, headers=list(message.headers)
-                    )
-                    await session.execute(delete(OutboxRow).where(OutboxRow.id == row.id))
-                    await session.commit()
-                    left -= 1
-        return rows / (time.perf_counter() - started)
+    full = await filled(stage, rows)
+    async with full.client() as client, stage.database.sessions() as session:
+        left, watch = rows, Watch()
+        while left:
+            query = select(OutboxRow).order_by(OutboxRow.id).limit(100)
+            for row in (await session.scalars(query)).all():
+                message = message_of(row)
+                await client.send_and_wait(
+                    message.topic, message.value, message.key, headers=list(message.headers)
+                )
+                await session.execute(delete(OutboxRow).where(OutboxRow.id == row.id))
+                await session.commit()
+                left -= 1
+        return watch.figures(rows)
 
 
-async def plain_sending(bench: Bench, rows: int) -> float:
-    """No outbox at all: the same bytes and headers, from memory, send and gather."""
-    async with bench.filled(rows) as filled, filled.client() as client:
-        messages = await filled.messages()
-        started = time.perf_counter()
+async def plain_sending(stage: Stage, rows: int) -> Figures:
+    """The same bytes and headers, from memory, send and gather."""
+    full = await filled(stage, rows)
+    messages = await full.messages()
+    async with full.client() as client:
+        watch = Watch()
         acknowledged = [
             await client.send(m.topic, m.value, m.key, headers=list(m.headers)) for m in messages
         ]
         await asyncio.gather(*acknowledged)
-        return rows / (time.perf_counter() - started)
+        return watch.figures(rows)
 
 
-def relay(**options: int) -> Side:
-    """The service's relay, from its start to an empty outbox."""
+@asynccontextmanager
+async def relaying(full: Filled, **options: int) -> AsyncIterator[None]:
+    """The service's relay, in this process."""
+    async with KafkaProducer(full.settings).running() as producer:
+        await producer.ping()
+        settings = OutboxSettings(_env_file=None, **options)
+        engine = full.stage.database.engine
+        relay = Relay(engine, producer, settings, SEND_SECONDS, full.published)
+        async with relay.running(stop_seconds=5):
+            yield
 
-    async def measure(bench: Bench, rows: int) -> float:
-        async with (
-            bench.filled(rows) as filled,
-            KafkaProducer(filled.settings).running() as producer,
-        ):
-            await producer.ping()
-            settings = OutboxSettings(_env_file=None, **options)
-            sender = Relay(
-                bench.database.engine, producer, settings, SEND_SECONDS, filled.published
-            )
-            started = time.perf_counter()
-            async with sender.running(stop_seconds=5):
-                await filled.until_empty()
-                return rows / (time.perf_counter() - started)
+
+def relay(**options: int) -> Measure:
+    async def measure(stage: Stage, rows: int) -> Figures:
+        full = await filled(stage, rows)
+        watch = Watch()
+        async with relaying(full, **options):
+            await full.until_empty()
+            figures = watch.figures(rows)
+        await full.check_sent(rows)
+        return figures
 
     return measure
 
 
-# name, rows in a round, what runs
-SIDES: list[tuple[str, int, Side]] = [
-    ("one row, one send, one commit", 2_000, one_by_one),
-    ("relay", 60_000, relay()),
-    ("relay, 1 task", 60_000, relay(outbox_relay_tasks=1)),
-    ("plain send and gather", 60_000, plain_sending),
-]
-
-
-class Timed(KafkaProducer):
-    """Notes when each message was acknowledged."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        super().__init__(settings)
-        self.acknowledged: dict[bytes | None, float] = {}
-
-    async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
-        outcomes = await super().send_all(messages)
-        now = time.perf_counter()
-        self.acknowledged.update((message.value, now) for message in messages)
-        return outcomes
-
-
-async def latencies(bench: Bench, events: int = 200) -> list[float]:
-    """Milliseconds from commit to acknowledgement, one event every 50 ms, in one process."""
-    async with bench.filled(0) as filled, Timed(filled.settings).running() as producer:
-        assert isinstance(producer, Timed)
-        await producer.ping()
-        sender = Relay(
-            bench.database.engine,
-            producer,
-            OutboxSettings(_env_file=None),
-            SEND_SECONDS,
-            filled.published,
-        )
-        committed: dict[bytes, float] = {}
-        async with sender.running(stop_seconds=5):
-            for number in range(events):
-                event = Counted(name=f"key-{number}", number=number)
-                async with filled.units.begin() as uow:
-                    await uow.events.publish(event)
-                committed[event.model_dump_json().encode()] = time.perf_counter()
-                await asyncio.sleep(0.05)
-            await filled.until_empty()
-    return [(producer.acknowledged[value] - at) * 1000 for value, at in committed.items()]
-
-
-# Requests, over HTTP, to a process of its own
-
-VARIANTS = {
-    "no publishing": ("api", "silent"),
-    "outbox": ("api", "outbox"),
-    "outbox, relay in the same process": ("api,relay", "outbox"),
-}
-
-
-class Silent:
-    """Takes every event and does nothing with it."""
-
-    async def publish(self, event: BaseEvent) -> None: ...
-
-    async def committed(self) -> None: ...
-
-
-def serve(port: int, roles: str, publisher: str) -> None:
-    from app.main import create_app
-    from app.runtime import Role
-    from app.server import listen, run
-
-    def bind_silent(*_resources: object) -> BindPublisher:
-        return lambda _session: Silent()
-
-    if publisher == "silent":
-        wiring.bind_publisher = bind_silent
-    logs.configure("WARNING", "json")
-    run(create_app({Role(role) for role in roles.split(",")}), listen("127.0.0.1", port))
-
-
-async def requests(bench: Bench, slices: int, seconds: float) -> dict[str, list[float]]:
-    """POST /orders a second, by variant. They take turns every few seconds, so that whatever else
-    the machine does hits all of them."""
-    async with AsyncExitStack() as stack:
-        ports = {name: await stack.enter_async_context(process(bench, name)) for name in VARIANTS}
-        for port in ports.values():
-            await load(port, 1.0)
-        found: dict[str, list[float]] = {name: [] for name in VARIANTS}
-        for _ in range(slices):
-            for name, port in ports.items():
-                found[name].append(await load(port, seconds))
-        return found
+# Relays in processes of their own
 
 
 @asynccontextmanager
-async def process(bench: Bench, variant: str) -> AsyncIterator[int]:
-    """A process of the service, with a database and topics of its own; its port."""
-    roles, publisher = VARIANTS[variant]
-    name = f"bench_{secrets.token_hex(4)}"
-    settings = KafkaSettings(kafka_bootstrap_servers=bench.bootstrap_servers, _env_file=None)
-    await provision(settings, wanted(settings, EventRegistry(name, wiring.EVENTS), []))
-    server = bench.database.engine.url.set(drivername="postgresql")
-    url = server.set(database=name).render_as_string(hide_password=False)
-    async with bench.database.engine.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(text(f"CREATE DATABASE {name}"))
-    await upgrade(url)
-    database = Database(DatabaseSettings(database_url=SecretStr(url), _env_file=None))
-    async with database.engine.begin() as connection:
-        await connection.execute(
-            text("INSERT INTO users (id, email, username) VALUES (1, 'a@example.com', 'a')")
-        )
-    await database.close()
+async def relay_process(stage: Stage) -> AsyncIterator[psutil.Process]:
+    """`app relay`, once it is ready."""
     port = free_port()
     environment = {
-        "SERVICE_NAME": name,
-        "DATABASE_URL": url,
-        "KAFKA_BOOTSTRAP_SERVERS": bench.bootstrap_servers,
+        "DATABASE_URL": stage.servers.database_url,
+        "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
+        "LOG_LEVEL": "WARNING",
+        "LOG_FORMAT": "json",
     }
-    running = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(port), roles, publisher],
-        env={**os.environ, **environment},
-    )
+    command = [str(Path(sys.executable).with_name("app")), "relay", "--port", str(port)]
+    running = subprocess.Popen(command, env={**os.environ, **environment})
     try:
-        await is_up(port)
-        yield port
+        while not await asyncio.to_thread(is_ready, port):
+            assert running.poll() is None, "the relay's process has ended"
+            await asyncio.sleep(0.05)
+        yield psutil.Process(running.pid)
     finally:
         running.terminate()
         running.wait()
 
 
-async def is_up(port: int) -> None:
-    while True:
+def is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def relay_processes(count: int) -> Measure:
+    async def measure(stage: Stage, rows: int) -> Figures:
+        full = await filled(stage, rows)
+        await stage.connection.execute("CREATE TABLE kept AS SELECT * FROM outbox")
+        await stage.truncate("outbox")
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.05)
-        else:
-            writer.close()
-            return
+            async with AsyncExitStack() as stack:
+                for _ in range(count):
+                    await stack.enter_async_context(relay_process(stage))
+                await stage.connection.execute(
+                    f"INSERT INTO outbox ({COLUMNS}) SELECT {COLUMNS} FROM kept"
+                )
+                watch = Watch()
+                await full.until_empty()
+                figures = watch.figures(rows)
+            await full.check_sent(rows)
+            return figures
+        finally:
+            await stage.connection.execute("DROP TABLE kept")
+
+    return measure
 
 
-async def load(port: int, seconds: float) -> float:
-    until = time.perf_counter() + seconds
-    counts = await asyncio.gather(*(one_client(port, until, n) for n in range(CONNECTIONS)))
-    return sum(counts) / seconds
+def backlog(stage: Stage, rows: int) -> Callable[[], Awaitable[dict[str, float]]]:
+    async def measure() -> dict[str, float]:
+        full = await filled(stage, rows)
+        sizes: list[int] = []
+        async with relay_process(stage) as process:
+            drained = asyncio.create_task(full.until_empty())
+            while not drained.done():
+                sizes.append(process.memory_info().rss)
+                await asyncio.sleep(0.1)
+            await drained
+        await full.check_sent(rows)
+        return {"most": max(sizes) / 2**20, "median": statistics.median(sizes) / 2**20}
+
+    return measure
 
 
-async def one_client(port: int, until: float, number: int) -> int:
-    item = {"sku": f"sku-{number}", "quantity": 2, "unit_price": "9.50"}
-    body = json.dumps({"user_id": 1, "items": [item]}).encode()
-    head = f"POST /orders HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n"
-    request = f"{head}Content-Type: application/json\r\n\r\n".encode() + body
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    done = 0
-    while time.perf_counter() < until:
-        writer.write(request)
-        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-        assert answer.startswith(b"http/1.1 201"), answer
-        length = int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        await reader.readexactly(length)
-        done += 1
-    writer.close()
-    return done
+# The peer
+
+PEER_OUTBOX = make_outbox_table(MetaData(), table_name=PEER_TABLE)
+HEADERS = Context("message.headers")
+TUNED = {"max_workers": 32, "fetch_batch_size": 500, "terminal_flush_batch_size": 100}
 
 
-@dataclass
-class Results:
-    """What every round gave, by side."""
-
-    rates: dict[str, list[float]]
-    latencies: list[float]
-    requests: dict[str, list[float]]
-
-
-async def measure(rounds: int, scale: float) -> Results:
-    results = Results({}, [], {})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        with Servers(Path(folder), "kafka", fresh=True, fsync=True) as servers:
-            await upgrade(servers.database_url)
-            url = SecretStr(servers.database_url)
-            database = Database(DatabaseSettings(database_url=url, _env_file=None))
-            bench = Bench(database, servers.kafka_bootstrap_servers)
-            for number in range(1, rounds + 1):
-                for name, rows, side in SIDES:
-                    rate = await side(bench, int(rows * scale))
-                    results.rates.setdefault(name, []).append(rate)
-                    print(f"round {number}: {name}: {rate:,.0f} rows/s", flush=True)
-                results.latencies += await latencies(bench)
-                for variant, rates in (await requests(bench, 6, 2 * scale)).items():
-                    results.requests.setdefault(variant, []).extend(rates)
-                    median = statistics.median(rates)
-                    print(f"round {number}: POST /orders, {variant}: {median:,.0f}/s", flush=True)
-            await database.close()
-    return results
-
-
-def report(results: Results) -> None:
-    medians = {name: statistics.median(rates) for name, rates in results.rates.items()}
-    first, *_, plain = (name for name, _, _ in SIDES)
-    print(f"\n{'sending':<36}{'rows/s':>10}{'spread':>18}{'x guide':>9}{'x plain':>9}")
-    for name, median in medians.items():
-        spread = f"{min(results.rates[name]):,.0f}-{max(results.rates[name]):,.0f}"
-        by_guide, by_plain = median / medians[first], median / medians[plain]
-        print(f"{name:<36}{median:>10,.0f}{spread:>18}{by_guide:>9.1f}{by_plain:>9.2f}")
-    steps = statistics.quantiles(results.latencies, n=100)
-    print(
-        f"\ncommit to acknowledgement, one process, 20 events/s: p50 {steps[49]:.1f} ms,"
-        f" p95 {steps[94]:.1f} ms, p99 {steps[98]:.1f} ms"
+@asynccontextmanager
+async def peer_relaying(full: Filled, **options: int) -> AsyncIterator[OutboxBroker]:
+    outbox = OutboxBroker(full.stage.database.engine, outbox_table=PEER_OUTBOX, logger=None)
+    kafka = KafkaBroker(
+        full.settings.kafka_bootstrap_servers,
+        acks="all",
+        enable_idempotence=True,
+        compression_type="lz4",
+        logger=None,
     )
-    base = statistics.median(results.requests["no publishing"])
-    print(f"\n{'POST /orders':<36}{'req/s':>10}{'spread':>18}{'x without':>9}")
-    for name, rates in results.requests.items():
-        median = statistics.median(rates)
-        spread = f"{min(rates):,.0f}-{max(rates):,.0f}"
-        print(f"{name:<36}{median:>10,.0f}{spread:>18}{median / base:>9.2f}")
 
+    @kafka.publisher(full.topic)
+    @outbox.subscriber(QUEUE, **options)
+    async def relay_to_kafka(
+        body: dict[str, object], headers: dict[str, str] = HEADERS
+    ) -> KafkaResponse:
+        return KafkaResponse(body, key=headers["key"].encode())
+
+    await kafka.start()
+    await outbox.start()
+    try:
+        yield outbox
+    finally:
+        await outbox.stop()
+        await kafka.stop()
+
+
+async def write_to_peer(full: Filled, broker: OutboxBroker, number: int) -> None:
+    one = event(number)
+    async with full.stage.database.sessions() as session, session.begin():
+        value = one.model_dump(mode="json")
+        await broker.publish(value, queue=QUEUE, session=session, headers={"key": one.name})
+
+
+def peer(**options: int) -> Measure:
+    async def measure(stage: Stage, rows: int) -> Figures:
+        full = await filled(stage, 0)
+        await stage.truncate(PEER_TABLE)
+        broker = OutboxBroker(stage.database.engine, outbox_table=PEER_OUTBOX, logger=None)
+        for number in range(min(rows, 100)):
+            await write_to_peer(full, broker, number)
+        await stage.connection.execute(
+            f"INSERT INTO {PEER_TABLE} (queue, payload, headers)"
+            f" SELECT queue, payload, headers FROM {PEER_TABLE}"
+            f" CROSS JOIN generate_series(1, {rows // 100 - 1})"
+        )
+        await stage.settle(PEER_TABLE)
+        watch = Watch()
+        async with peer_relaying(full, **options):
+            await full.until_empty(PEER_TABLE)
+            figures = watch.figures(rows)
+        await full.check_sent(rows)
+        return figures
+
+    return measure
+
+
+# Commit to consumer
+
+Write = Callable[[int], Awaitable[None]]
+
+
+@asynccontextmanager
+async def ours_in_process(full: Filled) -> AsyncIterator[Write]:
+    async with relaying(full):
+        yield lambda number: full.write([number])
+
+
+@asynccontextmanager
+async def ours_apart(full: Filled) -> AsyncIterator[Write]:
+    async with relay_process(full.stage):
+        yield lambda number: full.write([number])
+
+
+@asynccontextmanager
+async def peer_in_process(full: Filled) -> AsyncIterator[Write]:
+    await full.stage.truncate(PEER_TABLE)
+    async with peer_relaying(full, **TUNED) as broker:
+        yield lambda number: write_to_peer(full, broker, number)
+
+
+RELAYS: dict[str, Callable[[Filled], AbstractAsyncContextManager[Write]]] = {
+    "relay in the writer's process": ours_in_process,
+    "relay process": ours_apart,
+    "faststream-outbox, tuned": peer_in_process,
+}
+
+
+def latency(stage: Stage, which: str, rate: int, events: int) -> Side:
+    async def measure() -> dict[str, float]:
+        full = await filled(stage, 0)
+        committed: dict[int, float] = {}
+        received: dict[int, float] = {}
+        consumer = AIOKafkaConsumer(
+            full.topic,
+            bootstrap_servers=full.settings.kafka_bootstrap_servers,
+            auto_offset_reset="earliest",
+        )
+
+        async def consume() -> None:
+            while len(received) < events:
+                for records in (await consumer.getmany(timeout_ms=1000)).values():
+                    now = time.perf_counter()
+                    for record in records:
+                        received.setdefault(json.loads(record.value)["number"], now)
+
+        async def commit(number: int, write: Write) -> None:
+            await write(number)
+            committed[number] = time.perf_counter()
+
+        await consumer.start()
+        try:
+            async with RELAYS[which](full) as write:
+                reading = asyncio.create_task(consume())
+                writing, begun = [], time.perf_counter()
+                for number in range(events):
+                    await asyncio.sleep(max(0.0, begun + number / rate - time.perf_counter()))
+                    writing.append(asyncio.create_task(commit(number, write)))
+                await asyncio.gather(*writing)
+                await asyncio.wait_for(reading, 120)
+        finally:
+            await consumer.stop()
+        waits = [1000 * (received[n] - committed[n]) for n in range(events)]
+        steps = statistics.quantiles(waits, n=100)
+        return {"p50": max(0.0, steps[49]), "p99": steps[98]}
+
+    return Side(f"{which}, {rate:,} events/s", "ms", measure)
+
+
+# name, rows in a round, what runs, rounds at most
+SIDES: list[tuple[str, int, Measure, int]] = [
+    ("one row, one send, one commit", 1_000, one_by_one, 9),
+    ("faststream-outbox", 1_000, peer(), 9),
+    ("faststream-outbox, tuned", 5_000, peer(**TUNED), 9),
+    ("relay", 60_000, relay(), 9),
+    ("relay, 1 task", 60_000, relay(outbox_relay_tasks=1), 9),
+    ("plain send and gather", 60_000, plain_sending, 9),
+    ("1 relay process", 60_000, relay_processes(1), 9),
+    ("2 relay processes", 60_000, relay_processes(2), 9),
+    ("4 relay processes", 60_000, relay_processes(4), 9),
+    ("relay, growth x1", 3_000, relay(), 2),
+    ("relay, growth x10", 30_000, relay(), 2),
+    ("relay, growth x100", 300_000, relay(), 2),
+]
+SMALL, LARGE = "backlog x1", "backlog x100"
+
+
+@asynccontextmanager
+async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
+    async with stage.database.engine.begin() as connection:
+        await connection.run_sync(PEER_OUTBOX.create)
+
+    def side(name: str, rows: int, measure: Measure, rounds: int) -> Side:
+        count = max(SEED_ROWS, int(rows * scale) // SEED_ROWS * SEED_ROWS)
+        return Side(name, "rows/s", lambda: measure(stage, count), rounds)
+
+    def memory(name: str, rows: int) -> Side:
+        count = max(SEED_ROWS, int(rows * min(1, 2 * scale)) // SEED_ROWS * SEED_ROWS)
+        return Side(name, "MiB", backlog(stage, count), 1)
+
+    seconds = 3 * scale
+    yield [
+        *(side(*entry) for entry in SIDES),
+        *(
+            latency(stage, which, rate, max(100, int(rate * seconds)))
+            for rate in (100, 1000)
+            for which in RELAYS
+        ),
+        memory(SMALL, 10_000),
+        memory(LARGE, 1_000_000),
+    ]
+
+
+GUIDE, PEER, PEER_TUNED, OURS, _, PLAIN = (name for name, *_ in SIDES[:6])
+COMPARISONS = [
+    Comparison("relay, beside one row, one send, one commit", OURS, GUIDE, ">= 20"),
+    Comparison("relay, beside plain send and gather", OURS, PLAIN, ">= 0.5"),
+    Comparison("relay, beside faststream-outbox", OURS, PEER),
+    Comparison("relay, beside faststream-outbox, tuned", OURS, PEER_TUNED),
+    Comparison("2 relay processes, beside 1", "2 relay processes", "1 relay process", ">= 1"),
+    Comparison("4 relay processes, beside 1", "4 relay processes", "1 relay process"),
+    *(
+        Comparison(
+            f"commit to consumer, {ours}, {rate} events/s, {step}, beside faststream-outbox, tuned",
+            f"{ours}, {rate} events/s, {step}",
+            f"faststream-outbox, tuned, {rate} events/s, {step}",
+        )
+        for rate in ("100", "1,000")
+        for step in ("p50", "p99")
+        for ours in list(RELAYS)[:2]
+    ),
+    Comparison("memory, 100 times the backlog", f"{LARGE}, most", f"{SMALL}, most", "<= 1.25"),
+    *(
+        Comparison(f"{n} times the rows", f"relay, growth x{n}", "relay, growth x1", "", True)
+        for n in (10, 100)
+    ),
+]
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="Multiplies rows and times.")
-    parser.add_argument("--serve", nargs=3, metavar=("PORT", "ROLES", "PUBLISHER"))
-    arguments = parser.parse_args()
-    if arguments.serve:
-        serve(int(arguments.serve[0]), arguments.serve[1], arguments.serve[2])
-    else:
-        import uvloop
-
-        logs.configure("WARNING", "json")
-        gc.collect()
-        gc.freeze()  # as the service's processes do
-        gc.set_threshold(10_000)
-        report(uvloop.run(measure(arguments.rounds, arguments.scale)))
+    area = Area("outbox", "Outbox", __doc__ or "", COMPARISONS)
+    run(area, plan, database_pool_size=50)  # the peer holds a connection for each worker

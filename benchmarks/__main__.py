@@ -1,0 +1,188 @@
+"""Render a service, put the peers beside it, run the areas, and write what came of it.
+
+python -m benchmarks PATH [--area AREA ...] [--rounds N] [--scale X] [--quick] [--resume]
+                          [--page] [--into FOLDER]
+
+Results of all areas replace those in benchmarks/results, their plots and docs/benchmarks.md; those of
+some areas, or of a quick run, only do with `--into`, in a folder of its own otherwise.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks import generation_peers
+from benchmarks.page import page
+from benchmarks.plot import svg
+from benchmarks.results import Area, results
+from tests import rendering
+from tests.rendering import ROOT, git
+from tests.shell import environment
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+# In a rendered service's environment; and one without servers, in this one.
+INSIDE = ["produce", "consume", "outbox", "orders", "event_store", "projection"]
+AREAS = [*INSIDE, "generation"]
+PEERS = ["faststream", "faststream-outbox", "confluent-kafka", "eventsourcing"]
+VARIANTS = [[], ["outbox"], ["outbox", "cqrs"], ["outbox", "event_sourcing"]]
+# Settings that would replace the servers of the run.
+SERVERS = "KAFKA_|DATABASE_|SERVICE_NAME|OUTBOX_"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("path", type=Path, help="a folder for the service and the environments")
+    parser.add_argument("--area", choices=AREAS, action="append", default=[])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies what there is to do")
+    parser.add_argument("--quick", action="store_true", help="one round, a fiftieth of the work")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what an interrupted run has measured already"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="only write page and plots anew, from latest.json"
+    )
+    parser.add_argument("--into", type=Path, help="where to write results and plots")
+    chosen = parser.parse_args()
+    if chosen.page:
+        write(json.loads((RESULTS / "latest.json").read_text()), RESULTS, PAGE)
+        return 0
+    if chosen.quick:
+        chosen.rounds, chosen.scale = 1, 0.02
+    complete = not chosen.area and not chosen.quick
+    into = chosen.into or (RESULTS if complete else chosen.path / "results")
+    work = chosen.path.resolve()
+    if not chosen.resume:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    areas = [
+        area
+        for name in AREAS
+        if not chosen.area or name in chosen.area
+        for area in [measure(name, work, chosen.rounds, chosen.scale)]
+    ]
+    found = results(
+        areas,
+        machine(),
+        datetime.now(UTC).strftime("%Y-%m-%d"),
+        git(ROOT, "rev-parse", "HEAD").strip(),
+        rounds=chosen.rounds,
+        scale=chosen.scale,
+        versions=versions(work),
+    )
+    write(found, into.resolve(), PAGE if into == RESULTS else into / "benchmarks.md")
+    failed = [f"{area.name}: {n}" for area in areas for n, s in area.sides.items() if s.failed]
+    print(*(f"failed: {each}" for each in failed), sep="\n")
+    return 1 if failed else 0
+
+
+def write(found: dict[str, object], into: Path, documentation: Path) -> None:
+    into.mkdir(parents=True, exist_ok=True)
+    (into / "latest.json").write_text(json.dumps(found, indent=1) + "\n")
+    for name, text in rendered(found).items():
+        (documentation if name == PAGE.name else into / name).write_text(text)
+    print(f"wrote {into / 'latest.json'} and {documentation}")
+
+
+def rendered(found: dict[str, object]) -> dict[str, str]:
+    """The plots and the page of some results, by file name."""
+    areas = [Area.of(each) for each in found["areas"]]  # type: ignore[attr-defined]
+    return {**{f"{area.name}.svg": svg(area) for area in areas}, PAGE.name: page(found)}
+
+
+def measure(area: str, work: Path, rounds: int, scale: float) -> Area:
+    output = work / f"{area}.json"
+    if output.exists():
+        return Area.of(json.loads(output.read_text()))
+    print(f"\n== {area} ==", flush=True)
+    if area == "generation":
+        folder = work / "generation"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        measured = generation_peers.measure(folder, generator(work), rounds)
+        output.write_text(json.dumps(measured.as_json()))
+        return measured
+    python = service(work)
+    script = Path(__file__).with_name(f"{area}.py")
+    subprocess.run(
+        (python, script, "--rounds", str(rounds), "--scale", str(scale), "--json", output),
+        cwd=work / "service",
+        env={**environment(SERVERS), "BENCHMARK_VARIANTS": str(work / "variants")},
+        check=True,
+    )
+    return Area.of(json.loads(output.read_text()))
+
+
+def service(work: Path) -> Path:
+    """The Python of a rendered service with every module, and the peers in its environment."""
+    folder = work / "service"
+    python = folder / ".venv" / "bin" / "python"
+    if not folder.exists():
+        template = rendering.snapshot(work / "template")
+        modules = list(rendering.modules_on_offer())
+        rendering.render(template, folder, {"modules": modules})
+        for variant in VARIANTS:
+            into = work / "variants" / ("-".join(variant) or "base")
+            rendering.render(template, into, {"modules": variant})
+        uv("sync", "--no-python-downloads", "--python", sys.executable, cwd=folder)
+        uv("pip", "install", "--python", python, "--group", f"{ROOT / 'pyproject.toml'}:bench")
+    return python
+
+
+def generator(work: Path) -> Path:
+    """An environment with fastapi-template, which needs older versions of much."""
+    folder = work / "generator"
+    uv("venv", "--clear", "--no-python-downloads", "--python", sys.executable, folder)
+    python = folder / "bin" / "python"
+    uv("pip", "install", "--python", python, "--group", f"{ROOT / 'pyproject.toml'}:generator")
+    return folder
+
+
+def uv(*arguments: object, cwd: Path | None = None) -> str:
+    command = ("uv", *(str(argument) for argument in arguments), "--quiet")
+    return subprocess.run(
+        command, cwd=cwd, env=environment(SERVERS), check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def machine() -> dict[str, object]:
+    """What the figures depend on; not whose machine it is."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cores": os.cpu_count(),
+        "processor": processor(),
+        "memory": f"{memory:.0f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def versions(work: Path) -> dict[str, str]:
+    found = {"copier": version("copier")}
+    for folder in (work / "service" / ".venv", work / "generator"):
+        if folder.exists():
+            names = [*PEERS, "aiokafka", "fastapi-template"]
+            listed = json.loads(
+                uv("pip", "list", "--python", folder / "bin" / "python", "--format", "json")
+            )
+            found |= {each["name"]: each["version"] for each in listed if each["name"] in names}
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

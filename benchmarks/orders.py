@@ -1,0 +1,248 @@
+"""`POST /orders`, over HTTP: requests a second, and latencies at a fixed rate.
+
+Each variant of the service is a process of its own (role `api`) with a database and topics of its
+own; so is the load generator. What the events then cause (relays, workers) does not run, but for one
+side that relays in the same process. The sides take turns of a few seconds.
+
+- *base*: events go to Kafka after the commit, and the answer waits for them; *outbox*, *cqrs* and
+  *event_sourcing* (both with the outbox): they are rows of the transaction.
+- *no publishing*: the same routes of the base and of event_sourcing, with a publisher that does
+  nothing.
+- *bare FastAPI*: one route that validates the same body and inserts one row by SQLAlchemy's ORM. It
+  has no users, items, idempotency, tracing, versions or problem details.
+- *at 100 requests/s*: requests begin when they are due, whatever became of those before them, and
+  waiting for that counts. Without it: eight clients, each at once after its last answer.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+from results import Area, Comparison
+from turns import Side, Stage, run
+
+from app import logs, wiring
+from app.database import Base, Database, DatabaseSettings
+from app.dev.process import free_port
+from app.events.registry import EVENTS
+from app.kafka.admin import provision
+from app.kafka.event import BaseEvent, EventRegistry
+from app.kafka.topics import wanted
+from app.unit_of_work import BindPublisher
+
+RATE = 100
+LOAD = Path(__file__).with_name("load.py")
+
+# A folder of renderings, named by their modules (base, outbox, outbox-cqrs, …), as __main__.py makes
+# them.
+VARIANTS = Path(os.environ.get("BENCHMARK_VARIANTS", ".")).resolve()
+
+# side: rendering, roles, publisher
+SIDES = {
+    "bare FastAPI": ("base", "", "bare"),
+    "no publishing": ("base", "api", "silent"),
+    "base": ("base", "api", "own"),
+    "outbox": ("outbox", "api", "own"),
+    "outbox, relay in the same process": ("outbox", "api,relay", "own"),
+    "cqrs": ("outbox-cqrs", "api", "own"),
+    "event_sourcing, no publishing": ("outbox-event_sourcing", "api", "silent"),
+    "event_sourcing": ("outbox-event_sourcing", "api", "own"),
+}
+
+
+class Silent:
+    """Takes every event and does nothing with it."""
+
+    async def publish(self, event: BaseEvent) -> None: ...
+
+    async def committed(self) -> None: ...
+
+
+def serve(port: int, roles: str, publisher: str) -> None:
+    from app.main import create_app
+    from app.runtime import Role
+    from app.server import listen, run
+
+    def bind_silent(*_resources: object) -> BindPublisher:
+        return lambda _session: Silent()
+
+    logs.configure("WARNING", "json")
+    if publisher == "bare":
+        run(bare(), listen("127.0.0.1", port))
+        return
+    if publisher == "silent":
+        wiring.bind_publisher = bind_silent
+    run(create_app({Role(role) for role in roles.split(",")}), listen("127.0.0.1", port))
+
+
+def bare() -> object:
+    """What one writes first: a model, a session a request, a commit."""
+    from fastapi import FastAPI
+    from sqlalchemy import JSON, Numeric
+    from sqlalchemy.orm import Mapped, mapped_column
+
+    from app.schemas import OrderCreate
+
+    class BareOrder(Base):
+        __tablename__ = "bare_orders"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        user_id: Mapped[int]
+        items: Mapped[list[object]] = mapped_column(JSON)
+        total: Mapped[object] = mapped_column(Numeric(20, 2))
+
+    database = Database(DatabaseSettings(_env_file=None))
+    app = FastAPI()
+
+    @app.post("/orders", status_code=201)
+    async def place(order: OrderCreate) -> dict[str, object]:
+        items = [item.model_dump(mode="json") for item in order.items]
+        total = sum(item.quantity * item.unit_price for item in order.items)
+        async with database.sessions() as session, session.begin():
+            row = BareOrder(user_id=order.user_id, items=items, total=total)
+            session.add(row)
+        return {"id": row.id, "user_id": row.user_id, "items": items, "total": str(total)}
+
+    return app
+
+
+BARE_TABLE = (
+    "CREATE TABLE bare_orders (id serial PRIMARY KEY, user_id int, items json, total numeric)"
+)
+
+
+@asynccontextmanager
+async def process(stage: Stage, side: str) -> AsyncIterator[int]:
+    """A process of the service, with a database and topics of its own; its port."""
+    rendering, roles, publisher = SIDES[side]
+    name = f"bench_{secrets.token_hex(4)}"
+    settings = stage.settings(name)
+    await provision(settings, wanted(settings, EventRegistry(name, EVENTS), []))
+    await stage.connection.execute(f"CREATE DATABASE {name}")
+    server = stage.database.engine.url.set(drivername="postgresql")
+    url = server.set(database=name).render_as_string(hide_password=False)
+    port = free_port()
+    folder = VARIANTS / rendering
+    environment = {
+        **os.environ,
+        "SERVICE_NAME": name,
+        "DATABASE_URL": url,
+        "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
+        "PYTHONPATH": str(folder),  # before the rendering that is installed here
+    }
+    assert (folder / "app").is_dir(), f"no rendering in {folder}: see BENCHMARK_VARIANTS"
+    code = "import sys; from app.cli import app; sys.argv[1:] = ['db', 'upgrade']; app()"
+    upgrading = [sys.executable, "-c", code]  # the rendering's own migrations
+    await asyncio.to_thread(
+        subprocess.run,
+        upgrading,
+        cwd=folder,
+        env=environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    connection = await asyncpg.connect(url)
+    await connection.execute(BARE_TABLE)
+    await connection.execute(
+        "INSERT INTO users (id, email, username) VALUES (1, 'a@example.com', 'a')"
+    )
+    await connection.close()
+    running = subprocess.Popen(
+        [sys.executable, __file__, "--serve", str(port), roles, publisher],
+        cwd=folder,
+        env=environment,
+    )
+    try:
+        while not await answers(port):
+            assert running.poll() is None, f"the process of {side} has ended"
+            await asyncio.sleep(0.05)
+        yield port
+    finally:
+        running.terminate()
+        running.wait()
+
+
+async def answers(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def generated(port: int, seconds: float, rate: int = 0) -> dict[str, float]:
+    """What the load generator measures, in a process of its own."""
+    command = [sys.executable, str(LOAD), str(port), str(seconds), str(rate)]
+    running = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    output, _ = await running.communicate()
+    assert running.returncode == 0, "the load generator failed"
+    measured: dict[str, float] = json.loads(output)
+    return measured
+
+
+@asynccontextmanager
+async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
+    seconds = 2 * scale
+    async with AsyncExitStack() as stack:
+        ports = {}
+        for side in SIDES:
+            ports[side] = await stack.enter_async_context(process(stage, side))
+            await generated(ports[side], 0.5)
+
+        def closed(side: str) -> Side:
+            async def measure() -> float:
+                return (await generated(ports[side], seconds))["rate"]
+
+            return Side(side, "requests/s", measure)
+
+        def open_(side: str) -> Side:
+            name = f"{side}, at {RATE} requests/s"
+            return Side(name, "ms", lambda: generated(ports[side], max(1.5, seconds), RATE), 3)
+
+        yield [*(closed(side) for side in SIDES), *(open_(side) for side in SIDES)]
+
+
+COMPARISONS = [
+    Comparison("outbox, beside no publishing", "outbox", "no publishing", ">= 0.85"),
+    *(
+        Comparison(f"{side}, beside no publishing", side, "no publishing")
+        for side in ("base", "cqrs", "outbox, relay in the same process")
+    ),
+    Comparison(
+        "event_sourcing, beside its own without publishing",
+        "event_sourcing",
+        "event_sourcing, no publishing",
+        ">= 0.85",
+    ),
+    *(
+        Comparison(f"{side}, beside bare FastAPI", side, "bare FastAPI")
+        for side in ("no publishing", "base", "outbox", "cqrs", "event_sourcing")
+    ),
+    *(
+        Comparison(
+            f"{step} at {RATE} requests/s, {side}, beside no publishing",
+            f"{side}, at {RATE} requests/s, {step}",
+            f"no publishing, at {RATE} requests/s, {step}",
+        )
+        for step in ("p50", "p99")
+        for side in ("base", "outbox", "cqrs", "event_sourcing")
+    ),
+]
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--serve", nargs=3, metavar=("PORT", "ROLES", "PUBLISHER"))
+    arguments, _ = parser.parse_known_args()
+    if arguments.serve:
+        serve(int(arguments.serve[0]), arguments.serve[1], arguments.serve[2])
+    else:
+        run(Area("orders", "POST /orders", __doc__ or "", COMPARISONS), plan, turns=3)

@@ -1,0 +1,194 @@
+"""docs/benchmarks.md, from what was measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.results import Area, number
+
+HEAD = """\
+# Benchmarks
+
+Made by `nox -s bench` from [latest.json](../benchmarks/results/latest.json); edit
+`benchmarks/page.py`, not this page.
+
+Every area compares sides that do the same work. They run in one process set-up, on one real Apache
+Kafka and one real PostgreSQL with fsync on, and take turns: each round measures every side once, in the
+other direction every second time. Figures are medians of the rounds, the spread is the least and
+the most. Read the ratios rather than the figures: servers, sides and load share the cores of
+one machine, so that another machine has other figures, but much the same ratios.
+
+Where there are microseconds, they are what one message, row or event costs the side's own process in
+processor time, which moves less than the rates when the machine has other work.
+
+A ratio is ours divided by the other's, of rates and of times alike. A side that fails says so instead
+of a figure. Topics have three partitions and one replica, and Kafka leaves flushing to the operating system,
+as it does by default.
+
+```
+nox -s bench                                    # everything: a quarter of an hour on a quiet machine
+nox -s bench -- --area consume --rounds 5 --scale 0.5
+nox -s bench -- --quick                         # does it all work: figures mean nothing
+```
+"""
+
+# What limits each area, as far as profiles tell; the figures are in the tables.
+LIMITS = {
+    "produce": """\
+What `send_all` adds to plain aiokafka is a deadline, the check of each message's size, a typed outcome
+for each message and metrics: a price in Python that a batch shares. `send` pays all of it for a
+single message: it goes the way of a batch of one, with time-outs and a wait of its own, so that a
+message costs about three times the processor time of aiokafka's `send_and_wait`. That shows where many
+senders share one event loop, and hardly where a handler or a request does something else, too.
+librdkafka does in C, and in a second thread, what aiokafka does in Python.""",
+    "consume": """\
+What is compared moves: one transaction per message is limited by the commit's fsync, which is quicker on
+some disks than on others, and the ratios to it with that. Group commit is limited by one round trip for each
+handler's statement, a batch handler by this process' own processor time: decoding and validating
+with pydantic, and the inbox row. Lanes overlap waiting. Where handlers wait only for a database on the
+same two cores, there is little to overlap; where they wait for something else, lanes gain nearly
+their number.""",
+    "outbox": """\
+One relay process is limited by its own processor time. To read a row, make a message of it, settle its
+outcome and delete it costs about as much again as sending it, so half of plain sending is the most that
+can be had of one process, and a machine where the database and the broker want the same two cores gives
+less. For the same reason relays side by side gain nothing here: one of them, PostgreSQL and Kafka keep
+both cores busy. Relays in a process of their own find new events by polling (`OUTBOX_POLL_SECONDS`),
+which is most of the time from commit to consumer there; a relay in the writer's process is woken up by
+the commit, and rests up to 50 ms so that more commits share a batch. faststream-outbox is woken up
+across processes by NOTIFY, and is ahead at low rates. Memory does not grow with the backlog.""",
+    "orders": """\
+A request's price is that of its SQL statements and the web framework's. With the outbox there is one
+insert more in the same transaction and the encoding of the event; without, an acknowledgement of the
+broker is waited for after the commit. The load generator takes a part of the two cores.""",
+    "event_store": """\
+A command is limited by the commit's fsync and three round trips; loads by turning JSON into
+events, one by one. A snapshot makes a load independent of the length of the stream.""",
+    "projection": """\
+Validating the events and writing JSON columns through SQLAlchemy is what the projector adds to the
+floor. A rebuild reads the states with the ORM, as a projection may be of anything that Python can work out; SQL
+alone cannot be reached by that.""",
+    "generation": """\
+Most of it is Copier's own start and its git clone of the template; the rest is rendering, by the number of
+files. An update renders three times, and has git compare.""",
+}
+
+LINEAR = 0.7
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The whole page."""
+    areas = [Area.of(each) for each in results["areas"]]
+    rows = results["rows"]
+    parts = [HEAD, *run_of(results), *goals(rows)]
+    for area in areas:
+        parts += area_section(area, [row for row in rows if row["area"] == area.name])
+    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def run_of(results: Mapping[str, Any]) -> Iterator[str]:
+    machine, versions = results["machine"], results["versions"]
+    yield "## This run"
+    yield table(
+        ["", ""],
+        [
+            ["Date, commit", f"{results['date']}, `{results['commit'][:12]}`"],
+            ["Rounds, scale", f"{results['rounds']}, {results['scale']:g}"],
+            *([name.capitalize(), str(value)] for name, value in machine.items()),
+            ["Beside", ", ".join(f"{name} {version}" for name, version in versions.items())],
+        ],
+    )
+
+
+def goals(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    bound = [row for row in rows if row["goal"]]
+    missed = [row for row in bound if not row["met"]]
+    yield "## Goals"
+    yield f"{len(bound) - len(missed)} of {len(bound)} are met."
+    yield table(
+        ["area", "what", "ratio", "goal", ""],
+        [
+            [
+                row["area"],
+                row["name"],
+                ratio(row),
+                row["goal"],
+                "met" if row["met"] else "**missed**",
+            ]
+            for row in bound
+        ],
+    )
+
+
+def area_section(area: Area, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield f"## {area.title}"
+    yield area.method
+    yield f"![{area.title}](../benchmarks/results/{area.name}.svg)"
+    compared = [row for row in rows if not row["growth"]]
+    yield table(
+        ["", "ours", "other", "unit", "ratio", "goal"],
+        [
+            [
+                row["name"],
+                side(area, row, "ours"),
+                side(area, row, "other"),
+                row["unit"],
+                ratio(row),
+                f"{row['goal']} {'met' if row['met'] else '**missed**'}" if row["goal"] else "",
+            ]
+            for row in compared
+        ],
+    )
+    for name, samples in area.sides.items():
+        if samples.failed:
+            yield f"`{name}` failed: {samples.failed}"
+    growth = [row for row in rows if row["growth"]]
+    if growth:
+        yield "How cost grows, as the rate with more to do beside the rate with the least:"
+        yield table(
+            ["", "rate", "least", "unit", "ratio", ""],
+            [
+                [
+                    row["name"],
+                    number(row["ours"]),
+                    number(row["other"]),
+                    row["unit"],
+                    ratio(row),
+                    grows(row),
+                ]
+                for row in growth
+            ],
+        )
+    if area.name in LIMITS:
+        yield f"What limits it: {LIMITS[area.name][0].lower() + LIMITS[area.name][1:]}"
+
+
+def grows(row: Mapping[str, Any]) -> str:
+    """What the ratio says of the cost of one. Loads are of whole streams, so they differ."""
+    if row["ratio"] is None:
+        return "failed"
+    more = 1.0
+    if row["unit"] == "loads/s":
+        more = float(row["name"].partition(" times")[0].split()[-1])
+    each = row["ratio"] * more
+    if each < LINEAR:
+        return "no longer linear: one costs more"
+    return "linear" if each < 1 / LINEAR else "better than linear: fixed costs are shared"
+
+
+def side(area: Area, row: Mapping[str, Any], which: str) -> str:
+    """The median, in brackets its spread, and the processor time of one where it was measured."""
+    if row[which] is None:
+        return "failed"
+    spread = " - ".join(number(value) for value in row["spread"][which])
+    cpu = area.sides[row["sides"][0 if which == "ours" else 1]].cpu_us
+    return f"{number(row[which])} ({spread})" + (f", {number(median(cpu))} µs" if cpu else "")
+
+
+def ratio(row: Mapping[str, Any]) -> str:
+    return "failed" if row["ratio"] is None else f"{row['ratio']:.2f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)

@@ -1,0 +1,217 @@
+"""The read side: events a second into the read model, and rows a second when it is rebuilt.
+
+- *projector*: the service's consumer of `order-views`, from a topic of `order.created` events to rows
+  of the read model: validation, inbox, the turn that a rebuild would take, upsert.
+- *floor*: getmany, json.loads and one multi-row upsert by asyncpg alone, then the offsets.
+- *rebuild*: as `app projections rebuild` does it, from the tables of orders, while the old read model
+  serves; beside a single INSERT ... SELECT in the database, which no service could beat.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from aiokafka import AIOKafkaConsumer
+from results import Area, Comparison, Figures
+from turns import TRACE, Side, Stage, Watch, run
+
+from app.cqrs.order_views import ORDER_VIEWS
+from app.cqrs.projections import SUBSCRIPTIONS
+from app.cqrs.rebuild import OrderTables, Rebuildable
+from app.events.registry import EVENTS
+from app.events.types import OrderCreated, OrderLine
+from app.health import Health
+from app.kafka.codec import encode
+from app.kafka.consumer import consuming
+from app.kafka.event import BaseEvent, EventRegistry
+from app.kafka.producer import KafkaProducer
+from app.kafka.settings import KafkaSettings
+from app.unit_of_work import UnitsOfWork
+
+(PROJECTOR,) = (each for each in SUBSCRIPTIONS if each.name == ORDER_VIEWS.name)
+ROWS = "SELECT count(*) FROM order_views"
+# The ids are as large as there are events, and never seen before: the last one is the newest row.
+LAST = "SELECT EXISTS (SELECT FROM order_views WHERE order_id = $1)"
+
+FLOOR = """
+    INSERT INTO order_views
+        (order_id, user_id, status, items, item_count, total, version, placed_at, updated_at)
+    SELECT id, 1, 'placed', items::jsonb, 3, total::numeric, 1, at::timestamptz, at::timestamptz
+    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) AS new (id, items, total, at)
+    ON CONFLICT (order_id) DO UPDATE SET version = excluded.version
+        WHERE excluded.version > order_views.version
+"""
+
+ORDERS = """
+    INSERT INTO orders (id, user_id, status, total, version)
+    SELECT n, 1, 'placed', 19.00, 1 FROM generate_series(1, $1::int) AS n
+"""
+ITEMS = """
+    INSERT INTO order_items (order_id, position, sku, quantity, unit_price)
+    SELECT n, position, 'sku-' || position, 1, 9.50
+    FROM generate_series(1, $1::int) AS n, generate_series(0, 1) AS position
+"""
+IN_ONE_STATEMENT = """
+    INSERT INTO order_views
+        (order_id, user_id, status, items, item_count, total, version, placed_at, updated_at)
+    SELECT o.id, o.user_id, o.status,
+        jsonb_agg(jsonb_build_object('sku', i.sku, 'quantity', i.quantity,
+            'unit_price', i.unit_price::text) ORDER BY i.position),
+        sum(i.quantity), o.total, o.version, o.created_at, o.updated_at
+    FROM orders AS o JOIN order_items AS i ON i.order_id = o.id GROUP BY o.id
+"""
+
+
+class Silent:
+    """Projectors publish nothing."""
+
+    async def publish(self, event: BaseEvent) -> None:
+        raise AssertionError(event)
+
+    async def committed(self) -> None:
+        pass
+
+
+def order(number: int, at: datetime) -> OrderCreated:
+    lines = tuple(
+        OrderLine(sku=f"sku-{n}", quantity=1 + n, unit_price=Decimal("9.50")) for n in range(2)
+    )
+    return OrderCreated(
+        timestamp=at,
+        order_id=number,
+        order_version=1,
+        user_id=1,
+        status="placed",
+        items=lines,
+        total=Decimal("28.50"),
+        placed_at=at,
+    )
+
+
+@asynccontextmanager
+async def filled_topic(
+    stage: Stage, events: int
+) -> AsyncIterator[tuple[KafkaSettings, EventRegistry, KafkaProducer]]:
+    settings, registry = await stage.topics(EVENTS, [PROJECTOR])
+    await stage.truncate("inbox", "order_views")
+    now = datetime.now(UTC)
+    async with KafkaProducer(settings).running() as producer:
+        for start in range(1, events + 1, 5_000):
+            numbers = range(start, min(start + 5_000, events + 1))
+            messages = [encode(order(number, now), registry, TRACE) for number in numbers]
+            assert not any(await producer.send_all(messages))
+        await stage.settle("inbox", "order_views")
+        yield settings, registry, producer
+
+
+async def projected(stage: Stage, events: int) -> Figures:
+    units = UnitsOfWork(stage.database.sessions, lambda _session: Silent())
+    async with (
+        filled_topic(stage, events) as (settings, registry, producer),
+        consuming([PROJECTOR], registry, settings, units, producer, Health()) as (consumer,),
+    ):
+        while not consumer.status.assigned:
+            await asyncio.sleep(0.01)
+        watch = Watch()
+        while not await stage.connection.fetchval(LAST, events):
+            await asyncio.sleep(0.01)
+        while await stage.connection.fetchval(ROWS) < events:
+            await asyncio.sleep(0.01)
+        return watch.figures(events)
+
+
+async def floor(stage: Stage, events: int) -> Figures:
+    async with filled_topic(stage, events) as (settings, registry, _):
+        consumer = AIOKafkaConsumer(
+            registry.topic(OrderCreated),
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            group_id=settings.kafka_group_id,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+        )
+        await consumer.start()
+        try:
+            seen, watch = 0, Watch()
+            while seen < events:
+                batch = await consumer.getmany(timeout_ms=500, max_records=2_000)
+                orders = [json.loads(r.value) for records in batch.values() for r in records]
+                if orders:
+                    await stage.connection.execute(
+                        FLOOR,
+                        [each["order_id"] for each in orders],
+                        [json.dumps(each["items"]) for each in orders],
+                        [each["total"] for each in orders],
+                        [each["timestamp"] for each in orders],
+                    )
+                    await consumer.commit()
+                seen += len(orders)
+            return watch.figures(events)
+        finally:
+            await consumer.stop()
+
+
+async def orders_in_tables(stage: Stage, rows: int) -> None:
+    await stage.truncate("users", "orders", "order_items", "order_views")
+    await stage.connection.execute(
+        "INSERT INTO users (id, email, username) VALUES (1, 'a@example.com', 'a')"
+    )
+    await stage.connection.execute(ORDERS, rows)
+    await stage.connection.execute(ITEMS, rows)
+    await stage.settle("orders", "order_items", "order_views")
+
+
+async def rebuilt(stage: Stage, rows: int) -> Figures:
+    await orders_in_tables(stage, rows)
+    rebuild = Rebuildable(ORDER_VIEWS, OrderTables()).rebuild(stage.database)
+    watch = Watch()
+    await rebuild.run(lambda _progress: None)
+    figures = watch.figures(rows)
+    assert await stage.connection.fetchval(ROWS) == rows
+    return figures
+
+
+async def in_one_statement(stage: Stage, rows: int) -> Figures:
+    await orders_in_tables(stage, rows)
+    watch = Watch()
+    await stage.connection.execute(IN_ONE_STATEMENT)
+    figures = watch.figures(rows)
+    assert await stage.connection.fetchval(ROWS) == rows
+    return figures
+
+
+SIDES = [
+    ("projector", "events/s", 20_000, projected),
+    ("floor", "events/s", 20_000, floor),
+    ("rebuild", "rows/s", 30_000, rebuilt),
+    ("one INSERT ... SELECT", "rows/s", 30_000, in_one_statement),
+    *((f"projector, growth x{n}", "events/s", 600 * n, projected) for n in (1, 10, 100)),
+    *((f"rebuild, growth x{n}", "rows/s", 600 * n, rebuilt) for n in (1, 10, 100)),
+]
+
+
+@asynccontextmanager
+async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
+    def side(name: str, unit: str, count: int, measure: object) -> Side:
+        scaled = max(1, int(count * scale))
+        return Side(name, unit, lambda: measure(stage, scaled), 2 if "growth" in name else 9)
+
+    yield [side(*entry) for entry in SIDES]
+
+
+COMPARISONS = [
+    Comparison("projector, beside the floor", "projector", "floor"),
+    Comparison("rebuild, beside one statement", "rebuild", "one INSERT ... SELECT"),
+    *(
+        Comparison(
+            f"{what}: {n} times as much", f"{what}, growth x{n}", f"{what}, growth x1", "", True
+        )
+        for what in ("projector", "rebuild")
+        for n in (10, 100)
+    ),
+]
+
+if __name__ == "__main__":
+    run(Area("projection", "Read side", __doc__ or "", COMPARISONS), plan)

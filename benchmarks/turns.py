@@ -1,0 +1,221 @@
+"""What the areas share: one set of servers, sides that take turns, rounds, and the report.
+
+Areas run inside a rendered service's environment, each as a script of its own:
+
+    .venv/bin/python <template>/benchmarks/consume.py --rounds 3 --scale 0.5 --only lanes
+"""
+
+import argparse
+import asyncio
+import json
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import asyncpg
+from pydantic import SecretStr
+from results import Area, Figures, Samples, number
+from sqlalchemy import text
+
+from app import logs
+from app.database import Database, DatabaseSettings
+from app.dev.servers import Servers
+from app.kafka.admin import provision
+from app.kafka.event import BaseEvent, EventRegistry, EventType
+from app.kafka.settings import KafkaSettings
+from app.kafka.subscription import Subscription
+from app.kafka.topics import wanted
+from app.migrate import upgrade
+from app.server import collect_less
+from app.tracing import Trace
+
+KEYS = 500
+MOST_SECONDS = 400  # a side that takes longer has failed
+TRACE = Trace("benchmark", None, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+
+
+class Counted(BaseEvent):
+    """An event of a usual size."""
+
+    key_field: ClassVar[str] = "name"
+    event_type: Literal["thing.counted"] = "thing.counted"
+    name: str
+    number: int
+    comment: str = ""
+
+
+def counted(count: int, comment: str = "") -> list[Counted]:
+    return [Counted(name=f"key-{n % KEYS}", number=n, comment=comment) for n in range(count)]
+
+
+@dataclass
+class Stage:
+    """The servers of a run, with fsync on and the service's tables in the database."""
+
+    servers: Servers
+    database: Database
+    connection: asyncpg.Connection
+
+    def settings(self, name: str, **options: object) -> KafkaSettings:
+        return KafkaSettings(
+            kafka_bootstrap_servers=self.servers.kafka_bootstrap_servers,
+            kafka_client_id=name,
+            kafka_group_id=name,
+            _env_file=None,
+            **options,
+        )
+
+    async def topics(
+        self,
+        events: Sequence[EventType],
+        subscriptions: Sequence[Subscription] = (),
+        **options: object,
+    ) -> tuple[KafkaSettings, EventRegistry]:
+        """New topics for a measurement, so that it finds nothing of those before it."""
+        name = f"bench-{secrets.token_hex(4)}"
+        settings, registry = self.settings(name, **options), EventRegistry(name, events)
+        await provision(settings, wanted(settings, registry, subscriptions))
+        return settings, registry
+
+    async def settle(self, *tables: str) -> None:
+        """Have done what the server would otherwise do in the middle of a measurement."""
+        for table in tables:
+            await self.connection.execute(f"VACUUM ANALYZE {table}")
+        await self.connection.execute("CHECKPOINT")
+
+    async def truncate(self, *tables: str) -> None:
+        async with self.database.engine.begin() as connection:
+            await connection.execute(text(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY CASCADE"))
+
+
+@asynccontextmanager
+async def stage(kafka: bool = True, **database_options: object) -> AsyncIterator[Stage]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        broker: Literal["kafka", "mock"] = "kafka" if kafka else "mock"
+        with Servers(Path(folder), broker, fresh=True, fsync=True) as servers:
+            if kafka and servers.broker_kind == "mock":
+                raise SystemExit(f"no Kafka to measure with: {servers.mock_reason}")
+            await upgrade(servers.database_url)
+            url = SecretStr(servers.database_url)
+            settings = DatabaseSettings(database_url=url, _env_file=None, **database_options)
+            database = Database(settings)
+            connection = await asyncpg.connect(servers.database_url)
+            try:
+                yield Stage(servers, database, connection)
+            finally:
+                await connection.close()
+                await database.close()
+
+
+class Watch:
+    """Measures from when it is made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def figures(self, count: int) -> Figures:
+        """How many a second, and what one of them cost this process."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return Figures(count / wall, cpu / count * 1e6)
+
+
+Measured = float | Figures | dict[str, float]
+
+
+class Side(NamedTuple):
+    """Something that takes turns with others. It may measure several things at once, by name.
+
+    `rounds` is in how many it takes part, where it takes too long for all of them.
+    """
+
+    name: str
+    unit: str
+    measure: Callable[[], Awaitable[Measured]]
+    rounds: int = 1_000
+
+
+Plan = Callable[[Stage, float], AbstractAsyncContextManager[Sequence[Side]]]
+
+
+async def in_turns(area: Area, sides: Sequence[Side], rounds: int, only: str) -> None:
+    """Measure every side once a round, in the other direction every second time."""
+    chosen = [side for side in sides if only in side.name]
+    for number_ in range(1, rounds + 1):
+        for side in chosen if number_ % 2 else reversed(chosen):
+            before = area.sides.get(side.name)
+            if number_ > side.rounds or (before and before.failed):
+                continue
+            try:
+                async with asyncio.timeout(MOST_SECONDS):
+                    measured = await side.measure()
+            except Exception as error:  # said in its row; the others are measured all the same
+                samples = area.sides.setdefault(side.name, Samples(side.unit))
+                samples.failed = f"{type(error).__name__}: {error}"[:300]
+                print(f"round {number_}: {side.name}: {samples.failed}", flush=True)
+                continue
+            several = measured if isinstance(measured, dict) else {"": measured}
+            for what, value in several.items():
+                name = f"{side.name}, {what}" if what else side.name
+                samples = area.sides.setdefault(name, Samples(side.unit))
+                samples.add(value)
+                shown = f"{number(samples.values[-1])} {side.unit}"
+                print(f"round {number_}: {name}: {shown}", flush=True)
+    area.sides = {name: area.sides[name] for name in sorted(area.sides, key=_order(sides))}
+
+
+def _order(sides: Sequence[Side]) -> Callable[[str], int]:
+    def place(name: str) -> int:
+        """That of the side with the longest name that `name` is, or begins with."""
+        fits = [s for s in sides if name == s.name or name.startswith(f"{s.name}, ")]
+        return sides.index(max(fits, key=lambda side: len(side.name)))
+
+    return place
+
+
+def report(area: Area) -> None:
+    print(f"\n{'':<48}{'median':>12}{'spread':>22} {'unit':<12}{'cpu us':>8}")
+    for name, samples in area.sides.items():
+        spread = " - ".join(number(value) for value in samples.spread)
+        cpu = number(sorted(samples.cpu_us)[len(samples.cpu_us) // 2]) if samples.cpu_us else ""
+        print(f"{name:<48}{number(samples.median):>12}{spread:>22} {samples.unit:<12}{cpu:>8}")
+    print(f"\n{'':<64}{'ratio':>8}  goal")
+    for row in area.rows():
+        verdict = {True: "met", False: "MISSED", None: ""}[row["met"]]
+        print(f"{row['name']:<64}{number(row['ratio']):>8}  {row['goal']} {verdict}")
+
+
+def run(area: Area, plan: Plan, turns: int = 1, **stage_options: object) -> None:
+    """The command line of an area. Its sides have `turns` short turns in a round, where they are
+    processes that stay up, so that whatever else the machine does hits all of them."""
+    parser = argparse.ArgumentParser(description=area.method)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="Multiplies what there is to do.")
+    parser.add_argument("--only", default="", help="Only sides whose name contains this.")
+    parser.add_argument("--json", type=Path, help="Where to write the results.")
+    arguments = parser.parse_args()
+
+    async def measure() -> None:
+        async with stage(**stage_options) as on, plan(on, arguments.scale) as sides:
+            collect_less()
+            await in_turns(area, sides, arguments.rounds * turns, arguments.only)
+
+    try:
+        import uvloop
+
+        runner = uvloop.run
+    except ImportError:
+        runner = asyncio.run
+    logs.configure("WARNING", "json")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and stop the servers on the way
+    runner(measure())
+    report(area)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(area.as_json()))
