@@ -22,7 +22,7 @@ from benchmarks import generation_peers
 from benchmarks.page import page
 from benchmarks.plot import svg
 from benchmarks.results import Area, results
-from tests import rendering
+from tests import matrix, rendering
 from tests.rendering import ROOT, git
 from tests.shell import environment
 
@@ -127,7 +127,7 @@ def service(work: Path) -> Path:
     python = folder / ".venv" / "bin" / "python"
     if not folder.exists():
         template = rendering.snapshot(work / "template")
-        modules = list(rendering.modules_on_offer())
+        modules = list(matrix.ends()[-1].modules)
         rendering.render(template, folder, {"modules": modules})
         for variant in VARIANTS:
             into = work / "variants" / ("-".join(variant) or "base")

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from benchmarks.generation import one_file, own_template, timed_copy
 from benchmarks.results import Area, Comparison, Samples, number
-from tests.rendering import GIT_ENVIRONMENT, commit, git, module_variants
+from tests.matrix import codes
+from tests.rendering import GIT_ENVIRONMENT, commit, git
 
 FLOOR, PEER = "one file", "fastapi-template"
 PEER_OPTIONS = [
@@ -55,10 +56,8 @@ def plan(folder: Path, peer: Path | None) -> dict[str, Timed]:
     template, floor = own_template(folder), one_file(folder)
     git(template, "tag", "v1.0.0")
     sides: dict[str, Timed] = {FLOOR: lambda: timed_copy(floor, folder / "one-file-copy")}
-    variants = ["-".join(variant.modules) or "base" for variant in module_variants()]
-    modules = {
-        name: variant.modules for name, variant in zip(variants, module_variants(), strict=True)
-    }
+    modules = {variant.code: variant.modules for variant in codes() if variant.sample_domain}
+    variants = list(modules)
     for name in variants:
         sides[f"copy, {name}"] = copying(template, folder / "copy", modules[name])
     prepared = {
