@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -137,10 +136,17 @@ class KafkaProducer:
             client = await self._ready(self._deadline)
         except BrokerUnavailable as error:
             return [outcome or error for outcome in outcomes]
-        unknown = await self._unknown_topics(client, {message.topic for message in messages})
-        outcomes = [o or unknown.get(m.topic) for m, o in zip(messages, outcomes, strict=True)]
-        futures = await self._hand_over(client, messages, outcomes, deadline)
-        await _done(futures.values(), deadline)
+        if unknown := await self._unknown_topics(client, {message.topic for message in messages}):
+            outcomes = [o or unknown.get(m.topic) for m, o in zip(messages, outcomes, strict=True)]
+        futures: dict[int, asyncio.Future[Any]] = {}
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._hand_over(client, messages, outcomes, futures)
+                await _all_done(futures.values())
+        except TimeoutError:
+            for index, outcome in enumerate(outcomes):
+                if outcome is None and index not in futures:
+                    outcomes[index] = self._timed_out()
         for index, future in futures.items():
             outcomes[index] = self._outcome(client, future)
         return outcomes
@@ -150,31 +156,21 @@ class KafkaProducer:
         client: AIOKafkaProducer,
         messages: Sequence[Message],
         outcomes: list[Outcome],
-        deadline: float,
-    ) -> dict[int, asyncio.Future[Any]]:
-        """Give the client what has no outcome yet, in order; their acknowledgements, by index."""
-        futures: dict[int, asyncio.Future[Any]] = {}
+        futures: dict[int, asyncio.Future[Any]],
+    ) -> None:
+        """Give the client what has no outcome yet, in order, and note the acknowledgements to come,
+        by index."""
         refused = RefusedKeys()
-        try:
-            async with asyncio.timeout_at(deadline):
-                for index, message in enumerate(messages):
-                    outcome = outcomes[index] = refused.before(message) or outcomes[index]
-                    if outcome is None:
-                        try:
-                            futures[index] = await client.send(
-                                message.topic,
-                                message.value,
-                                message.key,
-                                headers=list(message.headers),
-                            )
-                        except kafka_errors.KafkaError as error:
-                            outcome = outcomes[index] = self._failure(client, error)
-                    refused.note(message, outcome)
-        except TimeoutError:
-            for index, outcome in enumerate(outcomes):
-                if outcome is None and index not in futures:
-                    outcomes[index] = self._timed_out()
-        return futures
+        for index, message in enumerate(messages):
+            outcome = outcomes[index] = refused.before(message) or outcomes[index]
+            if outcome is None:
+                try:
+                    futures[index] = await client.send(
+                        message.topic, message.value, message.key, headers=list(message.headers)
+                    )
+                except kafka_errors.KafkaError as error:
+                    outcome = outcomes[index] = self._failure(client, error)
+            refused.note(message, outcome)
 
     def _outcome(self, client: AIOKafkaProducer, future: asyncio.Future[Any]) -> Outcome:
         if not future.done():
@@ -212,6 +208,8 @@ class KafkaProducer:
     ) -> dict[str, SendError]:
         known = client.client.cluster
         missing = [topic for topic in topics if known.partitions_for_topic(topic) is None]
+        if not missing:
+            return {}
         checks = await asyncio.gather(*(self._look_up(client, topic) for topic in missing))
         return {topic: e for topic, e in zip(missing, checks, strict=True) if e is not None}
 
@@ -232,11 +230,12 @@ class KafkaProducer:
         return None
 
     async def _ready(self, seconds: float) -> AIOKafkaProducer:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._connected.wait()
-        except TimeoutError:
-            raise BrokerUnavailable(f"not connected to Kafka: {self._reason}") from None
+        if not self._connected.is_set():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._connected.wait()
+            except TimeoutError:
+                raise BrokerUnavailable(f"not connected to Kafka: {self._reason}") from None
         if self._client is None:
             raise BrokerUnavailable("the producer is closed")
         return self._client
@@ -314,16 +313,12 @@ async def _close(client: AIOKafkaProducer) -> None:
         await client.client.close()
 
 
-async def _done(futures: Iterable[asyncio.Future[Any]], deadline: float) -> None:
-    """Wait until all are done, or the deadline has passed."""
+async def _all_done(futures: Iterable[asyncio.Future[Any]]) -> None:
     # One after the other: those of a batch are done at the same moment, and to listen to each of
     # thousands costs more than to look at it.
-    loop = asyncio.get_running_loop()
     for future in futures:
         if not future.done():
-            await asyncio.wait({future}, timeout=max(0.0, deadline - loop.time()))
-            if not future.done():
-                return
+            await asyncio.wait({future})
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:
@@ -333,10 +328,10 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
 
 
 def _count(messages: Sequence[Message], outcomes: Sequence[Outcome], seconds: float) -> None:
-    delivered: Counter[str] = Counter()
+    delivered: dict[str, int] = {}
     for message, outcome in zip(messages, outcomes, strict=True):
         if outcome is None:
-            delivered[message.topic] += 1
+            delivered[message.topic] = delivered.get(message.topic, 0) + 1
         else:
             metrics.send_failures.labels(message.topic, type(outcome).__name__).inc()
     for topic, count in delivered.items():
