@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import rendering
-from tests.rendering import Variant
+from tests.matrix import Variant
 
 Rendered = Callable[[Variant], Path]
 
@@ -17,10 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the Python of the rendered service: a version, or the path of an interpreter",
     )
     parser.addoption(
-        "--variants",
-        choices=["all", "ends"],
+        "--variant",
         default="all",
-        help="which combinations of modules: all, or only the least and the most of them",
+        help="which code of docs/variants.md: the name of one, all of them, or the ends",
     )
 
 

@@ -75,7 +75,10 @@ def demonstrate(service: Path, modules: list[str], *, keep: bool) -> None:
 
 @contextmanager
 def running(
-    service: Path, *options: str, keep: bool = False
+    service: Path,
+    *options: str,
+    keep: bool = False,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """`app dev` on a free port: its base address and its process.
 
@@ -86,7 +89,7 @@ def running(
         process = subprocess.Popen(
             ("uv", "run", "app", "dev", "--port", str(port), *options),
             cwd=service,
-            env=environment(),
+            env={**environment(), **settings},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -140,12 +143,14 @@ def round_trip(base: str, log: Callable[[], str]) -> str:
     return correlation_id
 
 
-def event(service: Path, topic: str, broker: str) -> str:
+def event(
+    service: Path, topic: str, broker: str, settings: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """The first event of `topic`, as the service's own command shows it."""
     result = subprocess.run(
         ("uv", "run", "app", "events", "tail", topic, "--from-beginning", "--limit", "1"),
         cwd=service,
-        env=environment() | {"KAFKA_BOOTSTRAP_SERVERS": broker},
+        env={**environment(), **settings, "KAFKA_BOOTSTRAP_SERVERS": broker},
         capture_output=True,
         text=True,
         timeout=ANSWER_SECONDS,

@@ -1,11 +1,9 @@
 """Rendering the template as its users do: with Copier's command line, from a git repository."""
 
-import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +25,6 @@ GIT_ENVIRONMENT = {
 Answers = Mapping[str, object]
 
 
-# Legal in every question, and unfriendly to TOML, YAML, Python, Markdown, shells and formatters.
-AWKWARD = {
-    "project_name": "Ann's Café \N{EN DASH} №1 {beta} 100% #1 & <co>",
-    "description": "It's “the” service: a & b, 100% $HOME `x` [y] {z} # \N{EN DASH} " + "é" * 40,
-    "author_name": "Zoë O'Brien, Team #1: ops & dev",
-    "author_email": "zoe.o'brien+ops@mail.example.co.uk",
-    "service_name": "shop_orders-2",
-}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One combination of the answers that decide which files are rendered."""
-
-    modules: tuple[str, ...] = ()
-    ci: str = "github"
-    label: str = ""
-    others: Answers = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return "-".join(filter(None, [*(self.modules or ["base"]), self.ci, self.label]))
-
-    @property
-    def answers(self) -> Answers:
-        return {"modules": list(self.modules), "ci": self.ci, **self.others}
-
-
 class UnknownQuestion(Exception):
     """An answer to a question that copier.yml does not ask. Copier would ignore it silently."""
 
@@ -67,30 +37,6 @@ def configuration(root: Path = ROOT) -> dict[str, Any]:
 
 def questions(root: Path = ROOT) -> dict[str, dict[str, Any]]:
     return {name: what for name, what in configuration(root).items() if not name.startswith("_")}
-
-
-def modules_on_offer() -> tuple[str, ...]:
-    """The modules that can be chosen; one that is not built yet is a choice with a validator."""
-    choices = questions()["modules"]["choices"].values()
-    return tuple(choice for choice in choices if isinstance(choice, str))
-
-
-def module_variants() -> Iterator[Variant]:
-    """Every valid combination of the modules on offer, smallest first."""
-    offered = modules_on_offer()
-    for size in range(len(offered) + 1):
-        for modules in itertools.combinations(offered, size):
-            if "event_sourcing" not in modules or "outbox" in modules:
-                yield Variant(modules)
-
-
-def variants() -> list[Variant]:
-    """The combinations of modules; each CI with the least and the most of them; odd answers."""
-    by_module = list(module_variants())
-    choices = questions()["ci"]["choices"].values()
-    by_ci = [Variant(ends.modules, ci) for ci in choices for ends in (by_module[0], by_module[-1])]
-    awkward = Variant(by_module[-1].modules, label="awkward", others=AWKWARD)
-    return list({variant.name: variant for variant in [*by_module, *by_ci, awkward]}.values())
 
 
 def git(repository: Path, *arguments: str) -> str:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tests.conftest import Rendered
-from tests.rendering import ROOT, Variant
+from tests.matrix import Variant
+from tests.rendering import ROOT
 
 FULL_SHA = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*")
 WORKFLOWS = sorted([*ROOT.glob(".github/workflows/*"), *ROOT.glob("template/.github/workflows/*")])

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import rendering
-from tests.rendering import ROOT, Variant
+from tests import matrix, rendering
+from tests.matrix import Variant
+from tests.rendering import ROOT
 
 PLAIN_TEXT = "Use one line without double quotes, backslashes and template tags"
 
@@ -111,19 +112,19 @@ def test_an_answer_that_nobody_asked_for_is_caught(repository: Path, tmp_path: P
 
 
 def test_awkward_but_legal_answers_arrive_unharmed(repository: Path, tmp_path: Path) -> None:
-    service = rendering.render(repository, tmp_path / "service", rendering.AWKWARD)
+    service = rendering.render(repository, tmp_path / "service", matrix.AWKWARD)
     project = tomllib.loads((service / "pyproject.toml").read_text())["project"]
     assert project["name"] == "ann-s-caf-1-beta-100-1-co"
-    assert project["description"] == rendering.AWKWARD["description"]
+    assert project["description"] == matrix.AWKWARD["description"]
     assert project["authors"] == [
-        {"name": rendering.AWKWARD["author_name"], "email": rendering.AWKWARD["author_email"]}
+        {"name": matrix.AWKWARD["author_name"], "email": matrix.AWKWARD["author_email"]}
     ]
     about = constants((service / "app" / "about.py").read_text())
-    assert about["PROJECT_NAME"] == rendering.AWKWARD["project_name"]
-    assert about["DESCRIPTION"] == rendering.AWKWARD["description"]
-    assert about["SERVICE_NAME"] == rendering.AWKWARD["service_name"]
+    assert about["PROJECT_NAME"] == matrix.AWKWARD["project_name"]
+    assert about["DESCRIPTION"] == matrix.AWKWARD["description"]
+    assert about["SERVICE_NAME"] == matrix.AWKWARD["service_name"]
     answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
-    assert rendering.AWKWARD.items() <= answers.items()
+    assert matrix.AWKWARD.items() <= answers.items()
 
 
 def constants(source: str) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """What holds for every rendering, and for the files it is made from."""
 
 import json
-import py_compile
 import re
 import subprocess
 import sys
@@ -11,13 +10,27 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import rendering
+from tests import matrix, rendering
 from tests.conftest import Rendered
-from tests.rendering import ROOT, Variant
+from tests.matrix import Variant
+from tests.rendering import ROOT
 
 TEMPLATE = ROOT / "template"
-VARIANTS = rendering.variants()
-each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+# One worker has all variants of a code, so that each is rendered once.
+each_variant = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(variant, id=variant.name, marks=pytest.mark.xdist_group(variant.code))
+        for variant in [*matrix.variants(), matrix.awkward()]
+    ],
+)
+each_code = pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(code, id=code.code, marks=pytest.mark.xdist_group(code.code))
+        for code in matrix.codes()
+    ],
+)
 
 # No residue: GitHub's own expressions, ${{ … }}, and the doubled braces of Python's f-strings.
 RESIDUE = re.compile(r"(?<!\$)\{\{-?\s*\w+\s*[|.}]|\{%-?\s|\{#-?\s")
@@ -71,15 +84,13 @@ def ruff(service: Path, *arguments: str) -> None:
 
 
 @each_variant
-def test_every_file_parses(variant: Variant, rendered: Rendered, tmp_path: Path) -> None:
+def test_every_file_parses(variant: Variant, rendered: Rendered) -> None:
     service = rendered(variant)
     for path in rendering.files(service):
         text = (service / path).read_text()
         match path.suffix:
             case ".py":
-                py_compile.compile(
-                    str(service / path), cfile=str(tmp_path / "compiled"), doraise=True
-                )
+                compile(text, str(path), "exec", dont_inherit=True)
             case ".toml":
                 tomllib.loads(text)
             case ".yml" | ".yaml":
@@ -113,9 +124,32 @@ def test_nothing_of_another_ci_remains(variant: Variant, rendered: Rendered) -> 
     assert found == {variant.ci} - {"none"}
 
 
+@each_code
+def test_the_choice_of_ci_changes_nothing_that_runs(code: Variant, rendered: Rendered) -> None:
+    """So what is proved of a code by running it (tests/generated) holds for each of its variants."""
+    of_a_ci = {".github", ".gitlab-ci.yml", ".copier-answers.yml"}
+    first, *others = (
+        contents(rendered(variant), of_a_ci)
+        for variant in matrix.variants()
+        if variant.code == code.code
+    )
+    assert "pyproject.toml" in first
+    assert len(others) == len(matrix.choices("ci")) - 1
+    for other in others:
+        assert other == first
+
+
+def contents(service: Path, without: set[str]) -> dict[str, bytes]:
+    return {
+        str(path): (service / path).read_bytes()
+        for path in rendering.files(service)
+        if path.parts[0] not in without
+    }
+
+
 def test_a_module_is_on_offer_when_it_is_there() -> None:
     built = {path.parent.name for path in TEMPLATE.glob("app/*/__init__.py")}
-    assert set(rendering.modules_on_offer()) == built & {"outbox", "cqrs", "event_sourcing"}
+    assert set(matrix.choices("modules")) == built & {"outbox", "cqrs", "event_sourcing"}
 
 
 def test_every_path_of_a_module_is_in_the_manifest() -> None:

@@ -1,117 +1,177 @@
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 
-from tests import rendering
-from tests.rendering import ROOT, Variant
+from tests import matrix
+from tests.generated.workshop import Workshop, owned
+from tests.matrix import Variant
+from tests.rendering import ROOT
 from tests.shell import environment
 
-CLOSING = pytest.StashKey[list[str]]()
+FOLDER = pytest.StashKey[Path]()
+OWNED = pytest.StashKey[ExitStack]()
+INPUT = "services_folder"
+SECONDS = 600
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[CLOSING] = []
+    """The folder of the run is the controller's; workers of xdist are told where it is."""
+    config.stash[OWNED] = ExitStack()
+    if (given := getattr(config, "workerinput", None)) is None:
+        config.stash[FOLDER] = config.stash[OWNED].enter_context(owned())
+    else:
+        config.stash[FOLDER] = Path(given[INPUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # a WorkerController of xdist, which has no types
+    node.workerinput[INPUT] = str(node.config.stash[FOLDER])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[OWNED].close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in terminalreporter.config.stash[CLOSING]:
+    closing = terminalreporter.config.stash[FOLDER] / "closing"
+    for line in closing.read_text().splitlines() if closing.exists() else []:
         terminalreporter.write_line(line)
 
 
 @dataclass(frozen=True)
 class Service:
-    """A rendered service with its environment, as `uv sync` made it."""
+    """A rendered service with an environment."""
 
     path: Path
     name: str
-    closing: list[str] = field(repr=False)
+    settings: Mapping[str, str] = field(repr=False)
+    closing: Path = field(repr=False)
 
-    def run(self, *command: str, timeout: float = 600) -> str:
+    def run(self, *command: str, settings: Mapping[str, str] = MappingProxyType({})) -> str:
         """`uv run` a command there, and fail with all it said unless it succeeds."""
         result = subprocess.run(
             ("uv", "run", "--no-sync", *command),
             cwd=self.path,
-            # Folders of its own, which no other run of pytest takes back (see services_folder).
-            env=environment() | {"PYTEST_DEBUG_TEMPROOT": str(self.path.parent)},
+            # Folders of its own, which no other run of pytest takes back (see workshop.owned).
+            env={
+                **environment(),
+                "PYTEST_DEBUG_TEMPROOT": str(self.path.parent),
+                **self.settings,
+                **settings,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
+            timeout=SECONDS,
             check=False,
         )
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}"
         return result.stdout
 
-    def close_with(self, output: str) -> None:
+    def close_with(self, output: str, remark: str = "") -> None:
         """Show the last line of `output` in the summary of this run."""
         last = output.rstrip().splitlines()[-1].strip("= ")
-        self.closing.append(f"{self.name}: {last}")
+        self.say(f"{last} ({remark})" if remark else last)
+
+    def say(self, what: str) -> None:
+        with self.closing.open("a") as closing:
+            closing.write(f"{self.name}: {what}\n")
 
 
 @pytest.fixture(scope="session")
-def services_folder() -> Iterator[Path]:
-    """Where services are rendered.
+def services_folder(pytestconfig: pytest.Config) -> Path:
+    """Where services are rendered."""
+    return pytestconfig.stash[FOLDER]
 
-    Not below pytest's own folder: root's PostgreSQL runs as somebody else, who would be locked out
-    each time another pytest starts and takes that folder's permissions back.
-    """
-    with TemporaryDirectory(prefix="services-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder).resolve()
+
+@pytest.fixture(scope="session")
+def workshop(services_folder: Path, pytestconfig: pytest.Config) -> Workshop:
+    return Workshop(services_folder, str(pytestconfig.getoption("--service-python")))
 
 
 @pytest.fixture(scope="session")
 def services(
-    repository: Path, services_folder: Path, pytestconfig: pytest.Config
+    repository: Path, workshop: Workshop, services_folder: Path
 ) -> Callable[[Variant], Service]:
-    """Renders a variant and installs its environment, each once a session."""
-    python = str(pytestconfig.getoption("--service-python"))
-    done: dict[str, Service] = {}
+    """Renders a variant and gives it an environment, each once a run.
+
+    The smallest is set up as its README says; the others share what that would give each of them.
+    """
 
     def install(variant: Variant) -> Service:
-        if variant.name not in done:
-            path = services_folder / variant.name / "my-service"
-            rendering.render(repository, path, variant.answers)
-            sync = ("uv", "sync", "--quiet", "--no-python-downloads", "--python", python)
-            subprocess.run(sync, cwd=path, env=environment(), check=True)
-            name = f"{variant.name} on Python {version(path)}"
-            done[variant.name] = Service(path, name, pytestconfig.stash[CLOSING])
-        return done[variant.name]
+        path = workshop.rendered(variant, repository)
+        smallest = variant == matrix.codes()[0]
+        settings = workshop.synced(path) if smallest else workshop.shared(path)
+        name = f"{variant.code} on Python {version(path, settings)}"
+        return Service(path, name, settings, services_folder / "closing")
 
     return install
 
 
-def version(service: Path) -> str:
-    configuration = (service / ".venv" / "pyvenv.cfg").read_text()
+def version(service: Path, settings: Mapping[str, str]) -> str:
+    folder = Path(settings.get("UV_PROJECT_ENVIRONMENT", service / ".venv"))
+    configuration = (folder / "pyvenv.cfg").read_text()
     found = re.search(r"^version_info = (\d+\.\d+)", configuration, re.MULTILINE)
     return found.group(1) if found else "?"
 
 
+def chosen(config: pytest.Config) -> list[Variant]:
+    """The codes that --variant names."""
+    match str(config.getoption("--variant")):
+        case "all":
+            return matrix.codes()
+        case "ends":
+            return matrix.ends()
+        case name:
+            try:
+                return matrix.named(name)
+            except ValueError as error:
+                raise pytest.UsageError(str(error)) from None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "service" in metafunc.fixturenames:
-        variants = list(rendering.module_variants())
-        if metafunc.config.getoption("--variants") == "ends":
-            variants = variants[:1] + variants[1:][-1:]
-        metafunc.parametrize(
-            "service", variants, ids=lambda variant: variant.name, indirect=True, scope="session"
-        )
+    """Tests of one variant are for one worker: no two of them use its folder at once."""
+    if "variant" in metafunc.fixturenames:
+        variants = [
+            pytest.param(variant, id=variant.code, marks=pytest.mark.xdist_group(variant.code))
+            for variant in chosen(metafunc.config)
+        ]
+        metafunc.parametrize("variant", variants, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is tested with the smallest variant only is left out where that is not chosen."""
+    if matrix.codes()[0] in chosen(config):
+        return
+    others = [item for item in items if "base" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(scope="session")
-def service(request: pytest.FixtureRequest, services: Callable[[Variant], Service]) -> Service:
-    """Every combination of the modules on offer, or the least and the most of them."""
-    return services(request.param)
+def service(variant: Variant, services: Callable[[Variant], Service]) -> Service:
+    """Every code in turn, or the one that was chosen."""
+    return services(variant)
 
 
 @pytest.fixture(scope="session")
 def base(services: Callable[[Variant], Service]) -> Service:
     """The service without modules, for what is the same with them."""
-    return services(next(rendering.module_variants()))
+    return services(matrix.codes()[0])
+
+
+@pytest.fixture(scope="session")
+def servers(service: Service, workshop: Workshop) -> Mapping[str, str]:
+    """Addresses of the PostgreSQL and the Kafka that all variants share."""
+    return workshop.servers(service.path, service.settings)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,17 @@
 """The rendered service's own checks, run as its README says."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
+from tests import matrix
 from tests.generated.conftest import Service
+from tests.generated.workshop import Workshop
+from tests.matrix import Variant
 from tests.rendering import ROOT
+
+MIGRATED = Path(__file__).with_name("migrated.py")
 
 
 def test_lint(service: Service) -> None:
@@ -14,26 +22,43 @@ def test_format(service: Service) -> None:
     service.run("ruff", "format", "--check", ".")
 
 
-def test_types(service: Service, mypy_cache: Path) -> None:
-    service.run("mypy", "--cache-dir", str(mypy_cache))
+def test_types(service: Service, workshop: Workshop, mypy_cache: Path) -> None:
+    with workshop.locked("mypy"):  # two that write one cache would not find each other's work
+        service.run("mypy", "--cache-dir", str(mypy_cache))
 
 
 def test_direction_of_imports(service: Service) -> None:
     service.run("lint-imports")
 
 
-def test_own_tests(service: Service) -> None:
-    service.close_with(service.run("pytest", "-q"))
+def test_migrations_make_every_table_and_nothing_is_left_to_do(
+    service: Service, servers: Mapping[str, str]
+) -> None:
+    settings = {**servers, "PYTHONPATH": str(service.path)}
+    said = service.run("python", str(MIGRATED), settings=settings)
+    assert "No new upgrade operations detected" in said
 
 
+def test_own_tests(variant: Variant, service: Service, request: pytest.FixtureRequest) -> None:
+    """On the servers of the run; the smallest starts its own, as it does for whoever renders it."""
+    smallest = variant == matrix.codes()[0]
+    servers = {} if smallest else request.getfixturevalue("servers")
+    covered = ", ".join(matrix.covered_by(variant))
+    where = "its own servers" if smallest else "shared servers"
+    service.close_with(service.run("pytest", "-q", settings=servers), f"{where}; {covered}")
+
+
+@pytest.mark.xdist_group("machinery")
 def test_machinery(base: Service) -> None:
     """Tests of what no service changes are the template's to run, not each service's."""
     folder = str(ROOT / "tests" / "machinery")
     # This repository's fixtures and its package `tests` are not theirs: those of the service are.
     apart = ("--confcutdir", folder, "--import-mode", "importlib", "-p", "tests.conftest")
     settings = ("-c", "pyproject.toml", "--rootdir", ".")
-    base.close_with(base.run("python", "-m", "pytest", "-q", *settings, *apart, folder))
+    said = base.run("python", "-m", "pytest", "-q", *settings, *apart, folder)
+    base.close_with(said, "tests/machinery")
 
 
+@pytest.mark.xdist_group("machinery")
 def test_types_of_the_machinery_tests(base: Service) -> None:
     base.run("mypy", "--config-file", "pyproject.toml", str(ROOT / "tests" / "machinery"))

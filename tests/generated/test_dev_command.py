@@ -4,11 +4,16 @@ import os
 import signal
 import time
 
-from tests import demo
+import pytest
+
+from tests import demo, matrix
 from tests.generated.conftest import Service
 from tests.generated.test_round_trip import processes_below
 
 SECONDS = 10
+
+# One run of `app dev` at a time in the folder of a service.
+pytestmark = pytest.mark.xdist_group(matrix.codes()[0].code)
 
 
 def test_a_run_that_was_killed_is_mended_by_the_next(base: Service) -> None:

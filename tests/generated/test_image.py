@@ -10,6 +10,8 @@ import pytest
 from tests.generated.conftest import Service
 from tests.shell import environment
 
+pytestmark = pytest.mark.xdist_group("image")
+
 
 @pytest.fixture(scope="module")
 def image(base: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -4,23 +4,31 @@ import os
 import time
 from pathlib import Path
 
-from tests import demo
+import pytest
+
+from tests import demo, matrix
 from tests.generated.conftest import Service
+
+# One run of `app dev` at a time in the folder of a service.
+of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
 
 
 def test_a_new_user_is_published_consumed_and_told_in_the_log(service: Service) -> None:
     the_story_is_told(service, "kafka")
 
 
+@of_base
 def test_the_same_on_the_mock_broker(base: Service) -> None:
     the_story_is_told(base, "mock")
 
 
 def the_story_is_told(service: Service, broker: str) -> None:
-    with demo.running(service.path, "--broker", broker, "--fresh") as (address, _):
+    options = ("--broker", broker, "--fresh")
+    with demo.running(service.path, *options, settings=service.settings) as (address, _):
         correlation_id = demo.round_trip(address, demo.tail(service.path))
         topic = f"{demo.service_name(service.path)}.user.created"
-        event = demo.event(service.path, topic, demo.broker_of(service.path))
+        broker = demo.broker_of(service.path)
+        event = demo.event(service.path, topic, broker, service.settings)
         story = demo.story(service.path, correlation_id)
     assert topic in event
     assert correlation_id in event
@@ -28,13 +36,14 @@ def the_story_is_told(service: Service, broker: str) -> None:
     assert any("kafka" in line for line in story), "the consumer said nothing about it"
 
 
+@of_base
 def test_the_second_start_serves_and_leaves_nothing_behind(base: Service) -> None:
     with demo.running(base.path):
         pass
     begun = time.monotonic()
     with demo.running(base.path) as (_, process):
         taken = time.monotonic() - begun
-    base.closing.append(f"{base.name}: second start of app dev took {taken:.1f} s")
+    base.say(f"second start of app dev took {taken:.1f} s")
     assert processes_below(base.path) == []
     assert process.returncode == 0
 

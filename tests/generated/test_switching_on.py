@@ -31,9 +31,10 @@ def living(base: Service, services_folder: Path, repository: Path) -> Service:
     subprocess.run(sync, cwd=path, env=environment(), check=True)
     rendering.git(path, "init", "--quiet", "--initial-branch", "main")
     rendering.commit(path, "Start")
-    return Service(path, "living", base.closing)
+    return Service(path, "living", {}, base.closing)
 
 
+@pytest.mark.xdist_group("switching on")
 @pytest.mark.parametrize("modules", TABLES, ids="+".join)
 def test_a_module_comes_with_its_files_and_its_tables_and_changes_no_data(
     living: Service, modules: tuple[str, ...], repository: Path, services_folder: Path

@@ -1,0 +1,149 @@
+"""What all variants and all workers of one run share: renderings, environments, servers.
+
+Everything is made once, by the worker that needs it first, below one folder; whoever else needs it
+meanwhile waits. The run that made the folder keeps it, and takes all of it away at its end.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests import rendering
+from tests.matrix import Variant
+from tests.shell import environment
+
+SERVERS = Path(__file__).with_name("servers_of_run.py")
+START_SECONDS = 300  # the first start downloads the broker
+STOP_SECONDS = 60
+APP = """\
+#!{python}
+from app.cli import app
+
+app()
+"""
+
+
+class SetUpFailed(Exception):
+    """An environment or the servers could not be made. The message holds what was said."""
+
+
+@contextmanager
+def owned() -> Iterator[Path]:
+    """A folder for a workshop, for as long as the process lives: whatever ends it, servers stop.
+
+    Not below pytest's own folder: root's PostgreSQL runs as somebody else, who would be locked out
+    each time another pytest starts and takes that folder's permissions back.
+    """
+    with TemporaryDirectory(prefix="services-", ignore_cleanup_errors=True) as name:
+        folder = Path(name).resolve()
+        alive = folder / "alive"
+        os.mkfifo(alive)
+        held = os.open(alive, os.O_RDWR)
+        try:
+            yield folder
+        finally:
+            os.close(held)
+            wait_until_stopped(folder / "servers.json")
+
+
+def wait_until_stopped(addresses: Path) -> None:
+    deadline = time.monotonic() + STOP_SECONDS
+    while addresses.exists():
+        if time.monotonic() > deadline:
+            raise SetUpFailed(f"the servers in {addresses.parent} did not stop")
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    folder: Path
+    python: str
+
+    def rendered(self, variant: Variant, repository: Path) -> Path:
+        service = self.folder / variant.code / "my-service"
+        with self.locked(variant.code) as first:
+            if first:
+                rendering.render(repository, service, variant.answers)
+        return service
+
+    def synced(self, service: Path) -> dict[str, str]:
+        """The service's environment as its README says; what commands in it need to be told."""
+        with self.locked(f"{service.parent.name}-synced") as first:
+            if first:
+                self._sync(service)
+        return {}
+
+    def shared(self, service: Path) -> dict[str, str]:
+        """The same, with the environment of all services that have the same dependencies.
+
+        The service itself is not installed there, but found by its path.
+        """
+        shared = self.folder / f"environment-{dependencies(service)}"
+        told = {"UV_PROJECT_ENVIRONMENT": str(shared)}
+        with self.locked(shared.name) as first:
+            if first:
+                self._sync(service, "--no-install-project", settings=told)
+                command = shared / "bin" / "app"
+                command.write_text(APP.format(python=shared / "bin" / "python"))
+                command.chmod(0o755)
+        return {**told, "UV_NO_SYNC": "1", "PYTHONPATH": str(service)}
+
+    def servers(self, service: Path, settings: Mapping[str, str]) -> dict[str, str]:
+        """Addresses of PostgreSQL and Kafka for every variant; `service` starts them."""
+        with self.locked("servers") as first:
+            if first:
+                self._start_servers(service, settings)
+        found: dict[str, str] = json.loads((self.folder / "servers.json").read_text())
+        return found
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        """One worker at a time. Tells whether nobody has come through this block before."""
+        done = self.folder / f"{name}.done"
+        with (self.folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield not done.exists()
+            done.touch()
+
+    def _sync(
+        self, service: Path, *options: str, settings: Mapping[str, str] | None = None
+    ) -> None:
+        sync = ("uv", "sync", "--quiet", "--no-python-downloads", "--python", self.python)
+        told = {**environment(), **(settings or {})}
+        result = subprocess.run(
+            (*sync, *options), cwd=service, env=told, capture_output=True, text=True, check=False
+        )
+        if result.returncode != 0:
+            raise SetUpFailed(result.stderr)
+
+    def _start_servers(self, service: Path, settings: Mapping[str, str]) -> None:
+        log = self.folder / "servers.log"
+        with log.open("w") as said:  # a pipe would stay open for as long as they serve
+            result = subprocess.run(
+                ("uv", "run", "--no-sync", "python", str(SERVERS), str(self.folder)),
+                cwd=service,
+                env={**environment(), **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                timeout=START_SECONDS,
+                check=False,
+            )
+        if result.returncode != 0:
+            raise SetUpFailed(f"the servers of the run did not start\n{log.read_text()}")
+
+
+def dependencies(service: Path) -> str:
+    """A short name for what pyproject.toml asks for."""
+    project = tomllib.loads((service / "pyproject.toml").read_text())
+    wanted = [project["project"]["dependencies"], project["dependency-groups"]]
+    return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
