@@ -75,20 +75,16 @@ def ahead(history: Path, destination: Path) -> Path:
     return destination
 
 
-def asked_by(repository: Path, version: str) -> set[str]:
-    """The questions of a released version."""
-    loaded = yaml.safe_load(rendering.git(repository, "show", f"v{version}:copier.yml"))
-    return {name for name in loaded if not name.startswith("_")}
+def known(version: str, answers: Answers) -> Answers:
+    """Those of the answers that the version asked for."""
+    require(version, VERSIONS[version])
+    asked = yaml.safe_load(rendering.git(ROOT, "show", f"{VERSIONS[version]}:copier.yml"))
+    return {name: answer for name, answer in answers.items() if name in asked}
 
 
 def start(repository: Path, version: str, destination: Path, answers: Answers) -> Path:
-    """A service from a released version, under version control.
-
-    Questions that were not asked then are left out.
-    """
-    asked = asked_by(repository, version)
-    data = {name: answer for name, answer in answers.items() if name in asked}
-    rendering.render(repository, destination, data, version=f"v{version}")
+    """A service from a released version, under version control."""
+    rendering.render(repository, destination, known(version, answers), version=f"v{version}")
     keep(destination)
     return destination
 

@@ -1,21 +1,35 @@
 """A service that nobody edited becomes what a fresh copy is, from every version there was."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests import rendering
-from tests.rendering import ROOT, Answers, Variant
+from tests import matrix, rendering
+from tests.matrix import Variant
+from tests.rendering import ROOT, Answers
 from tests.update import released
 
-EACH_CI = [Variant(ci=ci) for ci in rendering.questions()["ci"]["choices"].values()]
-VARIANTS = {variant.name: variant for variant in [*rendering.module_variants(), *EACH_CI]}
+
+def cases() -> Iterator[tuple[str, Variant]]:
+    """From every version, each code and each CI, as far as the version asked for what differs."""
+    for version in released.VERSIONS:
+        seen: list[Answers] = []
+        by_ci = [variant for variant in matrix.variants() if variant.code == matrix.codes()[0].code]
+        for variant in [*matrix.codes(), *by_ci]:
+            answers = released.known(version, variant.answers)
+            if answers not in seen:
+                seen.append(answers)
+                yield version, variant
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    ("version", "variant"),
+    [pytest.param(*case, id=f"{case[0]}-{case[1].name}") for case in cases()],
+)
 def test_an_untouched_service_becomes_what_a_fresh_copy_is(
-    variant: Variant, version: str, history: Path, tmp_path: Path
+    version: str, variant: Variant, history: Path, tmp_path: Path
 ) -> None:
     service = released.start(history, version, tmp_path / "service", variant.answers)
     released.update(service)
@@ -25,8 +39,8 @@ def test_an_untouched_service_becomes_what_a_fresh_copy_is(
 
 
 def test_a_second_update_changes_nothing(version: str, history: Path, tmp_path: Path) -> None:
-    modules = [*rendering.modules_on_offer()]
-    service = released.start(history, version, tmp_path / "service", {"modules": modules})
+    answers = matrix.ends()[-1].answers
+    service = released.start(history, version, tmp_path / "service", answers)
     released.update(service)
     rendering.commit(service, "Update")
     released.update(service)
@@ -79,7 +93,8 @@ def test_questions_that_are_new_since_are_answered_with_their_defaults(
     answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
     fresh = rendering.render(ahead, tmp_path / "fresh", {})
     assert answers == yaml.safe_load((fresh / ".copier-answers.yml").read_text())
-    new = rendering.questions(ahead).keys() - released.asked_by(ahead, version)
+    questions = rendering.questions(ahead)
+    new = questions.keys() - released.known(version, questions).keys()
     assert "licence" in new
     assert new <= answers.keys()
     assert (service / "LICENCE").read_text() == "MIT\n"
@@ -87,9 +102,7 @@ def test_questions_that_are_new_since_are_answered_with_their_defaults(
 
 def fresh_copy(history: Path, version: str, destination: Path, answers: Answers) -> Path:
     """The newest version, with only the answers that the old one asked for."""
-    asked = released.asked_by(history, version)
-    known = {name: answer for name, answer in answers.items() if name in asked}
-    return rendering.render(history, destination, known)
+    return rendering.render(history, destination, released.known(version, answers))
 
 
 def test_every_listed_version_is_a_commit_of_this_repository() -> None:
