@@ -1,4 +1,7 @@
-"""What one can do here. `nox -l` lists it; plain `nox` is what has to pass before a release."""
+"""What one can do here. `nox -l` lists it.
+
+Plain `nox` has to pass before every change, and `nox -s drills` before a release, too.
+"""
 
 import json
 import os
@@ -11,7 +14,7 @@ import nox
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "generated", "drills"]
+nox.options.sessions = ["lint", "types", "tests", "generated"]
 
 HERE = Path(__file__).parent
 SERVICE_PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
@@ -66,19 +69,31 @@ def tests(session: nox.Session) -> None:
     install(session)
     # What needs a rendered service has sessions of its own.
     others = ("tests/generated", "tests/machinery", "tests/drills")
-    options = session.posargs or ["-n", "auto", *(f"--ignore={folder}" for folder in others)]
+    parallel = ("-n", "auto", "--dist", "loadgroup")
+    options = session.posargs or [*parallel, *(f"--ignore={folder}" for folder in others)]
     session.run("pytest", *options)
 
 
 @nox.session
 def generated(session: nox.Session) -> None:
-    """Every variant on the oldest Python found; the checks of the ends on the newest, too."""
+    """Every variant on the oldest Python found, the ends on the newest (-- --variant NAME: one)."""
     install(session)
-    pythons = oldest_and_newest(session)
-    everything = ("tests/generated", "--variants", "all")
-    checks = ("tests/generated/test_checks.py", "--variants", "ends")
-    for python, what in zip(pythons, (everything, checks), strict=False):
-        session.run("pytest", "-v", *what, "--service-python", python, *session.posargs)
+    # Two variants side by side: more would wait for each other's servers, and for the deadlines.
+    run = ("pytest", "-v", "-n", "2", "--dist", "loadgroup")
+    if "--service-python" in session.posargs:
+        session.run(*run, "tests/generated", *session.posargs)
+        return
+    everything = ("tests/generated", "--variant", "all")
+    checks = ("tests/generated/test_checks.py", "--variant", "ends")
+    for python, what in zip(oldest_and_newest(session), (everything, checks), strict=False):
+        session.run(*run, *what, "--service-python", python, *session.posargs)
+
+
+@nox.session
+def variants(session: nox.Session) -> None:
+    """Write docs/variants.md from copier.yml."""
+    install(session)
+    session.run("python", "-m", "tests.matrix", *session.posargs)
 
 
 @nox.session

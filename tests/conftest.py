@@ -1,6 +1,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="all",
         help="which code of docs/variants.md: the name of one, all of them, or the ends",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """Fail where xdist, without a word, has not grouped what must not run side by side."""
+    grouping = node.config.getoption("dist") == "loadgroup"
+    if grouping and ids and not any("@" in nodeid.rpartition("]")[2] for nodeid in ids):
+        raise pytest.UsageError("no test has its xdist_group: pytest and pytest-xdist do not match")
 
 
 @pytest.fixture(scope="session")

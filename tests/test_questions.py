@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jinja2 import Environment, nodes
 
 from tests import matrix, rendering
 from tests.matrix import Variant
@@ -63,9 +64,28 @@ REFUSED: list[tuple[Mapping[str, object], str]] = [
     ({"author_email": 'te"am@example.com'}, "Give an e-mail address"),
     ({"author_email": "team@example.com\n"}, "Give an e-mail address"),
     ({"modules": ["bogus"]}, "'bogus' is not in ["),
+    ({"modules": ["outbox", "bogus"]}, "'bogus' is not in ["),
     ({"modules": "outbox"}, "Not a YAML list: 'outbox'"),
+    ({"modules": ["event_sourcing"]}, "choose outbox as well"),
+    ({"modules": ["cqrs", "event_sourcing"]}, "choose outbox as well"),
     ({"ci": "travis"}, "'travis' is not in ['github', 'gitlab', 'none']"),
+    ({"ci": ""}, "'' is not in ['github', 'gitlab', 'none']"),
+    ({"ci": "GitHub"}, "'GitHub' is not in ['github', 'gitlab', 'none']"),
 ]
+
+
+def messages(question: str) -> list[str]:
+    """What the validator of a question can say: one message for each of its branches."""
+    tree = Environment().parse(rendering.questions()[question].get("validator", ""))
+    said = (
+        "".join(part.data for part in output.find_all(nodes.TemplateData))
+        for output in tree.find_all(nodes.Output)
+    )
+    return [" ".join(message.split()) for message in said if message.strip()]
+
+
+BRANCHES = [(name, message) for name in rendering.questions() for message in messages(name)]
+CHOICES = [name for name, question in rendering.questions().items() if "choices" in question]
 
 
 @pytest.mark.parametrize(("answers", "message"), REFUSED, ids=str)
@@ -74,7 +94,10 @@ def test_a_bad_answer_is_refused_with_its_mend(
 ) -> None:
     result = rendering.copy(repository, tmp_path / "service", answers)
     assert result.returncode != 0
-    assert message in result.stderr.splitlines()[-1], result.stderr
+    (last,) = result.stderr.splitlines()[-1:]
+    assert message in last, result.stderr
+    whole = [whole for _, whole in BRANCHES if message in whole]
+    assert not whole or any(it in last for it in whole), "the message is cut off"
     assert not (tmp_path / "service").exists()
 
 
@@ -86,18 +109,32 @@ def test_every_question_has_help_default_and_a_guard() -> None:
         assert guarded, f"{name} takes anything"
 
 
-def test_every_guard_has_an_answer_that_it_refuses() -> None:
-    tried = {name for answers, _ in REFUSED for name in answers}
-    assert tried == rendering.questions().keys()
-
-
-@pytest.mark.parametrize("modules", [["event_sourcing"], ["cqrs", "event_sourcing"]], ids=str)
-def test_event_sourcing_without_outbox_is_refused(
-    modules: list[str], repository: Path, tmp_path: Path
+@pytest.mark.parametrize(("question", "message"), BRANCHES)
+def test_every_branch_of_a_validator_has_an_answer_that_it_refuses(
+    question: str, message: str
 ) -> None:
-    result = rendering.copy(repository, tmp_path / "service", {"modules": modules})
+    tried = [answers for answers, said in REFUSED if said in message and question in answers]
+    assert tried, f"add a bad answer to REFUSED for which {question} says: {message}"
+
+
+def test_a_branch_of_a_validator_is_told_by_its_message() -> None:
+    """Two branches of a question with one message could hide behind each other's bad answers."""
+    assert len(set(BRANCHES)) == len(BRANCHES)
+    for name, question in rendering.questions().items():
+        conditions = question.get("validator", "").replace("{% elif", "{% if").count("{% if")
+        assert len(messages(name)) == conditions, name
+
+
+@pytest.mark.parametrize("question", CHOICES)
+def test_what_is_not_among_the_choices_is_refused(
+    question: str, repository: Path, tmp_path: Path
+) -> None:
+    several = rendering.questions()[question].get("multiselect", False)
+    answers: dict[str, object] = {question: ["no-such-choice"] if several else "no-such-choice"}
+    result = rendering.copy(repository, tmp_path / "service", answers)
     assert result.returncode != 0
-    assert "choose outbox as well" in result.stderr.splitlines()[-1]
+    assert "'no-such-choice' is not in [" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "service").exists()
 
 
 def test_event_sourcing_with_outbox_is_taken(repository: Path, tmp_path: Path) -> None:
@@ -132,10 +169,42 @@ def constants(source: str) -> dict[str, object]:
     return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in assignments}
 
 
-def test_the_questions_in_the_documentation_are_those_that_are_asked() -> None:
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[str]]:
+    """The table of docs/questions.md: default and effect of each question."""
     page = (ROOT / "docs" / "questions.md").read_text()
-    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")]
-    assert rows == [f"`{name}`" for name in rendering.questions()]
+    cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines())
+    return {row[0].strip("`"): row[1:] for row in cells if row and row[0].startswith("`")}
+
+
+def test_the_questions_in_the_documentation_are_those_that_are_asked(
+    rows: dict[str, list[str]],
+) -> None:
+    assert list(rows) == list(rendering.questions())
+
+
+def test_the_defaults_in_the_documentation_are_those_of_a_rendering(
+    rows: dict[str, list[str]], repository: Path, tmp_path: Path
+) -> None:
+    """A default that is made from another answer says so after a comma."""
+    service = rendering.render(repository, tmp_path / "my-service", {})
+    answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
+    for name, question in rendering.questions().items():
+        default = answers.get(name, question["default"])
+        shown = default if isinstance(default, str) else as_shown(default)
+        documented, origin = (*rows[name][0].split(", "), "")[:2]
+        assert documented == shown, name
+        assert bool(origin) is ("{{" in str(question["default"])), name
+
+
+def as_shown(default: object) -> str:
+    return "none" if default == [] else str(default).lower()
+
+
+@pytest.mark.parametrize("question", CHOICES)
+def test_the_documentation_names_every_choice(question: str, rows: dict[str, list[str]]) -> None:
+    _, effect = rows[question]
+    assert [choice for choice in matrix.choices(question) if f"`{choice}`" not in effect] == []
 
 
 def test_defaults_are_the_base_variant(repository: Path, tmp_path: Path) -> None:

@@ -138,11 +138,14 @@ def chosen(config: pytest.Config) -> list[Variant]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests of one variant are for one worker: no two of them use its folder at once."""
+    """Tests of one variant are for one worker: no two of them use its folder at once.
+
+    The largest come first, so that the workers end at about the same time.
+    """
     if "variant" in metafunc.fixturenames:
         variants = [
             pytest.param(variant, id=variant.code, marks=pytest.mark.xdist_group(variant.code))
-            for variant in chosen(metafunc.config)
+            for variant in reversed(chosen(metafunc.config))
         ]
         metafunc.parametrize("variant", variants, scope="session")
 
@@ -169,9 +172,9 @@ def base(services: Callable[[Variant], Service]) -> Service:
 
 
 @pytest.fixture(scope="session")
-def servers(service: Service, workshop: Workshop) -> Mapping[str, str]:
+def servers(workshop: Workshop, repository: Path) -> Mapping[str, str]:
     """Addresses of the PostgreSQL and the Kafka that all variants share."""
-    return workshop.servers(service.path, service.settings)
+    return workshop.servers(repository)
 
 
 @pytest.fixture(scope="session")

@@ -43,9 +43,10 @@ def test_own_tests(variant: Variant, service: Service, request: pytest.FixtureRe
     """On the servers of the run; the smallest starts its own, as it does for whoever renders it."""
     smallest = variant == matrix.codes()[0]
     servers = {} if smallest else request.getfixturevalue("servers")
-    covered = ", ".join(matrix.covered_by(variant))
     where = "its own servers" if smallest else "shared servers"
-    service.close_with(service.run("pytest", "-q", settings=servers), f"{where}; {covered}")
+    covered = ", ".join(matrix.covered_by(variant))
+    said = service.run("pytest", "-q", settings=servers)
+    service.close_with(said, f"{where}; covers {covered}")
 
 
 @pytest.mark.xdist_group("machinery")

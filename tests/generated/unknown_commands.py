@@ -7,9 +7,9 @@ import sys
 
 from typer.testing import CliRunner
 
-from app.cli import app
+from app.cli import cli
 
 for command in sys.argv[1:]:
-    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    result = CliRunner().invoke(cli, [*command.split(), "--help"])
     if result.exit_code != 0:
         print(f"app {command}: {result.output}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests import rendering
+from tests import matrix, rendering
 from tests.matrix import Variant
 from tests.shell import environment
 
@@ -68,9 +68,10 @@ class Workshop:
     folder: Path
     python: str
 
-    def rendered(self, variant: Variant, repository: Path) -> Path:
-        service = self.folder / variant.code / "my-service"
-        with self.locked(variant.code) as first:
+    def rendered(self, variant: Variant, repository: Path, folder: str = "") -> Path:
+        folder = folder or variant.code
+        service = self.folder / folder / "my-service"
+        with self.locked(folder) as first:
             if first:
                 rendering.render(repository, service, variant.answers)
         return service
@@ -97,11 +98,15 @@ class Workshop:
                 command.chmod(0o755)
         return {**told, "UV_NO_SYNC": "1", "PYTHONPATH": str(service)}
 
-    def servers(self, service: Path, settings: Mapping[str, str]) -> dict[str, str]:
-        """Addresses of PostgreSQL and Kafka for every variant; `service` starts them."""
+    def servers(self, repository: Path) -> dict[str, str]:
+        """Addresses of PostgreSQL and Kafka for every variant.
+
+        A service that is not tested itself starts them: of one that is, no process may be left.
+        """
         with self.locked("servers") as first:
             if first:
-                self._start_servers(service, settings)
+                service = self.rendered(matrix.codes()[0], repository, "servers-of-run")
+                self._start_servers(service, self.shared(service))
         found: dict[str, str] = json.loads((self.folder / "servers.json").read_text())
         return found
 
