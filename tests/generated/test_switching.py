@@ -65,7 +65,7 @@ def start(history: Path, base: Service, workshop: Workshop) -> Start:
     def living(modules: Iterable[str]) -> Living:
         path = Path(mkdtemp(dir=workshop.folder)) / "my-service"
         released.start(history, VERSION, path, {"modules": [*modules]})
-        servers = workshop.servers(base.path, base.settings)
+        servers = workshop.servers(base.path)
         return Living(Service(path, "living", {}, base.closing), workshop, servers)
 
     return living

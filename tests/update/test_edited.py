@@ -10,6 +10,8 @@ import pytest
 from tests import rendering
 from tests.update import released
 
+pytestmark = pytest.mark.xdist_group("edited")
+
 OURS = "said by the team"
 
 

@@ -11,6 +11,8 @@ import yaml
 from tests import rendering
 from tests.update import released
 
+pytestmark = pytest.mark.xdist_group("markers")
+
 Check = Callable[[Path], subprocess.CompletedProcess[str]]
 CONFLICTS = [released.ADDED, released.CHANGED]
 
