@@ -61,11 +61,10 @@ def history(services_folder: Path) -> Path:
 
 
 @pytest.fixture
-def start(history: Path, base: Service, workshop: Workshop) -> Start:
+def start(history: Path, base: Service, workshop: Workshop, servers: Mapping[str, str]) -> Start:
     def living(modules: Iterable[str]) -> Living:
         path = Path(mkdtemp(dir=workshop.folder)) / "my-service"
         released.start(history, VERSION, path, {"modules": [*modules]})
-        servers = workshop.servers(base.path)
         return Living(Service(path, "living", {}, base.closing), workshop, servers)
 
     return living
