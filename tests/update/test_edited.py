@@ -21,7 +21,7 @@ def service(version: str, ahead: Path, tmp_path_factory: pytest.TempPathFactory)
     path = tmp_path_factory.mktemp("edited") / "service"
     service = released.start(ahead, version, path, {"modules": ["outbox"]})
     in_first_line(service / released.CHANGED)
-    for name in (released.CHANGED, "README.md", "app/kafka/topics.py", released.DROPPED):
+    for name in (released.CHANGED, "app/kafka/topics.py", released.DROPPED):
         at_the_end(service / name)
     for name in (*ADDED, released.ADDED):
         (service / name).write_text(f"# {OURS}\n")
@@ -78,7 +78,7 @@ def test_nothing_else_is_in_conflict(service: Path) -> None:
 
 
 def test_an_edit_elsewhere_is_kept(service: Path) -> None:
-    for name in (released.CHANGED, "README.md", "app/kafka/topics.py"):
+    for name in (released.CHANGED, "app/kafka/topics.py"):
         assert (service / name).read_text().endswith(f"# {OURS}, at the end\n"), name
 
 
