@@ -1,6 +1,6 @@
 """Render a service, start it, do its round trip over HTTP, show it, stop it.
 
-python -m tests.demo PATH [--keep] [--module NAME ...]
+python -m tests.demo PATH [--keep] [--lean] [--module NAME ...]
 """
 
 import argparse
@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +31,33 @@ from tests.shell import environment
 START_SECONDS = 300  # the first start downloads a Java runtime's classes and the broker
 ANSWER_SECONDS = 30
 STOP_SECONDS = 60
-USER = {"email": "ann@example.com", "username": "ann"}
+
+
+@dataclass(frozen=True)
+class Trip:
+    """What is sent, the event that it becomes, and where its consumer's effect is seen."""
+
+    path: str
+    body: Mapping[str, str]
+    event: str
+    effect: str
+    is_there: Callable[[Mapping[str, Any]], bool]
+
+
+SAMPLE = Trip(
+    "/users",
+    {"email": "ann@example.com", "username": "ann"},
+    "user.created",
+    "/users/{id}",
+    lambda user: user.get("profile") is not None,
+)
+LEAN = Trip(
+    "/heartbeats",
+    {"source": "door"},
+    "heartbeat.sent",
+    "/heartbeats/{source}",
+    lambda count: count.get("heartbeats", 0) > 0,
+)
 
 
 class DemoFailed(Exception):
@@ -41,28 +68,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Render a service and show its round trip.")
     parser.add_argument("path", type=Path, help="where to render the service")
     parser.add_argument("--keep", action="store_true", help="leave the service running")
+    parser.add_argument("--lean", action="store_true", help="without the sample domain")
     parser.add_argument("--module", action="append", default=[], help="a module to choose")
     options = parser.parse_args()
     try:
-        demonstrate(options.path.resolve(), options.module, keep=options.keep)
+        answers = {"modules": options.module, "sample_domain": not options.lean}
+        demonstrate(options.path.resolve(), answers, keep=options.keep)
     except DemoFailed as failure:
         print(failure, file=sys.stderr)
         return 1
     return 0
 
 
-def demonstrate(service: Path, modules: list[str], *, keep: bool) -> None:
+def demonstrate(service: Path, answers: rendering.Answers, *, keep: bool) -> None:
     if service.exists():
         shutil.rmtree(service)
     step(f"copier copy --defaults . {service}")
     template = service.with_name("template")
     if template.exists():
         shutil.rmtree(template)
-    rendering.render(rendering.snapshot(template), service, {"modules": modules})
+    rendering.render(rendering.snapshot(template), service, answers)
     step("uv run app dev")
     with running(service, keep=keep) as (base, process):
-        correlation_id = round_trip(base, tail(service))
-        topic, broker = f"{service_name(service)}.user.created", broker_of(service)
+        trip = trip_of(service)
+        correlation_id = round_trip(base, tail(service), trip)
+        topic, broker = topic_of(service, trip), broker_of(service)
         step(f"KAFKA_BOOTSTRAP_SERVERS={broker} uv run app events tail {topic}")
         print(event(service, topic, broker))
         step(f"grep {correlation_id} dev.log")
@@ -119,25 +149,25 @@ def stop(process: "subprocess.Popen[bytes]", service: Path) -> None:
     step(f"Ctrl-C: stopped, exit code {code}")
 
 
-def round_trip(base: str, log: Callable[[], str]) -> str:
-    """Create a user, and wait until the consumer of `user.created` has made the profile.
+def round_trip(base: str, log: Callable[[], str], trip: Trip) -> str:
+    """Send what the trip begins with, and wait until the consumer's effect is there.
 
     The result is the correlation id of all that.
     """
     correlation_id = str(uuid4())
-    body = json.dumps(USER)
+    body = json.dumps(trip.body)
     headers = {"X-Correlation-Id": correlation_id}
-    step(f"curl {base}/users -H 'X-Correlation-Id: {correlation_id}' --json '{body}'")
-    status, user = call(f"{base}/users", USER, headers)
-    show(status, user)
+    step(f"curl {base}{trip.path} -H 'X-Correlation-Id: {correlation_id}' --json '{body}'")
+    status, made = call(f"{base}{trip.path}", trip.body, headers)
+    show(status, made)
     if status != 201:
         raise DemoFailed(f"expected 201\n{log()}")
-    address = f"{base}/users/{user['id']}"
+    address = base + trip.effect.format(**made)
     step(f"curl {address}")
     deadline = time.monotonic() + ANSWER_SECONDS
-    while (answer := call(address))[1].get("profile") is None:
+    while not trip.is_there((answer := call(address))[1]):
         if time.monotonic() > deadline:
-            raise DemoFailed(f"no profile after {ANSWER_SECONDS} s: {answer}\n{log()}")
+            raise DemoFailed(f"no effect after {ANSWER_SECONDS} s: {answer}\n{log()}")
         time.sleep(0.1)
     show(*answer)
     return correlation_id
@@ -177,9 +207,17 @@ def broker_of(service: Path) -> str:
     return found.group(1)
 
 
-def service_name(service: Path) -> str:
-    answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
-    return str(answers["service_name"])
+def topic_of(service: Path, trip: Trip) -> str:
+    return f"{answers_of(service)['service_name']}.{trip.event}"
+
+
+def trip_of(service: Path) -> Trip:
+    return SAMPLE if answers_of(service)["sample_domain"] else LEAN
+
+
+def answers_of(service: Path) -> dict[str, Any]:
+    answers: dict[str, Any] = yaml.safe_load((service / ".copier-answers.yml").read_text())
+    return answers
 
 
 def call(

@@ -1,5 +1,6 @@
 """Rendering the template as its users do: with Copier's command line, from a git repository."""
 
+import json
 import os
 import subprocess
 import sys
@@ -100,7 +101,8 @@ def copy(repository: Path, destination: Path, answers: Answers) -> subprocess.Co
 
 
 def as_data(value: object) -> str:
-    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True)
+    # JSON, because YAML ends a lone value with "...", and Copier would take "false\n..." for true.
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def render(repository: Path, destination: Path, answers: Answers) -> Path:

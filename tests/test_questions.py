@@ -68,9 +68,19 @@ REFUSED: list[tuple[Mapping[str, object], str]] = [
     ({"modules": "outbox"}, "Not a YAML list: 'outbox'"),
     ({"modules": ["event_sourcing"]}, "choose outbox as well"),
     ({"modules": ["cqrs", "event_sourcing"]}, "choose outbox as well"),
+    (
+        {"sample_domain": False, "modules": ["outbox", "cqrs"]},
+        "cqrs and event_sourcing are about the orders of the sample domain",
+    ),
     ({"ci": "travis"}, "'travis' is not in ['github', 'gitlab', 'none']"),
     ({"ci": ""}, "'' is not in ['github', 'gitlab', 'none']"),
     ({"ci": "GitHub"}, "'GitHub' is not in ['github', 'gitlab', 'none']"),
+]
+
+# An answer on record is right; one that does not go with it is refused by its own validator.
+REFUSED_BY_UPDATE: list[tuple[Mapping[str, object], str, str]] = [
+    ({"sample_domain": False}, "modules=[outbox, cqrs]", "only outbox can be chosen"),
+    ({"modules": ["cqrs"]}, "sample_domain=false", "keep it, or choose neither"),
 ]
 
 
@@ -114,6 +124,7 @@ def test_every_branch_of_a_validator_has_an_answer_that_it_refuses(
     question: str, message: str
 ) -> None:
     tried = [answers for answers, said in REFUSED if said in message and question in answers]
+    tried += [answers for answers, _, said in REFUSED_BY_UPDATE if said in message]
     assert tried, f"add a bad answer to REFUSED for which {question} says: {message}"
 
 
@@ -141,6 +152,19 @@ def test_event_sourcing_with_outbox_is_taken(repository: Path, tmp_path: Path) -
     modules = ["outbox", "event_sourcing"]
     result = rendering.copy(repository, tmp_path / "service", {"modules": modules})
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("recorded", "given", "message"), REFUSED_BY_UPDATE, ids=str)
+def test_an_update_refuses_what_is_given_and_replaces_nothing_that_is_recorded(
+    recorded: rendering.Answers, given: str, message: str, repository: Path, tmp_path: Path
+) -> None:
+    service = rendering.render(repository, tmp_path / "service", recorded)
+    rendering.git(service, "init", "--quiet", "--initial-branch", "main")
+    rendering.commit(service, "Start")
+    result = rendering.copier("update", "--defaults", "--data", given, cwd=service)
+    assert result.returncode != 0
+    assert message in result.stderr.splitlines()[-1]
+    assert rendering.git(service, "status", "--porcelain") == ""
 
 
 def test_an_answer_that_nobody_asked_for_is_caught(repository: Path, tmp_path: Path) -> None:

@@ -116,6 +116,34 @@ def test_nothing_of_a_left_out_module_remains(variant: Variant, rendered: Render
     assert remains == []
 
 
+# The nouns of the sample domain, its ids, its events and its classes. The machine has users of its
+# own, and whatever is sorted has an order.
+SAMPLE_DOMAIN = re.compile(
+    r"\b(?:users(?<!other users)|orders(?<!different orders)|posts|inventory|customers?)\b"
+    r"|\b(?:user|order|post)(?:_id|\.(?:created|paid|cancelled|published))\b"
+    r"|\b(?:User|Post|Order(?!Key))[A-Z]\w+|\bapp[./]models\b"
+)
+
+
+@each_variant
+def test_nothing_of_the_sample_domain_remains(variant: Variant, rendered: Rendered) -> None:
+    service = rendered(variant)
+    found = [
+        f"{path}: {line}"
+        for path in text_files(service)
+        if path not in NAMES_MODULES
+        for line in [str(path), *(service / path).read_text().splitlines()]
+        if SAMPLE_DOMAIN.search(line)
+    ]
+    heartbeats = [path for path in rendering.files(service) if "heartbeat" in str(path)]
+    if variant.sample_domain:
+        assert found, "the expression would find nothing anywhere"
+        assert heartbeats == []
+    else:
+        assert found == []
+        assert heartbeats
+
+
 @each_variant
 def test_nothing_of_another_ci_remains(variant: Variant, rendered: Rendered) -> None:
     service = rendered(variant)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.database import is_unavailable
-from app.domain.orders import DomainError
+from app.domain import DomainError
 
 MEDIA_TYPE = "application/problem+json"
 _SCHEMAS = "#/components/schemas/{model}"
@@ -47,8 +47,8 @@ class Problem(BaseModel):
     type: str = Field("about:blank", examples=["urn:problem-type:version-conflict"])
     title: str = Field(examples=["The thing has changed meanwhile"])
     status: int = Field(examples=[412])
-    detail: str | None = Field(None, examples=["order 7 is not at the expected version"])
-    instance: str | None = Field(None, examples=["/orders/7/pay"])
+    detail: str | None = Field(None, examples=["it is not at the expected version"])
+    instance: str | None = Field(None, examples=["/path/of/the/request"])
     errors: list[FieldProblem] | None = Field(None, description="For invalid requests")
 
 

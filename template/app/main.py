@@ -7,13 +7,10 @@ from fastapi import FastAPI
 
 from app import errors, health, wiring
 from app.about import DESCRIPTION, PROJECT_NAME
-from app.config import load
 from app.database import Database
-from app.dependencies import OrderAccess
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer, Producer
 from app.runtime import Configuration, Resources, Role, Runtime
-from app.services.orders import OrderReadSettings
 from app.tracing import TracingMiddleware
 from app.unit_of_work import UnitsOfWork
 
@@ -41,9 +38,8 @@ def create_app(
     app.add_middleware(TracingMiddleware)  # the last one added is the outermost
     app.include_router(health.router)
     if Role.API in roles:
-        app.state.orders = OrderAccess(
-            wiring.order_repository, wiring.order_queries, load(OrderReadSettings)
-        )
+        for name, made in wiring.STATE.items():
+            setattr(app.state, name, made())
         for router in wiring.ROUTERS:
             app.include_router(router)
     return app

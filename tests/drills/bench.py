@@ -62,7 +62,10 @@ class Effect:
 
 
 async def eventually(
-    probe: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, seconds: float = 30.0
+    probe: Callable[[], Awaitable[T]],
+    until: Callable[[T], bool] = bool,
+    seconds: float = 30.0,
+    what: str = "what was waited for",
 ) -> T:
     """Call `probe` until its answer satisfies `until`; fail with the last answer after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -70,7 +73,9 @@ async def eventually(
         answer = await probe()
         if until(answer):
             return answer
-        assert time.monotonic() < deadline, f"not within {seconds:g} s; the last was {answer!r}"
+        assert time.monotonic() < deadline, (
+            f"not within {seconds:g} s: {what}; the last was {answer!r}"
+        )
         await asyncio.sleep(0.1)
 
 

@@ -243,7 +243,7 @@ GUARDS = [
         "outbox-frozen-is-hung-up-on",
         STORE,
         "set_config('idle_in_transaction_session_timeout', :idle, true)",
-        "concat(:idle)",
+        "set_config('application_name', :idle, true)",
         "test_a_relay_frozen_beyond_its_deadline",
         OUTBOX,
     ),

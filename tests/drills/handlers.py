@@ -136,6 +136,9 @@ def _every_way() -> list[Subscription]:
 
 QUICK = RetryPolicy(attempts=3, initial=0.05, maximum=0.2)
 DELAYS = [timedelta(seconds=2), timedelta(seconds=4)]
+# What comes back from the delay topics fails in a row. Of the last 20 messages that can be
+# half, and so an overload, which has a drill of its own.
+NO_OVERLOAD = OverloadPolicy(window=100)
 
 SUBSCRIPTIONS_OF: Mapping[str, list[Subscription]] = {
     "every-way": _every_way(),
@@ -145,11 +148,12 @@ SUBSCRIPTIONS_OF: Mapping[str, list[Subscription]] = {
         Subscription("bulk", {Ticked: applying_all("bulk")}, batch=True, retry=QUICK),
     ],
     "retries": [
-        Subscription("in-place", {Ticked: applying("in-place")}, retry=QUICK),
+        Subscription("in-place", {Ticked: applying("in-place")}, retry=QUICK, overload=NO_OVERLOAD),
         Subscription(
             "delayed",
             {Ticked: applying("delayed")},
             retry=RetryPolicy(attempts=1, retry_after=DELAYS),
+            overload=NO_OVERLOAD,
         ),
     ],
     "overload": [

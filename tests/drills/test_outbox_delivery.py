@@ -206,9 +206,11 @@ async def test_events_wait_while_the_broker_is_away(
                     f"SELECT count(*) FROM pg_stat_activity {OTHER_BACKENDS}"
                     " AND state LIKE 'idle in%' AND now() - xact_start > interval '9 s'"
                 )
-                assert open_ones[0][0] == 0
+                assert open_ones[0][0] == 0, "a transaction stays open during the outage"
+                parked = await writers.bench.query("SELECT count(*) FROM outbox_parked")
+                assert parked[0][0] == 0, f"the outage had {parked[0][0]} events parked"
                 counted = await writers.bench.query("SELECT max(attempts) FROM outbox")
-                assert counted[0][0] == 0
+                assert counted[0][0] == 0, "the outage was counted as an attempt"
                 status, said = await running.readiness()
                 assert status == 503
                 assert said["checks"]["relay"] != "ok"
@@ -254,7 +256,8 @@ async def test_a_relay_frozen_beyond_its_deadline(bench_of: MakeBench) -> None:
             await writers.progress()
             await freeze_in_a_transaction(writers.bench, frozen)
         # Its buckets are free once the server has hung up on it, and the other relay empties them.
-        await eventually(writers.waiting, lambda rows: rows == 0, seconds=30)
+        none_waits = "no event waits in the buckets of the frozen relay"
+        await eventually(writers.waiting, lambda rows: rows == 0, 30, what=none_waits)
         frozen.resume()
         async with writers.writing():
             await writers.progress()

@@ -21,7 +21,6 @@ async def test_failures_are_retried_and_what_fails_for_ever_is_dead_lettered(
     bench = await bench_of("retries", DRILL_ATTEMPTS_FILE=str(file))
     good: list[Ticked] = []
     faulty: dict[Fault, list[Ticked]] = {"twice": [], "always": [], "permanent": []}
-    # So far apart that the failures are no overload.
     for fault in [*faulty] * 3:
         good += [bench.event() for _ in range(20)]
         faulty[fault].append(bench.event(fault))

@@ -22,7 +22,7 @@ def test_a_run_that_was_killed_is_mended_by_the_next(base: Service) -> None:
         process.wait(SECONDS)
     assert processes_below(base.path) != [], "servers outlive a kill of what started them"
     with demo.running(base.path) as (address, _):
-        demo.round_trip(address, demo.tail(base.path))
+        demo.round_trip(address, demo.tail(base.path), demo.trip_of(base.path))
     deadline = time.monotonic() + SECONDS
     while processes_below(base.path) and time.monotonic() < deadline:
         time.sleep(0.1)

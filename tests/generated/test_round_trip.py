@@ -13,7 +13,7 @@ from tests.generated.conftest import Service
 of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
 
 
-def test_a_new_user_is_published_consumed_and_told_in_the_log(service: Service) -> None:
+def test_what_is_sent_is_published_consumed_and_told_in_the_log(service: Service) -> None:
     the_story_is_told(service, "kafka")
 
 
@@ -23,10 +23,11 @@ def test_the_same_on_the_mock_broker(base: Service) -> None:
 
 
 def the_story_is_told(service: Service, broker: str) -> None:
+    trip = demo.trip_of(service.path)
+    topic = demo.topic_of(service.path, trip)
     options = ("--broker", broker, "--fresh")
     with demo.running(service.path, *options, settings=service.settings) as (address, _):
-        correlation_id = demo.round_trip(address, demo.tail(service.path))
-        topic = f"{demo.service_name(service.path)}.user.created"
+        correlation_id = demo.round_trip(address, demo.tail(service.path), trip)
         broker = demo.broker_of(service.path)
         event = demo.event(service.path, topic, broker, service.settings)
         story = demo.story(service.path, correlation_id)

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import Field
 
 from app.cqrs.queries import OrderDetail, OrderDetailFilter, OrderViewQueries, SalesQueries
-from app.dependencies import OrderAccessDep, PathId, RuntimeDep
+from app.dependencies import PathId, RuntimeDep
 from app.domain.orders import OrderStatus
 from app.errors import Unprocessable, responses, with_headers
-from app.routers.orders import etag
-from app.schemas import Cursor, Id, OrderResponse, ResponseModel, Username, encode_cursor
+from app.routers.orders import OrderAccessDep, OrderResponse, etag
+from app.routers.users import Username
+from app.schemas import Cursor, Id, ResponseModel, encode_cursor
 from app.services.orders import OrderReads
 
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
-from app import logs, migrate
+from app import logs, migrate, wiring
 from app.commands import Context
 from app.config import Settings, load
 from app.database import Database, DatabaseSettings, DatabaseUnavailable
@@ -122,7 +122,7 @@ def _announcing(app: FastAPI, servers: Servers, port: int) -> FastAPI:
 def _where(servers: Servers, port: int) -> str:
     api = f"http://{HOST}:{port}"
     broker = {"kafka": "Apache Kafka", "mock": "Mock broker", "external": "Kafka"}
-    body = """'{"email": "ada@example.com", "username": "ada"}'"""
+    path, body = wiring.FIRST_REQUEST
     return f"""
   API documentation  {api}/docs
   Metrics            {api}/metrics
@@ -131,7 +131,7 @@ def _where(servers: Servers, port: int) -> str:
   Data and logs      {FOLDER.resolve()}
 
   Try it:
-    curl {api}/users -H 'Content-Type: application/json' -d {body}
+    curl {api}{path} -H 'Content-Type: application/json' -d '{body}'
 
   Ctrl-C stops all of it.
 """

@@ -1,0 +1,5 @@
+"""The rules of the business, without I/O. What breaks one is a DomainError."""
+
+
+class DomainError(Exception):
+    """A rule forbids it in the present state. The message says which, for the caller."""

@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 
-
-class DomainError(Exception):
-    """A rule forbids it in the present state. The message says which, for the caller."""
+from app.domain import DomainError
 
 
 class OrderStatus(StrEnum):

@@ -7,13 +7,13 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AwareDatetime, Field
 
-from app.dependencies import OrderReadsDep, PathId, SessionDep
+from app.dependencies import PathId, SessionDep
 from app.domain.orders import Order, OrderEvent
 from app.errors import NotFound, Unprocessable, responses, with_headers
 from app.event_sourcing.orders import ORDERS
 from app.event_sourcing.store import EventStore, StoredEvent
-from app.routers.orders import etag, get_order
-from app.schemas import OrderResponse, ResponseModel
+from app.routers.orders import OrderReadsDep, OrderResponse, etag, get_order
+from app.schemas import ResponseModel
 
 router = APIRouter(prefix="/orders", tags=["orders"], responses=responses(422, 500, 503))
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Uuid,
     bindparam,
+    case,
     delete,
     func,
     select,
@@ -48,18 +49,20 @@ class InboxEntry(Base):
 
 _INBOX = cast(Table, InboxEntry.__table__)
 
-_CLAIM = (
+_EVENT_IDS = bindparam("event_ids", type_=ARRAY(Uuid))
+_NEW = (
     insert(_INBOX)
     .from_select(
         ["consumer", "event_id"],
-        select(
-            bindparam("consumer", type_=String),
-            func.unnest(bindparam("event_ids", type_=ARRAY(Uuid))),
-        ),
+        select(bindparam("consumer", type_=String), func.unnest(_EVENT_IDS)),
     )
     .on_conflict_do_nothing()
     .returning(_INBOX.c.event_id)
+    .cte("new")
 )
+# Most often all are new, and then none of thousands has to come back to say so.
+_ALL_NEW = func.count() == func.cardinality(_EVENT_IDS)
+_CLAIM = select(_ALL_NEW, case((~_ALL_NEW, func.array_agg(_NEW.c.event_id)))).select_from(_NEW)
 
 
 async def claim(session: AsyncSession, consumer: str, event_ids: Sequence[UUID]) -> set[UUID]:
@@ -68,8 +71,10 @@ async def claim(session: AsyncSession, consumer: str, event_ids: Sequence[UUID])
     The ids are inserted in one statement and in sorted order, so that two transactions that claim
     overlapping sets wait for each other instead of deadlocking.
     """
-    parameters = {"consumer": consumer, "event_ids": sorted(set(event_ids), key=attrgetter("int"))}
-    return set(await session.scalars(_CLAIM, parameters))
+    asked = set(event_ids)
+    parameters = {"consumer": consumer, "event_ids": sorted(asked, key=attrgetter("int"))}
+    all_new, new = (await session.execute(_CLAIM, parameters)).one()
+    return asked if all_new else set(new or ())
 
 
 async def applied(session: AsyncSession, consumer: str, event_ids: Sequence[UUID]) -> set[UUID]:

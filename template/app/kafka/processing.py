@@ -10,6 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from uuid import UUID
 from zlib import crc32
 
@@ -50,9 +51,10 @@ class Progress:
         self._done: dict[TopicPartition, set[int]] = {tp: set() for tp in self._offsets}
         self._committed: dict[TopicPartition, int] = {}
 
-    def done(self, record: ConsumerRecord) -> None:
-        """The record's effects are durable, or it is safely in another topic."""
-        self._done[TopicPartition(record.topic, record.partition)].add(record.offset)
+    def done(self, *records: ConsumerRecord) -> None:
+        """The effects of `records` are durable, or they are safely in another topic."""
+        for (topic, partition), group in groupby(records, key=attrgetter("topic", "partition")):
+            self._done[TopicPartition(topic, partition)].update(r.offset for r in group)
 
     @property
     def complete(self) -> bool:
@@ -214,8 +216,7 @@ class Processor:
             # Which message it was, and what is to be done about it, is found out one by one.
             log.info("batch rolled back, taking its messages one by one", **self._about(error))
             return False
-        for delivery in deliveries:
-            progress.done(delivery.record)
+        progress.done(*(delivery.record for delivery in deliveries))
         return True
 
     async def _transaction(self, deliveries: Sequence[Delivery]) -> None:

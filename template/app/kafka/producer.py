@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -35,6 +35,10 @@ _OUT_OF_SEQUENCE = (
     kafka_errors.UnknownProducerId,
     kafka_errors.ProducerClosed,
 )
+# What one partition may get in one request. The client waits for a partition's acknowledgement before
+# it sends the next batch there, so its own 16 kB would mean dozens of requests for what a relay or a
+# busy handler hands over at once.
+_BATCH_BYTES = 262_144
 _RECONNECT_SECONDS = (0.2, 5.0)
 _METADATA_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
@@ -73,6 +77,7 @@ class KafkaProducer:
             "enable_idempotence": True,
             "linger_ms": settings.kafka_linger_ms,
             "compression_type": _compression(settings),
+            "max_batch_size": min(_BATCH_BYTES, settings.kafka_max_message_bytes),
             "max_request_size": forwarded_limit(settings),
         }
         self._forwarded_limit = forwarded_limit(settings)
@@ -135,8 +140,7 @@ class KafkaProducer:
         unknown = await self._unknown_topics(client, {message.topic for message in messages})
         outcomes = [o or unknown.get(m.topic) for m, o in zip(messages, outcomes, strict=True)]
         futures = await self._hand_over(client, messages, outcomes, deadline)
-        if futures:
-            await asyncio.wait(futures.values(), timeout=max(0.0, deadline - loop.time()))
+        await _done(futures.values(), deadline)
         for index, future in futures.items():
             outcomes[index] = self._outcome(client, future)
         return outcomes
@@ -308,6 +312,18 @@ async def _close(client: AIOKafkaProducer) -> None:
     ) as error:  # it is given up anyway; what it still held was reported to its sender
         log.warning("producer did not close cleanly", error=f"{type(error).__name__}: {error}")
         await client.client.close()
+
+
+async def _done(futures: Iterable[asyncio.Future[Any]], deadline: float) -> None:
+    """Wait until all are done, or the deadline has passed."""
+    # One after the other: those of a batch are done at the same moment, and to listen to each of
+    # thousands costs more than to look at it.
+    loop = asyncio.get_running_loop()
+    for future in futures:
+        if not future.done():
+            await asyncio.wait({future}, timeout=max(0.0, deadline - loop.time()))
+            if not future.done():
+                return
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -64,8 +64,11 @@ class Batch:
         wave = _one_topic_a_key(first or left)
         if self._singly:
             wave = wave[:1]
-        taken = {row.id for row in wave}
-        self._left = [row for row in left if row.id not in taken]
+        if len(wave) == len(left):
+            self._left = []
+        else:
+            taken = {row.id for row in wave}
+            self._left = [row for row in left if row.id not in taken]
         return wave
 
     def one_by_one(self, wave: Sequence[Pending]) -> None:

@@ -2,25 +2,129 @@
 
 import hashlib
 import re
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import AfterValidator, Field
 
-from app.dependencies import IdempotencyDep, InventoryDep, OrderReadsDep, OrderServiceDep, PathId
-from app.domain.orders import Order, OrderStatus
+from app.dependencies import (
+    IdempotencyDep,
+    IdempotencyKey,
+    PathId,
+    RuntimeDep,
+    SessionDep,
+    UnitOfWorkDep,
+)
+from app.domain.orders import Order, OrderItem, OrderStatus
 from app.errors import PreconditionRequired, responses, with_headers
 from app.idempotency import Answer
-from app.repositories.orders import OrderFilter
-from app.schemas import (
-    Cursor,
-    Id,
-    InventoryResponse,
-    OrderCreate,
-    OrderPage,
-    OrderResponse,
-    Sku,
-    encode_cursor,
+from app.repositories.orders import (
+    BindOrderQueries,
+    BindOrders,
+    InventoryRepository,
+    OrderFilter,
 )
+from app.repositories.users import UserRepository
+from app.schemas import Cursor, Id, RequestModel, ResponseModel, encode_cursor
+from app.services.orders import OrderReads, OrderReadSettings, OrderService
+
+_CENT = Decimal("0.01")
+
+
+def _in_cents(value: Decimal) -> Decimal:
+    return abs(value.quantize(_CENT))  # abs, because there is a negative zero
+
+
+Sku = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64, examples=["tea-250g"])
+]
+Quantity = Annotated[int, Field(ge=1, le=1_000_000, examples=[2])]
+Money = Annotated[
+    Decimal,
+    Field(ge=0, max_digits=12, decimal_places=2, examples=["3.50"]),
+    AfterValidator(_in_cents),
+]
+
+
+class InventoryResponse(ResponseModel):
+    """`reserved` counts what was ordered, as far as the consumer of `order.created` has come."""
+
+    sku: str
+    reserved: int
+
+
+class OrderItemCreate(RequestModel):
+    sku: Sku
+    quantity: Quantity
+    unit_price: Money
+
+
+class OrderCreate(RequestModel):
+    user_id: Id
+    items: Annotated[list[OrderItemCreate], Field(min_length=1, max_length=100)]
+
+    def order_items(self) -> list[OrderItem]:
+        return [OrderItem(item.sku, item.quantity, item.unit_price) for item in self.items]
+
+
+class OrderItemResponse(ResponseModel):
+    sku: str
+    quantity: int
+    unit_price: Annotated[Decimal, Field(examples=["3.50"])]
+
+
+class OrderResponse(ResponseModel):
+    """Money is a decimal number in a string. `version` is what the ETag says, too."""
+
+    id: int
+    user_id: int
+    items: list[OrderItemResponse]
+    total: Annotated[Decimal, Field(examples=["7.00"])]
+    status: OrderStatus
+    version: int
+
+
+class OrderPage(ResponseModel):
+    """Newest first. `next_cursor` is null on the last page."""
+
+    items: list[OrderResponse]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class OrderAccess:
+    """Where orders are kept and where they are read from, as `wiring` says."""
+
+    repository: BindOrders
+    queries: BindOrderQueries
+    read_settings: OrderReadSettings
+
+
+def get_order_access(request: Request) -> OrderAccess:
+    access: OrderAccess = request.app.state.orders
+    return access
+
+
+OrderAccessDep = Annotated[OrderAccess, Depends(get_order_access)]
+
+
+def get_order_service(uow: UnitOfWorkDep, orders: OrderAccessDep) -> OrderService:
+    return OrderService(orders.repository(uow), UserRepository(uow.session), uow.events)
+
+
+def get_order_reads(runtime: RuntimeDep, orders: OrderAccessDep) -> OrderReads:
+    return OrderReads(orders.queries(runtime.database.sessions), orders.read_settings)
+
+
+def get_inventory_levels(session: SessionDep) -> InventoryRepository:
+    return InventoryRepository(session)
+
+
+OrderServiceDep = Annotated[OrderService, Depends(get_order_service, scope="function")]
+OrderReadsDep = Annotated[OrderReads, Depends(get_order_reads)]
+InventoryDep = Annotated[InventoryRepository, Depends(get_inventory_levels, scope="function")]
 
 _STRONG_ETAG = re.compile(r'"([1-9][0-9]{0,9})"')
 
@@ -48,19 +152,6 @@ def get_expected_versions(
 
 
 ExpectedVersions = Annotated[frozenset[int] | None, Depends(get_expected_versions)]
-
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        pattern=r"^[\x21-\x7e]+$",
-        description="Makes the request safe to repeat: the same key gets the same answer",
-        examples=["9f1c0a52-8a4e-4c59-9f0c-3d5a5f4f2c11"],
-    ),
-]
-
 
 router = APIRouter(prefix="/orders", tags=["orders"], responses=responses(422, 500, 503))
 # Apart, so that a module which knows more than the present state can answer for one order.

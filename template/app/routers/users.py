@@ -1,10 +1,90 @@
 """Users and their posts over HTTP."""
 
-from fastapi import APIRouter, Response
+from datetime import datetime
+from typing import Annotated
 
-from app.dependencies import PathId, PostServiceDep, UsersDep, UserServiceDep
+from fastapi import APIRouter, Depends, Response
+from pydantic import AfterValidator, EmailStr, Field
+
+from app.dependencies import PathId, SessionDep, UnitOfWorkDep
 from app.errors import NotFound, responses, with_headers
-from app.schemas import PostCreate, PostResponse, UserCreate, UserResponse
+from app.models import Profile, User
+from app.repositories.users import PostRepository, UserRepository
+from app.schemas import Id, RequestModel, ResponseModel, Text, Title
+from app.services.users import PostService, UserService
+
+Email = Annotated[
+    EmailStr, Field(max_length=320, examples=["ada@example.com"]), AfterValidator(str.lower)
+]
+Username = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=50, examples=["ada"]),
+]
+Phone = Annotated[
+    str,
+    Field(pattern=r"^\+[1-9][0-9]{6,14}$", description="E.164", examples=["+442079460123"]),
+]
+
+
+class UserCreate(RequestModel):
+    email: Email
+    username: Username
+    phone: Phone | None = None
+
+
+class ProfileResponse(ResponseModel):
+    created_at: datetime
+    posts_published: int
+
+
+class UserResponse(ResponseModel):
+    """`profile` is null until the consumer of `user.created` has made it."""
+
+    id: int
+    email: str
+    username: str
+    phone: str | None
+    profile: ProfileResponse | None
+
+    @classmethod
+    def of(cls, user: User, profile: Profile | None = None) -> "UserResponse":
+        return cls(
+            id=user.id,
+            email=user.email,
+            username=user.username,
+            phone=user.phone,
+            profile=None if profile is None else ProfileResponse.model_validate(profile),
+        )
+
+
+class PostCreate(RequestModel):
+    author_id: Id
+    title: Title
+    body: Text
+
+
+class PostResponse(ResponseModel):
+    id: int
+    author_id: int
+    title: str
+    body: str
+
+
+def get_user_service(uow: UnitOfWorkDep) -> UserService:
+    return UserService(UserRepository(uow.session), uow.events)
+
+
+def get_post_service(uow: UnitOfWorkDep) -> PostService:
+    return PostService(PostRepository(uow.session), UserRepository(uow.session), uow.events)
+
+
+def get_users(session: SessionDep) -> UserRepository:
+    return UserRepository(session)
+
+
+UserServiceDep = Annotated[UserService, Depends(get_user_service, scope="function")]
+PostServiceDep = Annotated[PostService, Depends(get_post_service, scope="function")]
+UsersDep = Annotated[UserRepository, Depends(get_users, scope="function")]
 
 router = APIRouter(responses=responses(422, 500, 503))
 

@@ -230,7 +230,9 @@ async def api(database: Database, migrated_database_url: str) -> AsyncIterator[A
 
 
 @asynccontextmanager
-async def _failing(database: Database, sqlstate: str, timing: str) -> AsyncIterator[None]:
+async def _failing(
+    database: Database, table: str, sqlstate: str, timing: str
+) -> AsyncIterator[None]:
     async with database.engine.begin() as connection:
         await connection.execute(
             text(
@@ -240,7 +242,7 @@ async def _failing(database: Database, sqlstate: str, timing: str) -> AsyncItera
         )
         await connection.execute(
             text(
-                "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON users"
+                f"CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON {table}"
                 f" DEFERRABLE INITIALLY {timing} FOR EACH ROW EXECUTE FUNCTION refuse()"
             )
         )
@@ -251,11 +253,15 @@ async def _failing(database: Database, sqlstate: str, timing: str) -> AsyncItera
             await connection.execute(text("DROP FUNCTION refuse CASCADE"))
 
 
-def failing_commit(database: Database, sqlstate: str) -> AbstractAsyncContextManager[None]:
-    """Transactions that insert a user fail when they commit."""
-    return _failing(database, sqlstate, "DEFERRED")
+def failing_commit(
+    database: Database, table: str, sqlstate: str
+) -> AbstractAsyncContextManager[None]:
+    """Transactions that insert into `table` fail when they commit."""
+    return _failing(database, table, sqlstate, "DEFERRED")
 
 
-def failing_insert(database: Database, sqlstate: str) -> AbstractAsyncContextManager[None]:
-    """Inserting a user fails."""
-    return _failing(database, sqlstate, "IMMEDIATE")
+def failing_insert(
+    database: Database, table: str, sqlstate: str
+) -> AbstractAsyncContextManager[None]:
+    """Inserting into `table` fails."""
+    return _failing(database, table, sqlstate, "IMMEDIATE")

@@ -1,20 +1,37 @@
-"""The HTTP API on a real database: what it publishes, idempotency keys, and a database that fails."""
+"""The example domain on a real database: what its API publishes, repeats and tells of failures;
+its repositories and its handlers.
+"""
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from httpx import Response
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, event, func, select, text, update
 from structlog.testing import capture_logs
 
 from app.database import Database
+from app.domain.orders import Order, OrderItem, OrderStatus, evolve, pay, place
+from app.errors import VersionConflict
+from app.events.handlers import count_posts, create_profile, reserve_inventory
+from app.events.types import OrderCreated, OrderLine, PostPublished, UserCreated
 from app.idempotency import KEEP, Answer, IdempotencyKey, IdempotencyRepository
-from app.models import User
-from tests.contract.api import assert_problem, change, new_order, new_user, place, sign_up
+from app.models import OrderRow, Profile, User
+from app.repositories.orders import (
+    InventoryRepository,
+    OrderFilter,
+    OrderRepository,
+    SqlOrderQueries,
+    SqlOrderRepository,
+)
+from app.unit_of_work import UnitOfWork, UnitsOfWork
+from tests.contract.api import assert_problem, change, new_order, new_user, sign_up
+from tests.contract.api import place as place_over_http
 from tests.eventually import eventually
-from tests.integration.conftest import Api, failing_commit, failing_insert, serving
+from tests.integration.conftest import Api, NoPublisher, failing_commit, failing_insert, serving
 
 
 async def test_signing_up_publishes_the_user(api: Api) -> None:
@@ -38,7 +55,7 @@ async def test_a_post_is_published_without_its_body(api: Api) -> None:
 
 
 async def test_placing_publishes_the_whole_order(api: Api) -> None:
-    order = (await place(api.http)).json()
+    order = (await place_over_http(api.http)).json()
     (event,) = api.published("order.created")
     assert event["order_id"] == order["id"]
     assert event["order_version"] == order["version"] == 1
@@ -48,7 +65,7 @@ async def test_placing_publishes_the_whole_order(api: Api) -> None:
 
 @pytest.mark.parametrize(("action", "status"), [("pay", "paid"), ("cancel", "cancelled")])
 async def test_each_change_publishes_the_whole_order(api: Api, action: str, status: str) -> None:
-    placed = (await place(api.http)).json()
+    placed = (await place_over_http(api.http)).json()
     order = (await change(api.http, placed["id"], action, '"1"')).json()
     (event,) = api.published(f"order.{status}")
     assert event["order_id"] == order["id"]
@@ -58,14 +75,14 @@ async def test_each_change_publishes_the_whole_order(api: Api, action: str, stat
 
 
 async def test_a_change_that_is_refused_publishes_nothing(api: Api) -> None:
-    placed = (await place(api.http)).json()
+    placed = (await place_over_http(api.http)).json()
     for if_match in ('"2"', '"1"', '"2"'):
         await change(api.http, placed["id"], "pay", if_match)
     assert len(api.published("order.paid")) == 1
 
 
 async def test_the_events_of_one_order_have_one_key(api: Api) -> None:
-    placed = (await place(api.http)).json()
+    placed = (await place_over_http(api.http)).json()
     await change(api.http, placed["id"], "pay", '"1"')
     keys = {m.key for m in api.producer.sent if b"order_id" in (m.value or b"")}
     assert keys == {str(placed["id"]).encode()}
@@ -187,7 +204,7 @@ async def users(database: Database) -> int | None:
 
 async def test_a_commit_that_fails_is_no_success(api: Api, database: Database) -> None:
     with capture_logs():
-        async with failing_commit(database, INTERNAL_ERROR):
+        async with failing_commit(database, "users", INTERNAL_ERROR):
             answer = await api.http.post("/users", json=new_user())
     assert_problem(answer, 500)
     assert await users(database) == 0
@@ -197,7 +214,7 @@ async def test_a_commit_that_fails_is_no_success(api: Api, database: Database) -
 async def test_a_commit_that_the_database_cannot_do_now_may_be_repeated(
     api: Api, database: Database
 ) -> None:
-    async with failing_commit(database, SHUTTING_DOWN):
+    async with failing_commit(database, "users", SHUTTING_DOWN):
         answer = await api.http.post("/users", json=new_user())
     assert_problem(answer, 503)
     assert int(answer.headers["retry-after"]) >= 1
@@ -206,7 +223,7 @@ async def test_a_commit_that_the_database_cannot_do_now_may_be_repeated(
 
 async def test_an_unexpected_error_is_told_to_the_log_only(api: Api, database: Database) -> None:
     with capture_logs() as logs:
-        async with failing_insert(database, INTERNAL_ERROR):
+        async with failing_insert(database, "users", INTERNAL_ERROR):
             answer = await api.http.post("/users", json=new_user())
     assert_problem(answer, 500)
     assert "secret" not in answer.text
@@ -233,3 +250,238 @@ async def test_a_refused_request_publishes_nothing(api: Api) -> None:
     await api.http.post("/users", json=user)
     await api.http.post("/users", json=user)
     assert len(api.producer.sent) == 1
+
+
+# What is below the API: repositories and handlers.
+
+ITEMS = (OrderItem("tea", 2, Decimal("3.50")), OrderItem("cup", 1, Decimal("0.01")))
+
+
+@pytest.fixture
+async def uow(database: Database) -> AsyncIterator[UnitOfWork]:
+    async with UnitsOfWork(database.sessions, lambda _session: NoPublisher()).begin() as uow:
+        uow.session.add(User(id=7, email="ada@example.com", username="ada"))
+        await uow.session.flush()
+        yield uow
+
+
+@pytest.fixture
+def orders(uow: UnitOfWork) -> OrderRepository:
+    return SqlOrderRepository(uow)
+
+
+async def placed(orders: OrderRepository) -> Order:
+    events = place(await orders.next_id(), 7, ITEMS)
+    order = evolve(None, events[0])
+    await orders.save(order, events, expected_version=0)
+    return order
+
+
+async def test_an_order_is_loaded_as_it_was_saved(orders: OrderRepository) -> None:
+    order = await placed(orders)
+    assert await orders.get(order.id) == order
+
+
+async def test_ids_are_never_given_twice(orders: OrderRepository) -> None:
+    ids = [await orders.next_id() for _ in range(5)]
+    assert len(set(ids)) == 5
+
+
+async def test_an_order_that_was_never_saved_is_not_there(orders: OrderRepository) -> None:
+    assert await orders.get(await orders.next_id()) is None
+
+
+async def test_a_change_is_saved_over_the_version_that_it_began_with(
+    orders: OrderRepository,
+) -> None:
+    order = await placed(orders)
+    events = pay(order)
+    paid = evolve(order, events[0])
+    await orders.save(paid, events, expected_version=order.version)
+    assert await orders.get(order.id) == paid
+
+
+@pytest.mark.parametrize("expected_version", [2, 3])
+async def test_a_change_of_another_version_is_a_conflict(
+    orders: OrderRepository, expected_version: int
+) -> None:
+    order = await placed(orders)
+    events = pay(order)
+    with pytest.raises(VersionConflict):
+        await orders.save(evolve(order, events[0]), events, expected_version)
+    assert await orders.get(order.id) == order
+
+
+async def test_an_order_that_is_there_cannot_be_new(orders: OrderRepository) -> None:
+    order = await placed(orders)
+    with pytest.raises(VersionConflict):
+        await orders.save(order, place(order.id, 7, ITEMS), expected_version=0)
+
+
+@pytest.fixture
+async def many_orders(database: Database) -> SqlOrderQueries:
+    """Two thousand orders of a hundred users, with statistics."""
+    async with database.sessions() as session, session.begin():
+        session.add_all(User(id=n, email=f"{n}@example.com", username=f"u{n}") for n in range(100))
+        await session.flush()
+        session.add_all(
+            OrderRow(
+                id=n, user_id=n % 100, status=OrderStatus(STATUSES[n % 20]), total=1, version=1
+            )
+            for n in range(1, 2001)
+        )
+    async with database.engine.begin() as connection:
+        await connection.execute(text("ANALYZE orders"))
+    return SqlOrderQueries(database.sessions)
+
+
+STATUSES = ["paid", "cancelled"] + ["placed"] * 18
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (OrderFilter(), "pk_orders"),
+        (OrderFilter(user_id=7), "ix_orders_user_id_id"),
+        (OrderFilter(status=OrderStatus.PAID), "ix_orders_status_id"),
+    ],
+)
+async def test_a_page_is_read_from_an_index(
+    many_orders: SqlOrderQueries, database: Database, wanted: OrderFilter, index: str
+) -> None:
+    statements: list[tuple[str, tuple[object, ...]]] = []
+
+    def remember(
+        _connection: object,
+        _cursor: object,
+        statement: str,
+        parameters: tuple[object, ...],
+        *_: object,
+    ) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", remember)
+    page = await many_orders.page(wanted, before=1500, limit=10)
+    event.remove(database.engine.sync_engine, "before_cursor_execute", remember)
+    assert len(page) == 10
+    statement, parameters = statements[0]
+    async with database.engine.connect() as connection:
+        plan = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
+        lines = "\n".join(line for (line,) in plan)
+    assert index in lines
+    assert "Seq Scan" not in lines
+
+
+ADA = UserCreated(user_id=7, email="ada@example.com", username="ada", phone=None)
+
+
+@pytest.fixture
+def units(database: Database) -> UnitsOfWork:
+    return UnitsOfWork(database.sessions, lambda _session: NoPublisher())
+
+
+async def profile(database: Database) -> Profile | None:
+    async with database.sessions() as session:
+        return await session.get(Profile, ADA.user_id)
+
+
+def published(post_id: int, author_id: int = ADA.user_id) -> PostPublished:
+    return PostPublished(post_id=post_id, author_id=author_id, title="On engines")
+
+
+def created(order_id: int, skus: Sequence[str]) -> OrderCreated:
+    return OrderCreated(
+        order_id=order_id,
+        order_version=1,
+        user_id=ADA.user_id,
+        status="placed",
+        items=tuple(OrderLine(sku=sku, quantity=2, unit_price=Decimal(1)) for sku in skus),
+        total=Decimal(2 * len(skus)),
+    )
+
+
+async def test_a_profile_begins_when_the_user_signed_up(
+    units: UnitsOfWork, database: Database
+) -> None:
+    async with units.begin() as uow:
+        await create_profile(ADA, uow)
+    made = await profile(database)
+    assert made is not None
+    assert made.created_at == ADA.timestamp
+    assert made.posts_published == 0
+
+
+async def test_posts_that_come_before_the_user_are_not_lost(
+    units: UnitsOfWork, database: Database
+) -> None:
+    async with units.begin() as uow:
+        await count_posts([published(1), published(2)], uow)
+    early = await profile(database)
+    assert early is not None
+    assert early.created_at is None
+    async with units.begin() as uow:
+        await create_profile(ADA, uow)
+        await count_posts([published(3)], uow)
+    made = await profile(database)
+    assert made is not None
+    assert made.created_at == ADA.timestamp
+    assert made.posts_published == 3
+
+
+async def test_a_second_event_of_one_user_does_not_move_the_beginning(
+    units: UnitsOfWork, database: Database
+) -> None:
+    for told in (ADA, ADA.model_copy(update={"timestamp": published(1).timestamp})):
+        async with units.begin() as uow:
+            await create_profile(told, uow)
+    made = await profile(database)
+    assert made is not None
+    assert made.created_at == ADA.timestamp
+
+
+async def test_a_batch_counts_every_order_and_every_line(
+    units: UnitsOfWork, database: Database
+) -> None:
+    async with units.begin() as uow:
+        await reserve_inventory([created(1, ["tea", "cup", "tea"]), created(2, ["tea"])], uow)
+    async with database.sessions() as session:
+        inventory = InventoryRepository(session)
+        assert await inventory.reserved("tea") == 6
+        assert await inventory.reserved("cup") == 2
+
+
+async def test_an_order_without_items_reserves_nothing(units: UnitsOfWork) -> None:
+    async with units.begin() as uow:
+        await reserve_inventory([created(1, [])], uow)
+        await count_posts([], uow)
+
+
+async def test_batches_with_the_same_skus_wait_instead_of_deadlocking(
+    units: UnitsOfWork, database: Database
+) -> None:
+    skus = [f"sku-{number}" for number in range(50)]
+
+    async def reserve(skus: list[str]) -> None:
+        async with units.begin() as uow:
+            await reserve_inventory(
+                [created(number, [sku]) for number, sku in enumerate(skus, 1)], uow
+            )
+
+    await asyncio.gather(*(reserve(skus if number % 2 else skus[::-1]) for number in range(8)))
+    async with database.sessions() as session:
+        assert await InventoryRepository(session).reserved("sku-0") == 16
+
+
+async def test_batches_with_the_same_authors_wait_instead_of_deadlocking(
+    units: UnitsOfWork, database: Database
+) -> None:
+    authors = list(range(1, 51))
+
+    async def count(authors: list[int]) -> None:
+        async with units.begin() as uow:
+            await count_posts([published(author, author) for author in authors], uow)
+
+    await asyncio.gather(*(count(authors if number % 2 else authors[::-1]) for number in range(8)))
+    made = await profile(database)
+    assert made is not None
+    assert made.posts_published == 8

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Literal
@@ -105,13 +106,24 @@ class FakeSession:
         self._claimed: set[UUID] = set()
         self.effects: list[object] = []
 
-    async def scalars(self, _statement: object, parameters: dict[str, Any]) -> list[UUID]:
+    async def execute(self, _statement: object, parameters: dict[str, Any]) -> "Claimed":
         new = [event_id for event_id in parameters["event_ids"] if event_id not in self._inbox]
         self._claimed |= set(new)
-        return new
+        return Claimed(new, len(new) == len(parameters["event_ids"]))
 
     def commit(self) -> None:
         self._inbox |= self._claimed
+
+
+@dataclass
+class Claimed:
+    """The one row that `claim` gets."""
+
+    new: list[UUID]
+    all_new: bool
+
+    def one(self) -> tuple[bool, list[UUID] | None]:
+        return self.all_new, None if self.all_new else self.new
 
 
 class FakeUnits:

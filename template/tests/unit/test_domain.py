@@ -1,7 +1,11 @@
-"""Orders: which command is allowed when, and what it leads to."""
+"""The example domain: which command is allowed when, what it leads to, and what is published of it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given as for_all
@@ -24,7 +28,38 @@ from app.domain.orders import (
     pay,
     place,
 )
-from tests.unit.given import given
+from app.events import types
+from app.events.integration import integration_event
+from app.kafka.event import BaseEvent
+
+Command = Callable[[Any], list[OrderEvent]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    order: Order | None
+    command: Command
+
+    def then(self, *expected: OrderEvent) -> None:
+        assert self.command(self.order) == list(expected)
+
+    def then_refused(self, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            self.command(self.order)
+
+
+@dataclass(frozen=True)
+class History:
+    events: tuple[OrderEvent, ...]
+
+    def when(self, command: Command) -> Decision:
+        return Decision(fold(self.events), command)
+
+
+def given(*events: OrderEvent) -> History:
+    """`given(*events).when(command).then(*events)`: a behaviour of an aggregate in one line."""
+    return History(events)
+
 
 ITEMS = (OrderItem("tea", 2, Decimal("3.50")), OrderItem("cup", 1, Decimal("12.00")))
 PLACED = OrderPlaced(order_id=1, user_id=7, items=ITEMS)
@@ -102,3 +137,60 @@ def test_whatever_is_tried_an_order_is_settled_at_most_once(
         except TransitionNotAllowed:
             continue
     assert order.version == 1 + bool(commands)
+
+
+# What is published of it
+
+
+def test_a_user_of_version_1_has_no_phone() -> None:
+    payload = {"version": "1.0.0", "user_id": 7}
+    assert types.user_created_2(payload) == {"version": "2.0.0", "user_id": 7, "phone": None}
+
+
+def test_an_upcaster_leaves_its_argument_as_it_was() -> None:
+    payload = {"version": "1.0.0"}
+    types.user_created_2(payload)
+    assert payload == {"version": "1.0.0"}
+
+
+PLACED_AT = datetime(2025, 3, 1, 9, 32, tzinfo=UTC)
+AT = datetime(2025, 3, 2, 10, tzinfo=UTC)
+TEA_PLACED = OrderPlaced(1, 7, (OrderItem("tea", 2, Decimal("3.50")),))
+
+
+@pytest.mark.parametrize(
+    ("history", "published", "status"),
+    [
+        ([TEA_PLACED], types.OrderCreated, "placed"),
+        ([TEA_PLACED, PAID], types.OrderPaid, "paid"),
+        ([TEA_PLACED, CANCELLED], types.OrderCancelled, "cancelled"),
+    ],
+)
+def test_what_is_published_carries_the_full_state(
+    history: list[OrderEvent], published: type[BaseEvent], status: str
+) -> None:
+    order = fold(history)
+    assert order is not None
+    event = integration_event(history[-1], order, PLACED_AT, AT)
+    assert type(event) is published
+    assert event.model_dump(mode="json", exclude={"event_id", "version"}) == {
+        "timestamp": "2025-03-02T10:00:00Z",
+        "event_type": published.model_fields["event_type"].default,
+        "order_id": 1,
+        "order_version": len(history),
+        "user_id": 7,
+        "status": status,
+        "items": [{"sku": "tea", "quantity": 2, "unit_price": "3.50"}],
+        "total": "7.00",
+        "placed_at": "2025-03-01T09:32:00Z",
+    }
+    assert event.key == "1"
+
+
+def test_every_event_of_the_domain_is_published() -> None:
+    order = fold([TEA_PLACED])
+    assert order is not None
+    events: list[OrderEvent] = [TEA_PLACED, PAID, CANCELLED]
+    assert {type(event) for event in events} == set(get_args(OrderEvent))
+    for event in events:
+        integration_event(event, order, PLACED_AT, AT)

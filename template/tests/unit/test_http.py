@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from app.domain.orders import OrderStatus
 from app.errors import NotFound, PreconditionRequired
 from app.repositories.orders import OrderFilter, OrderView
-from app.routers.orders import etag, get_expected_versions
-from app.schemas import MAX_ID, Money, Title, decode_cursor, encode_cursor
+from app.routers.orders import Money, etag, get_expected_versions
+from app.schemas import MAX_ID, Title, decode_cursor, encode_cursor
 from app.services.orders import NotYetThere, OrderReads, OrderReadSettings
 
 

@@ -8,7 +8,8 @@ from httpx import AsyncClient
 from sqlalchemy import select
 
 from app import wiring
-from app.domain.orders import DomainError, Order
+from app.domain import DomainError
+from app.domain.orders import Order
 from app.event_sourcing.orders import ORDERS
 from app.event_sourcing.store import EventRow, EventStore, SnapshotRow
 from app.kafka.event import EventRegistry

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert, text
 
 from app.database import Database
-from app.domain.orders import DomainError, OrderStatus
+from app.domain import DomainError
+from app.domain.orders import OrderStatus
 from app.event_sourcing.orders import ORDERS, StoredOrders
 from app.event_sourcing.projection import project
 from app.event_sourcing.store import EventRow, EventStore

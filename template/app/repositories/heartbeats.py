@@ -1,0 +1,64 @@
+"""Where heartbeats are kept, and how many were counted: the tables, and the queries on them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import BigInteger, DateTime, Identity, String, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base
+
+
+class Heartbeat(Base):
+    """A sign of life."""
+
+    __tablename__ = "heartbeats"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    source: Mapped[str] = mapped_column(String(64))
+    sent_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class HeartbeatCount(Base):
+    """How many heartbeats of a source were consumed; made from events only."""
+
+    __tablename__ = "heartbeat_counts"
+
+    source: Mapped[str] = mapped_column(String(64), primary_key=True)
+    heartbeats: Mapped[int] = mapped_column(BigInteger)
+
+
+class HeartbeatRepository:
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def add(self, source: str) -> Heartbeat:
+        heartbeat = Heartbeat(source=source)
+        self._session.add(heartbeat)
+        await self._session.flush()
+        return heartbeat
+
+
+class HeartbeatCountRepository:
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def of(self, source: str) -> int:
+        query = select(HeartbeatCount.heartbeats).where(HeartbeatCount.source == source)
+        return await self._session.scalar(query) or 0
+
+    async def add(self, heartbeats: Mapping[str, int]) -> None:
+        """Add to the count of each source. Rows are locked in the order of their sources."""
+        if not heartbeats:
+            return
+        new = insert(HeartbeatCount).values(
+            [{"source": source, "heartbeats": n} for source, n in sorted(heartbeats.items())]
+        )
+        total = HeartbeatCount.heartbeats + new.excluded.heartbeats
+        await self._session.execute(
+            new.on_conflict_do_update(
+                index_elements=[HeartbeatCount.source], set_={"heartbeats": total}
+            )
+        )

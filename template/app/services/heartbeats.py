@@ -1,0 +1,16 @@
+"""Commands on heartbeats."""
+
+from app.events.heartbeats import HeartbeatSent
+from app.repositories.heartbeats import Heartbeat, HeartbeatRepository
+from app.unit_of_work import EventPublisher
+
+
+class HeartbeatService:
+    def __init__(self, heartbeats: HeartbeatRepository, events: EventPublisher) -> None:
+        self._heartbeats = heartbeats
+        self._events = events
+
+    async def send(self, source: str) -> Heartbeat:
+        heartbeat = await self._heartbeats.add(source)
+        await self._events.publish(HeartbeatSent(heartbeat_id=heartbeat.id, source=source))
+        return heartbeat
