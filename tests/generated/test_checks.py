@@ -13,6 +13,9 @@ from tests.rendering import ROOT
 
 MIGRATED = Path(__file__).with_name("migrated.py")
 
+# Others look for processes that are left in the folder of this service.
+of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
+
 
 def test_lint(service: Service) -> None:
     service.run("ruff", "check", ".")
@@ -49,7 +52,7 @@ def test_own_tests(variant: Variant, service: Service, request: pytest.FixtureRe
     service.close_with(said, f"{where}; covers {covered}")
 
 
-@pytest.mark.xdist_group("machinery")
+@of_base
 def test_machinery(base: Service) -> None:
     """Tests of what no service changes are the template's to run, not each service's."""
     folder = str(ROOT / "tests" / "machinery")
@@ -60,6 +63,6 @@ def test_machinery(base: Service) -> None:
     base.close_with(said, "tests/machinery")
 
 
-@pytest.mark.xdist_group("machinery")
+@of_base
 def test_types_of_the_machinery_tests(base: Service) -> None:
     base.run("mypy", "--config-file", "pyproject.toml", str(ROOT / "tests" / "machinery"))
