@@ -74,7 +74,7 @@ def choices(question: str) -> list[str]:
 
 
 def combinations() -> Iterator[Variant]:
-    """Every combination, valid or not: smallest first, with the example before without."""
+    """Every combination, valid or not: smallest first, with the sample domain before without."""
     offered = choices("modules")
     sets = (itertools.combinations(offered, size) for size in range(len(offered) + 1))
     domains = [True, False] if "sample_domain" in questions() else [True]
@@ -84,14 +84,16 @@ def combinations() -> Iterator[Variant]:
 
 
 def refusal(variant: Variant) -> str:
-    """What the validators of copier.yml say to the combination; nothing if it is valid."""
+    """What copier.yml's validators say to the combination, each asked in turn; "" if it is valid."""
     jinja = SandboxedEnvironment(undefined=StrictUndefined)
-    asked = {name: question for name, question in questions().items() if name in variant.answers}
-    said = (
-        jinja.from_string(question.get("validator", "")).render(variant.answers)
-        for question in asked.values()
-    )
-    return " ".join(" ".join(said).split())
+    known: dict[str, object] = {}
+    for name, question in questions().items():
+        if name in variant.answers:
+            known[name] = variant.answers[name]
+            said = jinja.from_string(question.get("validator", "")).render(known)
+            if said.strip():
+                return " ".join(said.split())
+    return ""
 
 
 @cache
@@ -106,7 +108,7 @@ def codes() -> list[Variant]:
 
 
 def ends() -> list[Variant]:
-    """The smallest and the largest code of those with the example."""
+    """The smallest and the largest code of those with the sample domain."""
     whole = [variant for variant in codes() if variant.sample_domain]
     return [whole[0], whole[-1]]
 

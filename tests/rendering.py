@@ -57,6 +57,13 @@ def snapshot(destination: Path, tag: str = "v0.0.1") -> Path:
 
     So a run sees one state, whatever is edited meanwhile, and a rendering has a version to record.
     """
+    write_working_tree(destination)
+    git(destination, "init", "--quiet", "--initial-branch", "main")
+    commit(destination, "Working tree", tag)
+    return destination
+
+
+def write_working_tree(destination: Path) -> None:
     listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():  # a deletion may not be committed yet
@@ -64,9 +71,6 @@ def snapshot(destination: Path, tag: str = "v0.0.1") -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
             target.chmod((ROOT / name).stat().st_mode)
-    git(destination, "init", "--quiet", "--initial-branch", "main")
-    commit(destination, "Working tree", tag)
-    return destination
 
 
 def commit(repository: Path, message: str, tag: str | None = None) -> None:
@@ -89,15 +93,18 @@ def copier(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
     )
 
 
-def copy(repository: Path, destination: Path, answers: Answers) -> subprocess.CompletedProcess[str]:
-    """`copier copy --defaults` with these answers.
+def copy(
+    repository: Path, destination: Path, answers: Answers, *, version: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`copier copy --defaults` with these answers, of the newest version or the one given.
 
     Raises UnknownQuestion before it starts if there is an answer that nobody asked for.
     """
     if unknown := answers.keys() - questions(repository).keys():
         raise UnknownQuestion(f"copier.yml has no question {', '.join(sorted(unknown))}")
     data = [f"--data={name}={as_data(value)}" for name, value in answers.items()]
-    return copier("copy", "--defaults", *data, str(repository), str(destination))
+    reference = ["--vcs-ref", version] if version else []
+    return copier("copy", "--defaults", *reference, *data, str(repository), str(destination))
 
 
 def as_data(value: object) -> str:
@@ -105,9 +112,11 @@ def as_data(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def render(repository: Path, destination: Path, answers: Answers) -> Path:
+def render(
+    repository: Path, destination: Path, answers: Answers, *, version: str | None = None
+) -> Path:
     """The rendered service. Fails with Copier's own words."""
-    result = copy(repository, destination, answers)
+    result = copy(repository, destination, answers, version=version)
     assert result.returncode == 0, result.stderr
     return destination
 

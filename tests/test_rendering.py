@@ -155,7 +155,8 @@ def test_nothing_of_another_ci_remains(variant: Variant, rendered: Rendered) -> 
 @each_code
 def test_the_choice_of_ci_changes_nothing_that_runs(code: Variant, rendered: Rendered) -> None:
     """So what is proved of a code by running it (tests/generated) holds for each of its variants."""
-    of_a_ci = {".github", ".gitlab-ci.yml", ".copier-answers.yml"}
+    # The README tells people what their CI needs.
+    of_a_ci = {".github", ".gitlab-ci.yml", ".copier-answers.yml", "README.md"}
     first, *others = (
         contents(rendered(variant), of_a_ci)
         for variant in matrix.variants()

@@ -7,15 +7,22 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
+from app.config import ConfigurationError
 from app.database import open_engine
 
 # Any number will do; it only has to be this job's own.
 _LOCK = 0x5C4E3A
 _POLL_SECONDS = 0.2
+
+
+class MigrationMissing(ConfigurationError):
+    """The database has a migration that is not in the folder."""
 
 
 class MigrationsNotFound(Exception):
@@ -25,8 +32,8 @@ class MigrationsNotFound(Exception):
 async def upgrade(database_url: str) -> None:
     """Run all migrations that are still to be run, of every module (`alembic upgrade heads`).
 
-    Two that start at once take turns. Raises MigrationsNotFound, what Alembic raises for a
-    migration that fails, and what the driver raises when the database is away.
+    Two that start at once take turns. Raises MigrationMissing, MigrationsNotFound, what Alembic
+    raises for a migration that fails, and what the driver raises when the database is away.
     """
     config = configuration()
     engine = open_engine(database_url, poolclass=NullPool)
@@ -58,6 +65,15 @@ def migrations_folder() -> Path:
 
 
 def _upgrade(connection: Connection, config: Config) -> None:
+    there = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    run = MigrationContext.configure(connection).get_current_heads()
+    connection.rollback()  # Alembic would not commit in a transaction that is not its own
+    if missing := sorted({*run} - there):
+        raise MigrationMissing(
+            f"the database has the migration {', '.join(missing)}, which is not in"
+            f" {migrations_folder()}. Does it belong to a newer version of the service? Deploy that."
+            " To a module that was switched off? Bring its file back from git."
+        )
     config.attributes["connection"] = connection
     command.upgrade(config, "heads")
 

@@ -24,6 +24,7 @@ SECONDS = 600
 def pytest_configure(config: pytest.Config) -> None:
     """The folder of the run is the controller's; workers of xdist are told where it is."""
     config.stash[OWNED] = ExitStack()
+    chosen(config)  # before anything is made for a variant that there is not
     if (given := getattr(config, "workerinput", None)) is None:
         config.stash[FOLDER] = config.stash[OWNED].enter_context(owned())
     else:

@@ -1,0 +1,46 @@
+"""Run inside a rendered service: a database of a living service, on the server of DATABASE_URL.
+
+python database_of_living.py new     makes one and prints its URL
+python database_of_living.py fill    adds a user with an order
+python database_of_living.py look    prints the rows of each table, as JSON
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+
+import asyncpg
+from sqlalchemy import make_url
+
+URL = make_url(os.environ["DATABASE_URL"]).set(drivername="postgresql")
+FILL = """
+INSERT INTO users (email, username) VALUES ('ann@example.com', 'ann');
+INSERT INTO orders (id, user_id, status, total, version) VALUES (1, 1, 'placed', 7.50, 1);
+INSERT INTO order_items (order_id, position, sku, quantity, unit_price)
+VALUES (1, 0, 'tea', 3, 2.50);
+"""
+TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+
+
+async def main(what: str) -> str:
+    connection = await asyncpg.connect(URL.render_as_string(hide_password=False))
+    try:
+        match what:
+            case "new":
+                name = f"living_{secrets.token_hex(6)}"
+                await connection.execute(f"CREATE DATABASE {name}")
+                return URL.set(database=name).render_as_string(hide_password=False)
+            case "fill":
+                await connection.execute(FILL)
+                return "filled"
+            case _:
+                tables = [row[0] for row in await connection.fetch(TABLES)]
+                rows = {name: await connection.fetch(f'SELECT * FROM "{name}"') for name in tables}
+                return json.dumps({name: [str(row) for row in rows[name]] for name in tables})
+    finally:
+        await connection.close()
+
+
+print(asyncio.run(main(sys.argv[1])))

@@ -1,0 +1,177 @@
+"""Modules that are switched on and off in a living service, by `copier update`.
+
+The service comes from the first released version, and has data.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+
+from tests import rendering
+from tests.generated.conftest import Service
+from tests.generated.workshop import Workshop
+from tests.update import released
+
+DATABASE = Path(__file__).with_name("database_of_living.py")
+VERSION = next(iter(released.VERSIONS))
+
+OUTBOX = {"outbox", "outbox_parked", "outbox_buckets"}
+READ_SIDE = {"order_views", "customer_names", "sales", "daily_sales", "projection_rebuilds"}
+EVENT_STORE = {"events", "event_snapshots"}
+
+Start = Callable[[Iterable[str]], "Living"]
+
+
+class Living:
+    """A service under version control, with a database of its own."""
+
+    def __init__(self, service: Service, workshop: Workshop, servers: Mapping[str, str]) -> None:
+        self.service = service
+        self.path = service.path
+        self._workshop = workshop
+        self._servers = {**servers}
+        self._servers["DATABASE_URL"] = self.run("python", "-P", str(DATABASE), "new").strip()
+
+    def run(self, *command: str) -> str:
+        environment = self._workshop.shared(self.path)
+        return self.service.run(*command, settings={**self._servers, **environment})
+
+    def fill(self) -> None:
+        self.run("app", "db", "upgrade")
+        self.run("python", "-P", str(DATABASE), "fill")
+
+    def rows(self) -> dict[str, list[str]]:
+        """What is in each table, without Alembic's own."""
+        found: dict[str, list[str]] = json.loads(self.run("python", "-P", str(DATABASE), "look"))
+        return {table: rows for table, rows in found.items() if table != "alembic_version"}
+
+    def switch(self, modules: Iterable[str]) -> None:
+        self.update(f"modules=[{', '.join(modules)}]")
+
+    def update(self, answer: str) -> None:
+        if rendering.git(self.path, "status", "--porcelain"):  # the lock file of the first to sync
+            rendering.commit(self.path, "Lock")
+        released.update(self.path, "--data", answer)
+
+
+@pytest.fixture(scope="session")
+def history(services_folder: Path) -> Path:
+    return released.history(Path(mkdtemp(dir=services_folder)) / "template")
+
+
+@pytest.fixture
+def start(history: Path, base: Service, workshop: Workshop, servers: Mapping[str, str]) -> Start:
+    def living(modules: Iterable[str]) -> Living:
+        path = Path(mkdtemp(dir=workshop.folder)) / "my-service"
+        released.start(history, VERSION, path, {"modules": [*modules]})
+        return Living(Service(path, "living", {}, base.closing), workshop, servers)
+
+    return living
+
+
+@dataclass(frozen=True)
+class Module:
+    needs: tuple[str, ...]
+    tables: set[str]
+    afterwards: tuple[str, ...]  # what its page says to do
+    filled: set[str]  # with what was there before
+
+
+MODULES = {
+    "outbox": Module((), OUTBOX, (), set()),
+    "cqrs": Module((), READ_SIDE, ("projections rebuild order-views",), {"order_views"}),
+    "event_sourcing": Module(
+        ("outbox",), EVENT_STORE, ("events-store import", "events-store verify"), {"events"}
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "module", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODULES]
+)
+def test_a_module_comes_with_its_tables_and_keeps_the_data(
+    module: str, start: Start, history: Path
+) -> None:
+    new = MODULES[module]
+    living = start(new.needs)
+    living.fill()
+    before = living.rows()
+    living.switch([*new.needs, module])
+    answers = {"modules": [*new.needs, module]}
+    fresh = rendering.render(history, living.path.with_name("fresh"), answers)
+    for path in rendering.files(fresh):
+        assert (living.path / path).read_bytes() == (fresh / path).read_bytes(), path
+    living.run("app", "db", "upgrade")
+    assert "No new upgrade operations detected" in living.run("alembic", "check")
+    after = living.rows()
+    assert after.keys() - before.keys() >= new.tables
+    assert {table: after[table] for table in before} == before
+    for command in new.afterwards:
+        living.run("app", *command.split())
+    rows = living.rows()
+    assert {table for table in new.tables if rows[table]} >= new.filled
+    living.run("pytest", "-q", *own_tests(living.path, module))
+
+
+def own_tests(service: Path, module: str) -> list[str]:
+    tests = (service / "tests").glob("*/**/test_*.py")
+    relative = (path.relative_to(service) for path in tests)
+    own = [
+        str(path)
+        for path in relative
+        if module in path.parts or path.stem.startswith(f"test_{module}")
+    ]
+    assert own
+    return own
+
+
+@pytest.mark.xdist_group("switching off")
+def test_modules_that_are_switched_off_leave_a_whole_service_and_its_data(
+    start: Start, mypy_cache: Path, workshop: Workshop
+) -> None:
+    living = start(["outbox", "cqrs"])
+    living.fill()
+    before = living.rows()
+    living.switch([])
+    for check in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["lint-imports"]):
+        living.run(*check)
+    with workshop.locked("mypy"):
+        living.run("mypy", "--cache-dir", str(mypy_cache))
+    assert living.rows() == before
+    with pytest.raises(AssertionError, match="Bring its file back from git"):
+        living.run("app", "db", "upgrade")
+    # What docs/updating.md says to do, now and later.
+    rendering.git(living.path, "checkout", "HEAD", "--", "migrations/versions")
+    living.run("app", "db", "upgrade")
+    assert living.rows() == before
+    revision = ("alembic", "revision", "--autogenerate", "--message", "drop both")
+    living.run(*revision, "--head", "outbox@head")
+    living.run("app", "db", "upgrade")
+    assert "No new upgrade operations detected" in living.run("alembic", "check")
+    kept = before.keys() - OUTBOX - READ_SIDE
+    assert living.rows() == {table: before[table] for table in before if table in kept}
+
+
+@pytest.mark.xdist_group("sample domain")
+def test_the_sample_domain_goes_and_its_tables_stay_with_their_data(
+    start: Start, history: Path
+) -> None:
+    living = start([])
+    living.fill()
+    before = living.rows()
+    living.update("sample_domain=false")
+    lean = {"sample_domain": False}
+    fresh = rendering.render(history, living.path.with_name("fresh"), lean)
+    for path in rendering.files(fresh):
+        assert (living.path / path).read_bytes() == (fresh / path).read_bytes(), path
+    listed = rendering.git(living.path, "ls-files", "--cached", "--others", "--exclude-standard")
+    left = {name for name in listed.splitlines() if (living.path / name).is_file()}
+    assert left - {"uv.lock"} == {str(path) for path in rendering.files(fresh)}
+    living.run("app", "db", "upgrade")
+    after = living.rows()
+    assert after.keys() - before.keys() == {"heartbeats", "heartbeat_counts"}
+    assert {table: after[table] for table in before} == before

@@ -1,0 +1,111 @@
+"""The template as its users find it: the released versions behind it, newer ones on top."""
+
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from tests import rendering
+from tests.rendering import ROOT, Answers
+
+VERSIONS: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("versions.yml").read_text())
+WORKING_TREE = "v1000.0.0"
+AHEAD = "v1001.0.0"
+
+# What the version ahead does.
+CHANGED = "app/kafka/errors.py"
+SAID_ANEW = "Said anew by the template."
+ADDED = "SECURITY.md"
+DROPPED = "docs/consumer.md"
+RENAMED = ("app/logs.py", "app/logging.py")
+NEW_QUESTION = """
+licence:
+  type: str
+  help: Which licence?
+  default: MIT
+"""
+
+
+class HistoryMissing(Exception):
+    """This clone is shallow: it lacks the commit of a released version."""
+
+
+def history(destination: Path) -> Path:
+    """A clone of this repository in which the working tree is the newest version."""
+    for version, commit in VERSIONS.items():
+        require(version, commit)
+    rendering.git(destination.parent, "clone", "--quiet", str(ROOT), str(destination))
+    rendering.git(destination, "checkout", "--quiet", "-B", "main")
+    for version, commit in VERSIONS.items():
+        rendering.git(destination, "tag", "--force", f"v{version}", commit)
+    rendering.git(destination, "rm", "-r", "--quiet", ".")
+    rendering.write_working_tree(destination)
+    rendering.git(destination, "add", "--all")
+    rendering.git(destination, "commit", "--quiet", "--allow-empty", "--message", "Working tree")
+    rendering.git(destination, "tag", WORKING_TREE)
+    return destination
+
+
+def require(version: str, commit: str, clone: Path = ROOT) -> None:
+    try:
+        rendering.git(clone, "cat-file", "-e", f"{commit}^{{commit}}")
+    except subprocess.CalledProcessError:
+        raise HistoryMissing(
+            f"the commit of version {version}, {commit}, is not in this clone;"
+            " fetch the history with `git fetch --unshallow`"
+        ) from None
+
+
+def ahead(history: Path, destination: Path) -> Path:
+    """One more version, which changes, adds, drops, renames and asks what is said above."""
+    rendering.git(history.parent, "clone", "--quiet", str(history), str(destination))
+    template = destination / "template"
+    changed = template / CHANGED
+    changed.write_text(re.sub(r"\A.*", f'"""{SAID_ANEW}"""', changed.read_text()))
+    (template / ADDED).write_text("Report to the template's people.\n")
+    (template / DROPPED).unlink()
+    old, new = RENAMED
+    (template / old).rename(template / new)
+    asked = destination / "copier.yml"
+    asked.write_text(asked.read_text() + NEW_QUESTION)
+    (template / "LICENCE.jinja").write_text("{{ licence }}\n")
+    rendering.commit(destination, "Ahead", AHEAD)
+    return destination
+
+
+def known(version: str, answers: Answers) -> Answers:
+    """Those of the answers that the version asked for."""
+    require(version, VERSIONS[version])
+    asked = yaml.safe_load(rendering.git(ROOT, "show", f"{VERSIONS[version]}:copier.yml"))
+    return {name: answer for name, answer in answers.items() if name in asked}
+
+
+def start(repository: Path, version: str, destination: Path, answers: Answers) -> Path:
+    """A service from a released version, under version control."""
+    rendering.render(repository, destination, known(version, answers), version=f"v{version}")
+    keep(destination)
+    return destination
+
+
+def keep(service: Path) -> None:
+    """Put a new service under version control, as its people do."""
+    rendering.git(service, "init", "--quiet", "--initial-branch", "main")
+    rendering.commit(service, "Start")
+
+
+def update(service: Path, *arguments: str) -> None:
+    result = rendering.copier("update", "--defaults", *arguments, cwd=service)
+    assert result.returncode == 0, result.stderr
+
+
+def differing(service: Path, other: Path) -> list[Path]:
+    """The files that only one of them has, or that are not the same in both."""
+    ours, theirs = set(rendering.files(service)), set(rendering.files(other))
+    changed = {
+        path
+        for path in ours & theirs
+        if (service / path).read_bytes() != (other / path).read_bytes()
+    }
+    return sorted((ours ^ theirs) | changed)

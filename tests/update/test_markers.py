@@ -1,0 +1,79 @@
+"""What Copier leaves of a conflict is caught before it is committed, and before it is merged."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import rendering
+from tests.update import released
+
+pytestmark = pytest.mark.xdist_group("markers")
+
+Check = Callable[[Path], subprocess.CompletedProcess[str]]
+CONFLICTS = [released.ADDED, released.CHANGED]
+
+
+@pytest.fixture(scope="module", params=["github", "gitlab"])
+def service(
+    request: pytest.FixtureRequest, ahead: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A service whose update ended in conflicts that somebody added all the same."""
+    path = tmp_path_factory.mktemp("markers") / "service"
+    service = rendering.render(ahead, path, {"ci": request.param}, version=released.WORKING_TREE)
+    released.keep(service)
+    for name in CONFLICTS:
+        (service / name).write_text("# ours\n")
+    rendering.commit(service, "The team's work")
+    released.update(service)
+    rendering.git(service, "add", "--all")
+    return service
+
+
+def hook(service: Path) -> subprocess.CompletedProcess[str]:
+    return run(
+        service, sys.executable, "-m", "pre_commit", "run", "conflict-markers", "--all-files"
+    )
+
+
+def step_of_ci(service: Path) -> subprocess.CompletedProcess[str]:
+    gitlab = service / ".gitlab-ci.yml"
+    if gitlab.exists():
+        (step, *_) = yaml.safe_load(gitlab.read_text())["checks"]["script"]
+    else:
+        workflow = service / ".github" / "workflows" / "ci.yml"
+        steps = yaml.safe_load(workflow.read_text())["jobs"]["checks"]["steps"]
+        (step,) = (step["run"] for step in steps if "conflict" in step.get("name", ""))
+    return run(service, "bash", "-e", "-c", step)
+
+
+def run(service: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**rendering.GIT_ENVIRONMENT, "PRE_COMMIT_HOME": str(service.parent / "hooks")}
+    return subprocess.run(
+        command, cwd=service, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("check", [hook, step_of_ci])
+def test_markers_are_caught_and_named(service: Path, check: Check) -> None:
+    result = check(service)
+    assert result.returncode == 1, result.stderr
+    for name in CONFLICTS:
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize("check", [hook, step_of_ci])
+def test_a_service_without_conflicts_passes(service: Path, check: Check, tmp_path: Path) -> None:
+    rendering.git(tmp_path, "clone", "--quiet", str(service), "clean")
+    result = check(tmp_path / "clean")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_hook_stops_the_commit(service: Path) -> None:
+    assert run(service, sys.executable, "-m", "pre_commit", "install").returncode == 0
+    result = run(service, "git", "commit", "--message", "Too early")
+    assert result.returncode == 1
+    assert "no conflict markers" in result.stdout + result.stderr
