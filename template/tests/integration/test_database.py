@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -73,4 +74,7 @@ async def test_each_module_is_a_branch_of_its_own(empty_database_url: str) -> No
     async with engine.connect() as connection:
         heads = await connection.scalars(text("SELECT version_num FROM alembic_version"))
     await engine.dispose()
-    assert any(head.startswith("core_") for head in heads)
+    script = ScriptDirectory.from_config(configuration())
+    branches = [sorted(script.get_revision(head).branch_labels) for head in heads]
+    assert all(len(labels) == 1 for labels in branches), branches
+    assert ["core"] in branches
