@@ -145,11 +145,15 @@ def test_an_example_domain_that_was_removed_by_hand_does_not_come_back(
     for name in SAMPLE:
         (service / name).unlink()
     wiring = service / "app" / "wiring.py"
+    plugged_in = WIRED.findall(wiring.read_text())
+    assert plugged_in
     wiring.write_text(WIRED.sub("", wiring.read_text()))
     rendering.commit(service, "Our own domain instead")
     released.update(service)
     assert [name for name in SAMPLE if (service / name).exists()] == []
-    assert WIRED.findall(as_the_team_had_it(wiring.read_text())) == []
+    # What is new about it may come, since Copier cannot know that the team has no use for it.
+    wired = WIRED.findall(as_the_team_had_it(wiring.read_text()))
+    assert [line for line in wired if line in plugged_in] == []
     added = rendering.git(service, "ls-files", "--others", "--exclude-standard").splitlines()
     assert added, "the newer version adds something"
     removed = {name.removesuffix(".py").replace("/", ".") for name in SAMPLE}
