@@ -26,7 +26,7 @@ from drills.conftest import MakeBench
 from drills.service import Process
 
 KEYS, WRITERS = 40, 6
-KILLS, BATCH, TASKS = 9, 20, 2
+KILLS, CUTS, BATCH, TASKS = 9, 6, 20, 2
 DRAIN_SECONDS = 5
 AGGREGATES = "CREATE TABLE aggregates (id uuid PRIMARY KEY, version int NOT NULL)"
 TOUCH = text(
@@ -228,17 +228,19 @@ async def test_connections_cut_while_sends_are_in_flight(bench_of: MakeBench) ->
         writers.bench.worker()
         relays = [writers.bench.relay(f"relay-{n}") for n in range(2)]
         await asyncio.gather(*(running.is_ready() for running in relays))
-        cut = 0
+        cut = looked = 0
         async with writers.writing():
-            for _ in range(12):
-                await asyncio.sleep(0.3)
+            # A relay's transactions last a few milliseconds, so many a look finds none of them.
+            while cut < CUTS and looked < 2_000:
+                looked += 1
                 rows = await writers.bench.query(
                     f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity {OTHER_BACKENDS}"
                     " AND query LIKE '%outbox%' AND query NOT LIKE '%INSERT INTO outbox%'"
                     " AND query NOT LIKE '%aggregates%' AND state <> 'idle'"
                 )
                 cut += len(rows)
-        assert cut > 0
+                await asyncio.sleep(0.25 if rows else 0.005)
+        assert cut >= CUTS, f"only {cut} transactions of relays were met"
         assert all(running.running for running in relays)
         await writers.settled()
         await writers.check()
