@@ -84,6 +84,9 @@ def add_versions(template: Path, changed: Path) -> None:
     commit(template, "v1000.0.0")
     changed.write_text(f"{changed.read_text()}\nOne line more.\n")
     commit(template, "v1001.0.0")
+    # One pack, as in a clone from elsewhere: Copier clones the template at every copy, three times
+    # at an update, and thousands of single objects would be copied one by one.
+    git(template, "gc", "--quiet")
 
 
 def commit(repository: Path, tag: str) -> None:
