@@ -239,6 +239,11 @@ SIDES: list[tuple[str, int, Measure]] = [
     ("group commit, 8 lanes", 10_000, service(subscription(one_row, concurrency=8))),
     ("batch handler", 60_000, BATCH),
     (
+        "batch handler, 2 lanes",
+        60_000,
+        service(subscription(many_rows, batch=True, concurrency=2)),
+    ),
+    (
         "batch handler, batches of 500",
         60_000,
         service(subscription(many_rows, batch=True, batch_size=500)),
@@ -278,6 +283,7 @@ COMPARISONS = [
     Comparison("the best lanes, beside one transaction per message", LANES, ONE, ">= 5.5"),
     Comparison("batch handler, beside one transaction per message", BULK, ONE, ">= 50"),
     Comparison("batch handler, beside the floor", BULK, FLOORS, ">= 0.5"),
+    Comparison("batch handler, 2 lanes, beside the floor", "batch handler, 2 lanes", FLOORS),
     Comparison("batches of 500, beside the floor", "batch handler, batches of 500", FLOORS),
     Comparison("group commit, beside FastStream", "group commit", SIDES[1][0]),
     Comparison("the best lanes, beside FastStream", LANES, SIDES[1][0]),
