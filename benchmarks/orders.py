@@ -89,7 +89,7 @@ def bare() -> object:
     from sqlalchemy import JSON, Numeric
     from sqlalchemy.orm import Mapped, mapped_column
 
-    from app.schemas import OrderCreate
+    from app.routers.orders import OrderCreate
 
     class BareOrder(Base):
         __tablename__ = "bare_orders"
