@@ -26,7 +26,7 @@ of a figure. Topics have three partitions and one replica, and Kafka leaves flus
 as it does by default.
 
 ```
-nox -s bench                                    # everything: a quarter of an hour on a quiet machine
+nox -s bench                                    # everything; ten minutes with --scale 0.35
 nox -s bench -- --area consume --rounds 5 --scale 0.5
 nox -s bench -- --quick                         # does it all work: figures mean nothing
 ```

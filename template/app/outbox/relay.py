@@ -1,4 +1,4 @@
-"""What of a batch may go out together, and what becomes of each row after its send. Pure."""
+"""The relay: what of a batch may go out together, what becomes of each row, and who sends it when."""
 
 import asyncio
 import random
