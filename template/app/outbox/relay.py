@@ -1,4 +1,4 @@
-"""The relay: what of a batch may go out together, what becomes of each row, and who sends it when."""
+"""The relay: what of a batch goes out together, what becomes of each row, and who sends it when."""
 
 import asyncio
 import random
