@@ -11,7 +11,7 @@ All sides work on the same rows of 200 and some bytes, one real Kafka and one re
 - *plain send and gather*: no outbox at all, the same messages from memory.
 - *commit to consumer*: from when a commit has returned to when a consumer in the same process has the
   message, at a steady rate; the relay is in the writer's process (where a commit wakes it), or in one
-  of its own (where it polls). faststream-outbox is woken up by NOTIFY.
+  of its own (where NOTIFY does). faststream-outbox is woken up by NOTIFY, too.
 - *backlog*: a relay process and its resident memory, sampled ten times a second, until 10,000 and
   1,000,000 rows are drained (fewer below a scale of one half); measured once.
 """
@@ -49,6 +49,7 @@ from app.outbox.model import HEADER_COLUMNS, OutboxRow, as_message
 from app.outbox.publisher import OutboxPublisher
 from app.outbox.relay import Relay
 from app.outbox.settings import OutboxSettings
+from app.outbox.wakeup import announcing
 from app.unit_of_work import UnitsOfWork
 
 SEND_SECONDS = 60.0
@@ -359,7 +360,10 @@ async def ours_in_process(full: Filled) -> AsyncIterator[Write]:
 
 @asynccontextmanager
 async def ours_apart(full: Filled) -> AsyncIterator[Write]:
-    async with relay_process(full.stage):
+    async with (
+        relay_process(full.stage),
+        announcing(full.stage.database.engine, full.published),
+    ):
         yield lambda number: full.write([number])
 
 

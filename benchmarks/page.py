@@ -52,10 +52,10 @@ their number.""",
     "outbox": """\
 One relay process is limited by its own processor time. To read a row, make a message of it, settle its
 outcome and delete it costs about as much as sending it does. Batches of 256 kB give back a part of that.
-Relays side by side gain little here: one of them, PostgreSQL and Kafka keep both cores busy. Relays in a process of their own find new events by polling (`OUTBOX_POLL_SECONDS`),
-which is most of the time from commit to consumer there; a relay in the writer's process is woken up by
-the commit, and rests up to 50 ms so that more commits share a batch. faststream-outbox is woken up
-across processes by NOTIFY, and is ahead at low rates. Memory does not grow with the backlog.""",
+Relays side by side gain little here: one of them, PostgreSQL and Kafka keep both cores busy. A relay is
+woken up by a commit, also of another process, and then rests for 10 to 50 ms before it looks again, the
+longer the busier it is, so that more commits share a batch: that is most of the time from commit to
+consumer. Memory does not grow with the backlog.""",
     "orders": """\
 A request's price is that of its SQL statements and the web framework's. With the outbox there is one
 insert more in the same transaction and the encoding of the event; without, an acknowledgement of the

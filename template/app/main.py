@@ -57,11 +57,12 @@ async def running(
         )
         runtime = Runtime(
             **vars(resources),
+            roles=roles,
             units=UnitsOfWork(resources.database.sessions, bind),
             subscriptions=wiring.SUBSCRIPTIONS,
         )
-        for role, lifespan in wiring.LIFESPANS:
-            if role in roles:
+        for plugged_into, lifespan in wiring.LIFESPANS:
+            if not plugged_into.isdisjoint(roles):
                 await stack.enter_async_context(lifespan(runtime))
         yield runtime
 

@@ -1,7 +1,7 @@
 """What a running process consists of. `main.py` makes it; lifespans and dependencies receive it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -58,8 +58,9 @@ class Resources:
 
 @dataclass(frozen=True)
 class Runtime(Resources):
-    """The resources, and what is plugged into them."""
+    """The resources, what is plugged into them, and what they are for."""
 
+    roles: Collection[Role]
     units: UnitsOfWork
     subscriptions: Sequence[Subscription]
 

@@ -5,7 +5,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -21,6 +21,7 @@ from app.outbox.model import OrderKey, division_of
 from app.outbox.monitor import Monitor
 from app.outbox.settings import OnPoison, OutboxSettings
 from app.outbox.store import Pending
+from app.outbox.wakeup import listening
 from app.runtime import Runtime
 
 
@@ -124,6 +125,8 @@ _STATEMENT_SECONDS = 10.0
 # How often the buckets are looked through: at most, and while rows keep coming.
 _SHORTEST_SECONDS = 0.01
 _BUSY_SECONDS = 0.05
+# The longer a look takes, the busier is the process or the database: more commits share a batch.
+_REST_PER_LOOK = 5
 _OUTAGE_SECONDS = (0.1, 5.0)
 _MISSING_TOPIC_SECONDS = (1.0, 60.0)
 _BUCKETS_AT_ONCE = 8
@@ -181,11 +184,11 @@ class Relay:
 
     async def _look_out(self) -> None:
         longest = self._settings.outbox_poll_seconds
-        pause, rest = longest, _SHORTEST_SECONDS
-        waits = _Waits()
+        pause, waits = longest, _Waits()
         while True:
             self._published.clear()
             moved, self._moved = self._moved, False
+            started = time.perf_counter()
             try:
                 await self._look()
             except Exception as error:  # it goes on, whatever it was: nothing else finds the rows
@@ -195,9 +198,8 @@ class Relay:
             # While there is a queue of known buckets, new ones can wait a little.
             pause = _BUSY_SECONDS if moved and self._queue.empty() else pause * 2
             pause = min(pause, longest)
-            # Where commits follow each other closely, more of them share a batch.
-            await asyncio.sleep(rest)
-            rest = min(rest * 2, _BUSY_SECONDS) if self._published.is_set() else _SHORTEST_SECONDS
+            rest = _REST_PER_LOOK * (time.perf_counter() - started)
+            await asyncio.sleep(min(max(rest, _SHORTEST_SECONDS), _BUSY_SECONDS))
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):
                     await self._published.wait()
@@ -448,12 +450,13 @@ def _report_parked(row: Pending, reason: str) -> None:
 async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
     """Send what is in the outbox for the length of the block."""
     settings, kafka = load(OutboxSettings), runtime.configuration.kafka
-    engine = runtime.database.engine
+    engine, pooler = runtime.database.engine, runtime.configuration.database.database_pooler
     relay = Relay(
         engine, runtime.producer, settings, kafka.kafka_send_timeout_seconds, runtime.published
     )
     async with (
         Monitor(engine).watching() as monitor,
+        nullcontext() if pooler else listening(engine, runtime.published),
         relay.running(kafka.kafka_drain_timeout_seconds) as tasks,
     ):
 

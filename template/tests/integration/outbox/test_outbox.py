@@ -25,7 +25,7 @@ from app.kafka.producer import FakeProducer, KafkaProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import RetryPolicy, Subscription
 from app.kafka.topics import wanted
-from app.main import create_app
+from app.main import create_app, running
 from app.outbox import store
 from app.outbox.monitor import Monitor
 from app.outbox.store import oldest
@@ -37,6 +37,7 @@ from tests.fixtures.service import database_settings, settings_for
 from tests.integration.outbox.conftest import (
     MAX_BYTES,
     MOVED,
+    TOPICS,
     Moved,
     Sold,
     World,
@@ -192,21 +193,39 @@ async def test_sent_events_are_counted_by_topic(world: World) -> None:
         await eventually(lambda: asyncio.sleep(0, count() == before + 7))
 
 
-@asynccontextmanager
-async def serving(database_url: str, producer: FakeProducer) -> AsyncIterator[AsyncClient]:
-    """A process with the role of the relay."""
-    configuration = Configuration(
+def configuration(database_url: str) -> Configuration:
+    return Configuration(
         Settings(service_name="shop", _env_file=None),
         settings_for("127.0.0.1:9", "shop"),  # nobody talks to it: the producer is a fake
         database_settings(database_url),
     )
-    app = create_app({Role.RELAY}, configuration, producer)
+
+
+@asynccontextmanager
+async def serving(database_url: str, producer: FakeProducer) -> AsyncIterator[AsyncClient]:
+    """A process with the role of the relay."""
+    app = create_app({Role.RELAY}, configuration(database_url), producer)
     transport = ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         AsyncClient(transport=transport, base_url="http://relay") as http,
     ):
         yield http
+
+
+async def test_a_commit_in_the_api_wakes_up_the_relay_of_another_process(
+    world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_POLL_SECONDS", "60")
+    producer = FakeProducer(TOPICS)
+    async with (
+        running({Role.RELAY}, configuration(migrated_database_url), producer),
+        running({Role.API}, configuration(migrated_database_url), producer) as api,
+    ):
+        await asyncio.sleep(0.5)
+        world.published = api.published
+        await world.write(*moved(1))
+        await world.is_empty()
 
 
 async def has_said(http: AsyncClient, words: str) -> None:

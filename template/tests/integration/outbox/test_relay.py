@@ -13,9 +13,10 @@ from app.database import is_unavailable
 from app.kafka.codec import Message
 from app.kafka.errors import BrokerUnavailable, MessageRejected
 from app.kafka.producer import FakeProducer, Outcome
-from app.outbox import relay, store
+from app.outbox import relay, store, wakeup
 from app.outbox.model import bucket_of
 from app.outbox.store import Filter
+from app.outbox.wakeup import announcing, listening
 from tests.eventually import eventually
 from tests.integration.outbox.conftest import (
     MOVED,
@@ -98,6 +99,45 @@ async def test_rows_of_other_processes_are_found_by_polling(world: World) -> Non
         world.published = asyncio.Event()  # the writer's is not the relay's
         await world.write(*moved(3))
         await world.is_empty()
+
+
+async def test_a_commit_is_sent_at_once_when_its_process_has_no_relay(world: World) -> None:
+    world.settings = outbox_settings(outbox_poll_seconds=30)
+    engine, relays, writers = world.database.engine, world.published, asyncio.Event()
+    async with world.relaying(), listening(engine, relays), announcing(engine, writers):
+        await asyncio.sleep(0.2)
+        world.published = writers
+        for _ in range(2):  # the second also when the first was the last word for long
+            started = time.monotonic()
+            await world.write(*moved(1))
+            await world.is_empty()
+            assert time.monotonic() - started < 5
+
+
+async def test_relays_are_woken_up_again_after_the_connections_were_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakeup, "_ASK_SECONDS", 0.1)
+    engine, relays, writers = world.database.engine, asyncio.Event(), asyncio.Event()
+
+    async def heard() -> bool:
+        writers.set()
+        await asyncio.sleep(0.1)
+        return relays.is_set()
+
+    async with listening(engine, relays), announcing(engine, writers):
+        await eventually(heard)
+        async with engine.begin() as connection:
+            cut = await connection.scalar(
+                text(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        assert (cut or 0) >= 2
+        await asyncio.sleep(0.2)
+        relays.clear()
+        await eventually(heard)
 
 
 async def test_while_the_broker_is_away_nothing_is_lost_and_no_attempt_is_counted(
