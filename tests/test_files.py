@@ -1,5 +1,6 @@
 """The files that other tools read are what those tools take."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -91,3 +92,15 @@ def test_everything_the_image_is_built_from_is_sent_to_the_builder() -> None:
     ignored = (ROOT / "template" / ".dockerignore").read_text().splitlines()
     sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     assert sent >= {"app", "migrations", "pyproject.toml", "uv.lock", "README.md"}
+
+
+def test_no_dependency_of_a_route_runs_in_a_thread() -> None:
+    asked_for, plain = set(), set()
+    for path in sorted(ROOT.glob("template/app/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Depends":
+                asked_for.add(ast.unparse(node.args[0]))
+            if isinstance(node, ast.FunctionDef):
+                plain.add(node.name)
+    assert len(asked_for) > 10
+    assert asked_for & plain == set(), "FastAPI runs what is not `async def` in a thread"

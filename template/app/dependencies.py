@@ -1,4 +1,8 @@
-"""What routes of any kind ask for, by type. What only some ask for lies with those routes."""
+"""What routes of any kind ask for, by type. What only some ask for lies with those routes.
+
+Each is `async def`, whether it waits or not: FastAPI runs plain functions in a thread, and going there
+and back takes longer than what they do.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -26,7 +30,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-def get_runtime(request: Request) -> Runtime:
+async def get_runtime(request: Request) -> Runtime:
     runtime: Runtime = request.app.state.runtime
     return runtime
 
@@ -53,7 +57,7 @@ async def get_session(runtime: RuntimeDep) -> AsyncIterator[AsyncSession]:
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
-def get_idempotency(uow: UnitOfWorkDep) -> Idempotency:
+async def get_idempotency(uow: UnitOfWorkDep) -> Idempotency:
     return Idempotency(IdempotencyRepository(uow.session))
 
 

@@ -52,11 +52,11 @@ _MAX_VERSION = 2**31 - 1
 _MOST_DAYS = 366
 
 
-def get_order_views(runtime: RuntimeDep) -> OrderViewQueries:
+async def get_order_views(runtime: RuntimeDep) -> OrderViewQueries:
     return OrderViewQueries(runtime.database.sessions)
 
 
-def get_sales(runtime: RuntimeDep) -> SalesQueries:
+async def get_sales(runtime: RuntimeDep) -> SalesQueries:
     return SalesQueries(runtime.database.sessions)
 
 

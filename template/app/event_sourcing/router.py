@@ -22,7 +22,7 @@ _MAX_VERSION = 2**31 - 1
 OrderStore = EventStore[OrderEvent, Order]
 
 
-def get_order_store(session: SessionDep) -> OrderStore:
+async def get_order_store(session: SessionDep) -> OrderStore:
     return EventStore(session, ORDERS)
 
 

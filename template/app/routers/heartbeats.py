@@ -32,11 +32,11 @@ class HeartbeatCountResponse(ResponseModel):
     heartbeats: int
 
 
-def get_heartbeat_service(uow: UnitOfWorkDep) -> HeartbeatService:
+async def get_heartbeat_service(uow: UnitOfWorkDep) -> HeartbeatService:
     return HeartbeatService(HeartbeatRepository(uow.session), uow.events)
 
 
-def get_heartbeat_counts(session: SessionDep) -> HeartbeatCountRepository:
+async def get_heartbeat_counts(session: SessionDep) -> HeartbeatCountRepository:
     return HeartbeatCountRepository(session)
 
 

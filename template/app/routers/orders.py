@@ -102,7 +102,7 @@ class OrderAccess:
     read_settings: OrderReadSettings
 
 
-def get_order_access(request: Request) -> OrderAccess:
+async def get_order_access(request: Request) -> OrderAccess:
     access: OrderAccess = request.app.state.orders
     return access
 
@@ -110,15 +110,15 @@ def get_order_access(request: Request) -> OrderAccess:
 OrderAccessDep = Annotated[OrderAccess, Depends(get_order_access)]
 
 
-def get_order_service(uow: UnitOfWorkDep, orders: OrderAccessDep) -> OrderService:
+async def get_order_service(uow: UnitOfWorkDep, orders: OrderAccessDep) -> OrderService:
     return OrderService(orders.repository(uow), UserRepository(uow.session), uow.events)
 
 
-def get_order_reads(runtime: RuntimeDep, orders: OrderAccessDep) -> OrderReads:
+async def get_order_reads(runtime: RuntimeDep, orders: OrderAccessDep) -> OrderReads:
     return OrderReads(orders.queries(runtime.database.sessions), orders.read_settings)
 
 
-def get_inventory_levels(session: SessionDep) -> InventoryRepository:
+async def get_inventory_levels(session: SessionDep) -> InventoryRepository:
     return InventoryRepository(session)
 
 
@@ -134,7 +134,20 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def get_expected_versions(
+def versions_in(if_match: str | None) -> frozenset[int] | None:
+    """The versions that If-Match allows, None for any. What is no ETag of ours matches nothing.
+
+    Raises PreconditionRequired where there is none.
+    """
+    if if_match is None:
+        raise PreconditionRequired("send the order's ETag in If-Match")
+    if if_match.strip() == "*":
+        return None
+    tags = (tag.strip() for tag in if_match.split(","))
+    return frozenset(int(match[1]) for tag in tags if (match := _STRONG_ETAG.fullmatch(tag)))
+
+
+async def get_expected_versions(
     if_match: Annotated[
         str | None,
         Header(
@@ -142,13 +155,7 @@ def get_expected_versions(
         ),
     ] = None,
 ) -> frozenset[int] | None:
-    """The versions that If-Match allows, None for any. What is no ETag of ours matches nothing."""
-    if if_match is None:
-        raise PreconditionRequired("send the order's ETag in If-Match")
-    if if_match.strip() == "*":
-        return None
-    tags = (tag.strip() for tag in if_match.split(","))
-    return frozenset(int(match[1]) for tag in tags if (match := _STRONG_ETAG.fullmatch(tag)))
+    return versions_in(if_match)
 
 
 ExpectedVersions = Annotated[frozenset[int] | None, Depends(get_expected_versions)]

@@ -70,15 +70,15 @@ class PostResponse(ResponseModel):
     body: str
 
 
-def get_user_service(uow: UnitOfWorkDep) -> UserService:
+async def get_user_service(uow: UnitOfWorkDep) -> UserService:
     return UserService(UserRepository(uow.session), uow.events)
 
 
-def get_post_service(uow: UnitOfWorkDep) -> PostService:
+async def get_post_service(uow: UnitOfWorkDep) -> PostService:
     return PostService(PostRepository(uow.session), UserRepository(uow.session), uow.events)
 
 
-def get_users(session: SessionDep) -> UserRepository:
+async def get_users(session: SessionDep) -> UserRepository:
     return UserRepository(session)
 
 
