@@ -6,11 +6,11 @@ The ids travel from request to event to handler to the next event, in headers an
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -59,6 +59,32 @@ def bound(trace: Trace) -> Iterator[Trace]:
             yield trace
     finally:
         _current.reset(token)
+
+
+_batch: ContextVar[Callable[[UUID], Trace | None] | None] = ContextVar("batch", default=None)
+
+
+@contextmanager
+def bound_batch(trace_of: Callable[[UUID], Trace | None]) -> Iterator[None]:
+    """Do the block's work on several events, each with the trace that `trace_of` tells by its id."""
+    token = _batch.set(trace_of)
+    try:
+        with bound(Trace(str(uuid4()), None, child_of(None))):
+            yield
+    finally:
+        _batch.reset(token)
+
+
+@contextmanager
+def because_of(event_id: UUID) -> Iterator[Trace]:
+    """Do the block's work as part of the story of one event of the batch that is handled.
+
+    What a batch handler publishes outside of it has a correlation id of the batch's own.
+    """
+    trace_of = _batch.get()
+    trace = None if trace_of is None else trace_of(event_id)
+    with bound(trace or replace(current(), causation_id=str(event_id))) as trace:
+        yield trace
 
 
 def trace_from(

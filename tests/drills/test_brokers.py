@@ -64,7 +64,12 @@ async def test_restart_of_the_only_broker_is_survived(
     async with bench.feeding(rate=100):
         await progress(bench)
         await asyncio.to_thread(kafka.stop, 1)
-        await eventually(worker.readiness, lambda answer: answer[0] == 503)
+        _, said = await eventually(
+            worker.readiness,
+            lambda answer: answer[1]["checks"]["consumer every-way"] != "ok",
+            seconds=45,
+        )
+        assert "Kafka" in said["checks"]["consumer every-way"], said
         late = bench.worker("late")
         await eventually(late.liveness, lambda answer: answer[0] == 200)
         assert (await late.readiness())[0] == 503

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,17 +12,20 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY as METRICS
 from structlog.testing import capture_logs
 
 from app.kafka import consumer as consumer_module
+from app.kafka import metrics
 from app.kafka.consumer import Consumer, check_inbox_retention
 from app.kafka.event import EventRegistry, EventType
-from app.kafka.metrics import ConsumerStatus, Draining
+from app.kafka.metrics import ConsumerStatus, Draining, LagMeter, Waiting
 from app.kafka.processing import Progress, split
 from app.kafka.producer import FakeProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription, describe
 from app.unit_of_work import UnitOfWork, UnitsOfWork
+from tests.eventually import eventually
 from tests.unit.samples import REGISTRY, TOPIC, MeterNamed, MeterRead, meter_read, record
 
 
@@ -451,3 +454,48 @@ async def test_nothing_begins_while_the_consumer_drains() -> None:
         status.check_draining()
     with pytest.raises(Draining):
         await status.wait(0)
+
+
+class Ends:
+    """As much of a client as the lag meter asks, of a broker that may be away."""
+
+    away = False
+
+    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        if self.away:
+            await asyncio.sleep(60)
+        return dict.fromkeys(partitions, 10)
+
+
+async def test_a_consumer_that_has_nothing_to_do_notices_that_the_broker_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "LAG_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(metrics, "ANSWER_SECONDS", 0.05)
+    status, client, tp = ConsumerStatus("idle"), Ends(), TopicPartition("t", 0)
+    meter = LagMeter(status, KafkaSettings(kafka_bootstrap_servers="127.0.0.1:9", _env_file=None))
+    meter.assigned([tp])
+    meter.handled({tp: 7})
+
+    def paused() -> float | None:
+        labels = {"consumer": "idle", "reason": "infrastructure"}
+        return METRICS.get_sample_value("kafka_consumer_paused", labels)
+
+    async with meter.measuring(client):
+        client.away = True
+        reason = await eventually(lambda: asyncio.sleep(0, status.trouble))
+        assert reason is not None
+        assert "Kafka does not answer: 127.0.0.1:9" in reason
+        assert paused() == 1
+        client.away = False
+        await eventually(lambda: asyncio.sleep(0, status.trouble is None))
+        assert paused() == 0
+
+
+def test_a_broker_that_answers_does_not_end_the_wait_for_the_database() -> None:
+    status = ConsumerStatus("billing")
+    status.blocked("the database is away")
+    status.blocked("Kafka does not answer", Waiting.BROKER)
+    status.unblocked(Waiting.BROKER)
+
+    assert status.trouble == "the database is away"

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
+from structlog.testing import capture_logs
 
+from app import tracing
 from app.database import DatabaseUnavailable
 from app.kafka import codec as names
 from app.kafka.codec import header
@@ -17,6 +19,7 @@ from app.kafka.processing import Processor, Progress
 from app.kafka.producer import FakeProducer
 from app.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscription
 from app.kafka.topics import origins
+from app.tracing import Trace
 from app.unit_of_work import UnitOfWork
 from tests.unit.samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, record
 
@@ -354,3 +357,81 @@ async def test_undecodable_messages_open_the_breaker_too() -> None:
     assert world.status.overload is not None
     assert len(world.dead) == 5
     assert progress.complete
+
+
+STORY: tuple[tuple[str, bytes | None], ...] = (
+    (names.CORRELATION_ID, b"story-1"),
+    (names.CE_ID, b"7"),
+)
+
+
+async def test_a_dead_letter_is_logged_with_its_story_and_where_its_handler_failed() -> None:
+    world = World(failing_for(lambda event: True, ValueError("thirteen")))
+    with capture_logs() as logs:
+        await world.process(record(body(meter_read()), headers=STORY))
+
+    attempts = [line for line in logs if line["event"] == "handling failed"]
+    (given_up,) = [line for line in logs if line["event"] == "message dead-lettered"]
+    assert len(attempts) == 3
+    for line in [*attempts, given_up]:
+        assert line["correlation_id"] == "story-1"
+        assert line["event_id"] == "7"
+    assert not any("exc_info" in line for line in attempts)
+    assert str(given_up["exc_info"]) == "thirteen"
+
+
+async def test_a_permanent_error_is_logged_once_and_without_a_traceback() -> None:
+    world = World(failing_for(lambda event: True, PermanentError("never")))
+    with capture_logs() as logs:
+        await world.process(record(body(meter_read())), record(b"no event", offset=1))
+
+    warnings = [line for line in logs if line["log_level"] in {"warning", "error"}]
+    assert [line["event"] for line in warnings] == ["message dead-lettered"] * 2
+    assert not any("exc_info" in line for line in warnings)
+
+
+class Stories:
+    """A batch handler that notes under which trace it works, for the batch and for each event."""
+
+    def __init__(self) -> None:
+        self.batch: list[Trace] = []
+        self.events: list[Trace] = []
+
+    async def __call__(self, events: Sequence[MeterRead], _uow: UnitOfWork) -> None:
+        self.batch.append(tracing.current())
+        for event in events:
+            with tracing.because_of(event.event_id):
+                self.events.append(tracing.current())
+
+
+def told(number: int) -> ConsumerRecord:
+    event = meter_read("m-1", number)
+    story = (names.CORRELATION_ID, b"story-%d" % number)
+    return record(body(event), offset=number, headers=[story])
+
+
+async def test_a_batch_handler_works_for_each_event_in_its_story() -> None:
+    stories = Stories()
+    batch = [told(number) for number in range(3)]
+    await World(stories, batch=True).process(*batch)
+
+    assert [trace.correlation_id for trace in stories.events] == ["story-0", "story-1", "story-2"]
+    ids = [json.loads(r.value or b"")["event_id"] for r in batch]
+    assert [trace.causation_id for trace in stories.events] == ids
+    (whole,) = stories.batch
+    assert whole.causation_id is None
+    assert not whole.correlation_id.startswith("story")
+
+
+async def test_a_batch_of_one_is_that_events_story() -> None:
+    stories = Stories()
+    await World(stories, batch=True).process(told(5))
+
+    assert [trace.correlation_id for trace in stories.batch] == ["story-5"]
+
+
+async def test_outside_of_a_batch_an_event_causes_what_is_done_because_of_it() -> None:
+    event = meter_read()
+    with tracing.bound(Trace("story")), tracing.because_of(event.event_id) as trace:
+        assert trace.correlation_id == "story"
+        assert trace.causation_id == str(event.event_id)

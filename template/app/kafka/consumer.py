@@ -62,7 +62,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         self._processor = Processor(
             subscription, registry, self._origins, units, producer, self.status
         )
-        self._lag = LagMeter(subscription.name)
+        self._lag = LagMeter(self.status, settings)
         self._stopping = asyncio.Event()
         self._held: Batch = {}
         self._working: asyncio.Task[None] | None = None

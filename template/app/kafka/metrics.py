@@ -4,11 +4,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from enum import Enum
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from prometheus_client import Counter, Gauge, Histogram
+
+from app.kafka.settings import KafkaSettings, reason_for
+
+log = structlog.get_logger(__name__)
+
+# How often the lag is measured, and after how long without an answer the broker counts as away.
+LAG_INTERVAL_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
 
 messages_sent = Counter("kafka_messages_sent_total", "Messages acknowledged by Kafka", ["topic"])
 send_failures = Counter(
@@ -67,11 +76,15 @@ paused = Gauge(
 )
 
 
-log = structlog.get_logger(__name__)
-
-
 class Draining(Exception):
     """The consumer is losing its partitions or stopping: what has not begun is left undone."""
+
+
+class Waiting(Enum):
+    """What a consumer that takes nothing waits for."""
+
+    WORK = "its database, or for Kafka to take what it sends"
+    BROKER = "an answer of Kafka"
 
 
 class ConsumerStatus:
@@ -81,7 +94,7 @@ class ConsumerStatus:
         self.consumer = consumer
         self.draining = asyncio.Event()
         self.assigned = False
-        self.trouble: str | None = None
+        self._troubles: dict[Waiting, str] = {}
         self.overload: str | None = None
         self._last_progress = time.monotonic()
 
@@ -110,30 +123,38 @@ class ConsumerStatus:
             raise Draining
         self.check_draining()
 
-    def blocked(self, reason: str) -> None:
+    @property
+    def trouble(self) -> str | None:
+        """Why the consumer takes nothing; None while it does."""
+        return next(iter(self._troubles.values()), None)
+
+    def blocked(self, reason: str, where: Waiting = Waiting.WORK) -> None:
         """The consumer takes nothing, because of `reason`, until `unblocked`."""
-        if self.trouble is None:
+        if where not in self._troubles:
             log.warning("consumer waits", consumer=self.consumer, reason=reason)
-        self.trouble = reason
+        self._troubles[where] = reason
         paused.labels(self.consumer, "infrastructure").set(1)
         self.progressed()
 
-    def unblocked(self) -> None:
-        if self.trouble is not None:
-            log.info("consumer goes on", consumer=self.consumer, after=self.trouble)
-        self.trouble = None
-        paused.labels(self.consumer, "infrastructure").set(0)
+    def unblocked(self, where: Waiting = Waiting.WORK) -> None:
+        after = self._troubles.pop(where, None)
+        if after is not None:
+            log.info("consumer goes on", consumer=self.consumer, after=after)
+        if not self._troubles:
+            paused.labels(self.consumer, "infrastructure").set(0)
         self.progressed()
 
 
-LAG_INTERVAL_SECONDS = 5.0
-
-
 class LagMeter:
-    """Compares the ends of the assigned partitions with what was handled, every few seconds."""
+    """Compares the ends of the assigned partitions with what was handled, every few seconds.
 
-    def __init__(self, consumer: str) -> None:
-        self._consumer = consumer
+    It is also how a consumer learns that the broker is away: fetching just returns nothing then.
+    """
+
+    def __init__(self, status: ConsumerStatus, settings: KafkaSettings) -> None:
+        self._consumer = status.consumer
+        self._status = status
+        self._settings = settings
         self._handled: dict[TopicPartition, int | None] = {}
         self._measured: set[TopicPartition] = set()
 
@@ -157,14 +178,20 @@ class LagMeter:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            self._status.unblocked(Waiting.BROKER)
             self.revoked()
 
     async def _measure(self, client: AIOKafkaConsumer) -> None:
         while True:
             try:
-                await self._measure_once(client)
-            except KafkaError as error:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await self._measure_once(client)
+            except (KafkaError, TimeoutError) as error:
                 log.debug("lag not measured", consumer=self._consumer, error=repr(error))
+                reason = await reason_for(KafkaConnectionError(), self._settings)
+                self._status.blocked(f"Kafka does not answer: {reason}", Waiting.BROKER)
+            else:
+                self._status.unblocked(Waiting.BROKER)
             await asyncio.sleep(LAG_INTERVAL_SECONDS)
 
     async def _measure_once(self, client: AIOKafkaConsumer) -> None:

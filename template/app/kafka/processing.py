@@ -8,6 +8,7 @@ topic.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -21,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from app import tracing
 from app.database import is_unavailable
 from app.kafka import metrics
-from app.kafka.codec import CORRELATION_ID, Message, decode, header, trace_of
+from app.kafka.codec import CE_ID, CORRELATION_ID, Message, decode, header, trace_of
 from app.kafka.errors import BrokerUnavailable, PermanentError, SendError, UndecodableMessage
 from app.kafka.event import BaseEvent, EventRegistry
 from app.kafka.inbox import claim
@@ -39,6 +40,12 @@ from app.kafka.retry import (
 from app.kafka.subscription import Subscription, describe
 from app.kafka.topics import is_replay_topic
 from app.unit_of_work import UnitOfWork, UnitsOfWork
+
+log = structlog.get_logger(__name__)
+
+INFRASTRUCTURE_WAIT_SECONDS = (0.1, 5.0)
+# Up to so many events a transaction get a log line each; more would cost more than the work.
+STORY_LENGTH = 10
 
 
 class Progress:
@@ -106,13 +113,6 @@ def split(records: Sequence[ConsumerRecord], lanes: int) -> list[list[ConsumerRe
         lane = index if record.key is None else crc32(record.key)
         shared[lane % lanes].append(record)
     return [lane for lane in shared if lane]
-
-
-log = structlog.get_logger(__name__)
-
-INFRASTRUCTURE_WAIT_SECONDS = (0.1, 5.0)
-# Up to so many events a transaction get a log line each; more would cost more than the work.
-STORY_LENGTH = 10
 
 
 class InboxUnavailable(Exception):
@@ -243,15 +243,19 @@ class Processor:
             for delivery in deliveries:
                 await self._handle_one(delivery, uow)
             return
-        for model, run in groupby((d.event for d in deliveries), key=type):
-            events = list(run)
-            with metrics.handler_time.labels(self._name, events[0].event_type).time():
+        for model, run in groupby(deliveries, key=lambda delivery: type(delivery.event)):
+            part = list(run)
+            events = [delivery.event for delivery in part]
+            with (
+                _stories_of(part),
+                metrics.handler_time.labels(self._name, events[0].event_type).time(),
+            ):
                 await self._subscription.handlers[model](events, uow)
 
     async def _handle_one(self, delivery: Delivery, uow: UnitOfWork) -> None:
         event = delivery.event
         with (
-            tracing.bound(trace_of(delivery.record.headers, event.event_id)),
+            _stories_of([delivery]),
             metrics.handler_time.labels(self._name, event.event_type).time(),
         ):
             await self._subscription.handler(event)(event, uow)
@@ -327,12 +331,12 @@ class Processor:
             message = delayed(record, self._subscription, origin, delay, attempts, error)
             await self._forward(message)
             metrics.messages_retried.labels(self._name, origin, "delay_topic").inc()
-            log.warning("message delayed", to=message.topic, **self._about(error, record))
+            log.warning("message delayed", to=message.topic, **self._at_last(error, record))
             return
         message = dead_letter(record, self._subscription, origin, attempts, error)
         await self._forward(message)
         metrics.messages_dead_lettered.labels(self._name, origin, type(error).__name__).inc()
-        log.error("message dead-lettered", to=message.topic, **self._about(error, record))
+        log.error("message dead-lettered", to=message.topic, **self._at_last(error, record))
 
     async def _forward(self, message: Message) -> None:
         # Until Kafka confirms it, the message is nowhere but on its own partition: keep at it,
@@ -398,7 +402,8 @@ class Processor:
 
     def _failed(self, record: ConsumerRecord, error: Exception, kind: str) -> None:
         metrics.messages_failed.labels(self._name, record.topic, kind).inc()
-        log.warning("handling failed", kind=kind, **self._about(error, record))
+        if kind == "transient":  # a permanent error is told when the message is given up
+            log.warning("handling failed", **self._about(error, record))
 
     def _count(self, deliveries: Sequence[Delivery], fresh: Sequence[Delivery]) -> None:
         for topic, group in groupby(d.record.topic for d in deliveries):
@@ -416,16 +421,16 @@ class Processor:
             log.info("events applied", consumer=self._name, events=len(applied))
             return
         for delivery in applied:
-            log.info(
-                "event applied",
-                event_id=str(delivery.event.event_id),
-                correlation_id=header(delivery.record.headers, CORRELATION_ID),
-                **self._place(delivery.record),
-            )
+            log.info("event applied", **self._place(delivery.record))
 
     def _about(self, error: Exception, record: ConsumerRecord | None = None) -> dict[str, object]:
         place = {} if record is None else self._place(record)
         return {"consumer": self._name, **place, **describe(error)}
+
+    def _at_last(self, error: Exception, record: ConsumerRecord) -> dict[str, object]:
+        # Where it was raised, once a message; a permanent error says why by itself.
+        raised = {} if self._is_permanent(error) else {"exc_info": error}
+        return {**self._about(error, record), **raised}
 
     def _place(self, record: ConsumerRecord) -> dict[str, object]:
         return {
@@ -433,7 +438,18 @@ class Processor:
             "topic": record.topic,
             "partition": record.partition,
             "offset": record.offset,
+            "event_id": header(record.headers, CE_ID),
+            "correlation_id": header(record.headers, CORRELATION_ID),
         }
+
+
+def _stories_of(deliveries: Sequence[Delivery]) -> AbstractContextManager[object]:
+    """Where handlers work: what one event led to is part of its story."""
+    if len(deliveries) == 1:
+        (only,) = deliveries
+        return tracing.bound(trace_of(only.record.headers, only.event.event_id))
+    headers = {delivery.event.event_id: delivery.record.headers for delivery in deliveries}
+    return tracing.bound_batch(lambda id: trace_of(headers[id], id) if id in headers else None)
 
 
 def _first_of_each(deliveries: Sequence[Delivery], new: set[UUID]) -> Sequence[Delivery]:
