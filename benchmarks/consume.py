@@ -13,20 +13,26 @@ process set up as `app worker` sets itself up (uvloop, garbage collector).
 - *floor*: aiokafka's getmany, json.loads, one INSERT ... SELECT FROM unnest by asyncpg alone, then
   the offsets: no inbox, no validation, no ORM, no retries. The fastest floor counts.
 - *10 ms*: handlers that wait 10 ms for something else before they write.
+- *worker processes*: one, two or four of them in one consumer group, each a process as `app worker`
+  is, with one lane, on a topic of four partitions. All have their partitions, and a lock keeps them
+  from handling anything until all messages are there.
 """
 
+import argparse
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer
 from faststream.kafka import KafkaBroker
 from results import Area, Comparison, Figures
 from sqlalchemy import BigInteger, Integer, String, text
 from sqlalchemy.orm import Mapped, mapped_column
-from turns import TRACE, Counted, Side, Stage, Watch, counted, run
+from turns import TRACE, Counted, Running, Side, Stage, Watch, counted, process, run, until_ready
 
+from app import wiring
 from app.database import Base
 from app.health import Health
 from app.kafka.codec import decode, encode
@@ -36,6 +42,8 @@ from app.kafka.inbox import claim
 from app.kafka.producer import KafkaProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
+from app.runtime import Role
+from app.server import serve
 from app.unit_of_work import UnitOfWork, UnitsOfWork
 
 
@@ -98,15 +106,16 @@ class Bench:
     async def filled_topic(
         self, messages: int, subscription: Subscription
     ) -> AsyncIterator[tuple[KafkaSettings, EventRegistry, KafkaProducer]]:
-        settings, registry = await self.stage.topics([EventType(Counted)], [subscription])
-        await self.stage.truncate("inbox", "benchmark_effects")
+        settings, registry = await self.empty_topic(subscription)
         async with KafkaProducer(settings).running() as producer:
-            events = counted(messages)
-            for start in range(0, messages, 5_000):
-                part = events[start : start + 5_000]
-                outcomes = await producer.send_all([encode(e, registry, TRACE) for e in part])
-                assert not any(outcomes), outcomes
+            await fill(producer, registry, messages)
             yield settings, registry, producer
+
+    async def empty_topic(
+        self, subscription: Subscription, **options: int
+    ) -> tuple[KafkaSettings, EventRegistry]:
+        await self.stage.truncate("inbox", "benchmark_effects")
+        return await self.stage.topics([EventType(Counted)], [subscription], **options)
 
     async def until_applied(self, messages: int) -> None:
         # The newest id is one step in an index; to count the rows each time would slow what is
@@ -116,6 +125,14 @@ class Bench:
         while (count := await self.connection.fetchval(COUNT)) < messages:
             await asyncio.sleep(0.01)
         assert count == messages, f"{count} effects of {messages} messages"
+
+
+async def fill(producer: KafkaProducer, registry: EventRegistry, messages: int) -> None:
+    events = counted(messages)
+    for start in range(0, messages, 5_000):
+        part = events[start : start + 5_000]
+        outcomes = await producer.send_all([encode(e, registry, TRACE) for e in part])
+        assert not any(outcomes), outcomes
 
 
 Measure = Callable[[Bench, int], Awaitable[Figures]]
@@ -229,6 +246,50 @@ def subscription(handler: object, **options: object) -> Subscription:
 
 BATCH = service(subscription(many_rows, batch=True))
 
+# Workers in processes of their own
+
+WORK = {"quick": subscription(one_row), "slow": subscription(slow_row)}
+
+
+def work(name: str, port: int) -> None:
+    """What `app worker` does, with that subscription in place of the service's own."""
+    wiring.EVENTS, wiring.SUBSCRIPTIONS = [EventType(Counted)], [WORK[name]]
+    serve({Role.WORKER}, "127.0.0.1", port)
+
+
+@asynccontextmanager
+async def workers(
+    bench: Bench, count: int, name: str, settings: KafkaSettings
+) -> AsyncIterator[list[Running]]:
+    """So many worker processes that share the partitions among them."""
+    command = [sys.executable, __file__, "--work", name]
+    group = {"SERVICE_NAME": settings.kafka_group_id, "KAFKA_GROUP_ID": settings.kafka_group_id}
+    async with AsyncExitStack() as stack:
+        started = [
+            await stack.enter_async_context(process(bench.stage, *command, **group))
+            for _ in range(count)
+        ]
+        await until_ready(*started)
+        yield started
+
+
+def worker_processes(count: int, name: str) -> Measure:
+    async def measure(bench: Bench, messages: int) -> Figures:
+        settings, registry = await bench.empty_topic(WORK[name], kafka_topic_partitions=4)
+        async with (
+            KafkaProducer(settings).running() as producer,
+            workers(bench, count, name, settings) as started,
+        ):
+            async with bench.connection.transaction():
+                await bench.connection.execute("LOCK TABLE inbox IN EXCLUSIVE MODE")
+                await fill(producer, registry, messages)
+                watch = Watch(*started)
+            await bench.until_applied(messages)
+            return watch.figures(messages)
+
+    return measure
+
+
 # name, messages in a round, what runs
 SIDES: list[tuple[str, int, Measure]] = [
     ("one transaction per message", 2_000, one_transaction_each(one_row)),
@@ -255,6 +316,12 @@ SIDES: list[tuple[str, int, Measure]] = [
     ("10 ms, 1 lane", 400, service(subscription(slow_row))),
     ("10 ms, 4 lanes", 1_200, service(subscription(slow_row, concurrency=4))),
     ("10 ms, 8 lanes", 2_000, service(subscription(slow_row, concurrency=8))),
+    ("1 worker process", 10_000, worker_processes(1, "quick")),
+    ("2 worker processes", 10_000, worker_processes(2, "quick")),
+    ("4 worker processes", 10_000, worker_processes(4, "quick")),
+    ("10 ms, 1 worker process", 400, worker_processes(1, "slow")),
+    ("10 ms, 2 worker processes", 800, worker_processes(2, "slow")),
+    ("10 ms, 4 worker processes", 1_600, worker_processes(4, "slow")),
     ("batch handler, growth x1", 2_000, BATCH),
     ("batch handler, growth x10", 20_000, BATCH),
     ("batch handler, growth x100", 200_000, BATCH),
@@ -292,6 +359,16 @@ COMPARISONS = [
         for lanes in ("1 lane", "4 lanes", "8 lanes")
     ),
     Comparison("10 ms handler, 8 lanes, beside FastStream", "10 ms, 8 lanes", "10 ms, FastStream"),
+    Comparison("2 worker processes, beside 1", "2 worker processes", "1 worker process", ">= 1"),
+    Comparison("4 worker processes, beside 1", "4 worker processes", "1 worker process"),
+    *(
+        Comparison(
+            f"10 ms handler, {n} worker processes, beside 1",
+            f"10 ms, {n} worker processes",
+            "10 ms, 1 worker process",
+        )
+        for n in (2, 4)
+    ),
     *(
         Comparison(
             f"{n} times the messages", f"{BULK}, growth x{n}", f"{BULK}, growth x1", "", True
@@ -301,4 +378,11 @@ COMPARISONS = [
 ]
 
 if __name__ == "__main__":
-    run(Area("consume", "Consuming with effects", __doc__ or "", COMPARISONS), plan)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--work", choices=WORK)
+    parser.add_argument("--port", type=int)
+    arguments, _ = parser.parse_known_args()
+    if arguments.work:
+        work(arguments.work, arguments.port)
+    else:
+        run(Area("consume", "Consuming with effects", __doc__ or "", COMPARISONS), plan)

@@ -18,19 +18,14 @@ All sides work on the same rows of 200 and some bytes, one real Kafka and one re
 
 import asyncio
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from faststream import Context
 from faststream.kafka import KafkaBroker, KafkaResponse
@@ -38,9 +33,8 @@ from faststream_outbox import OutboxBroker, make_outbox_table
 from results import Area, Comparison, Figures
 from sqlalchemy import MetaData, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from turns import KEYS, Counted, Side, Stage, Watch, run
+from turns import KEYS, Counted, Running, Side, Stage, Watch, process, run, until_ready
 
-from app.dev.process import free_port
 from app.kafka.codec import Message
 from app.kafka.event import EventRegistry, EventType
 from app.kafka.producer import KafkaProducer
@@ -215,33 +209,12 @@ def relay(**options: int) -> Measure:
 
 
 @asynccontextmanager
-async def relay_process(stage: Stage) -> AsyncIterator[psutil.Process]:
+async def relay_process(stage: Stage) -> AsyncIterator[Running]:
     """`app relay`, once it is ready."""
-    port = free_port()
-    environment = {
-        "DATABASE_URL": stage.servers.database_url,
-        "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
-        "LOG_LEVEL": "WARNING",
-        "LOG_FORMAT": "json",
-    }
-    command = [str(Path(sys.executable).with_name("app")), "relay", "--port", str(port)]
-    running = subprocess.Popen(command, env={**os.environ, **environment})
-    try:
-        while not await asyncio.to_thread(is_ready, port):
-            assert running.poll() is None, "the relay's process has ended"
-            await asyncio.sleep(0.05)
-        yield psutil.Process(running.pid)
-    finally:
-        running.terminate()
-        running.wait()
-
-
-def is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
+    command = str(Path(sys.executable).with_name("app"))
+    async with process(stage, command, "relay") as started:
+        await until_ready(started)
+        yield started
 
 
 def relay_processes(count: int) -> Measure:
@@ -251,12 +224,13 @@ def relay_processes(count: int) -> Measure:
         await stage.truncate("outbox")
         try:
             async with AsyncExitStack() as stack:
-                for _ in range(count):
-                    await stack.enter_async_context(relay_process(stage))
+                relays = [
+                    await stack.enter_async_context(relay_process(stage)) for _ in range(count)
+                ]
                 await stage.connection.execute(
                     f"INSERT INTO outbox ({COLUMNS}) SELECT {COLUMNS} FROM kept"
                 )
-                watch = Watch()
+                watch = Watch(*relays)
                 await full.until_empty()
                 figures = watch.figures(rows)
             await full.check_sent(rows)
@@ -271,10 +245,10 @@ def backlog(stage: Stage, rows: int) -> Callable[[], Awaitable[dict[str, float]]
     async def measure() -> dict[str, float]:
         full = await filled(stage, rows)
         sizes: list[int] = []
-        async with relay_process(stage) as process:
+        async with relay_process(stage) as relay:
             drained = asyncio.create_task(full.until_empty())
             while not drained.done():
-                sizes.append(process.memory_info().rss)
+                sizes.append(relay.process.memory_info().rss)
                 await asyncio.sleep(0.1)
             await drained
         await full.check_sent(rows)

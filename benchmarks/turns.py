@@ -8,11 +8,14 @@ Areas run inside a rendered service's environment, each as a script of its own:
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import signal
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -20,12 +23,14 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import asyncpg
+import psutil
 from pydantic import SecretStr
 from results import Area, Figures, Samples, number
 from sqlalchemy import text
 
 from app import logs
 from app.database import Database, DatabaseSettings
+from app.dev.process import free_port
 from app.dev.servers import Servers
 from app.kafka.admin import provision
 from app.kafka.event import BaseEvent, EventRegistry, EventType
@@ -115,16 +120,66 @@ async def stage(kafka: bool = True, **database_options: object) -> AsyncIterator
                 await database.close()
 
 
-class Watch:
-    """Measures from when it is made."""
+class Running(NamedTuple):
+    """A process that answers at /health/ready."""
 
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
+    process: psutil.Popen
+    port: int
+
+    async def is_ready(self) -> bool:
+        assert self.process.poll() is None, f"{self.process.args} has ended"
+        return await asyncio.to_thread(self._answers)
+
+    def _answers(self) -> bool:
+        url = f"http://127.0.0.1:{self.port}/health/ready"
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+
+@asynccontextmanager
+async def process(stage: Stage, *command: str, **environment: str) -> AsyncIterator[Running]:
+    """`command --port N`, with the servers of the stage in its environment."""
+    environment = {
+        "DATABASE_URL": stage.servers.database_url,
+        "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
+        "LOG_LEVEL": "WARNING",
+        "LOG_FORMAT": "json",
+        **environment,
+    }
+    port = free_port()
+    started = psutil.Popen([*command, "--port", str(port)], env={**os.environ, **environment})
+    try:
+        yield Running(started, port)
+    finally:
+        started.terminate()
+        started.wait()
+
+
+async def until_ready(*processes: Running) -> None:
+    """Until all of them are at once: who joins a group takes partitions from those before it."""
+    while not all(await asyncio.gather(*(each.is_ready() for each in processes))):
+        await asyncio.sleep(0.05)
+
+
+class Watch:
+    """Measures from when it is made: this process, or those that are given."""
+
+    def __init__(self, *processes: Running) -> None:
+        self._processes = processes
+        self._wall, self._cpu = time.perf_counter(), self._spent()
 
     def figures(self, count: int) -> Figures:
-        """How many a second, and what one of them cost this process."""
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        """How many a second, and what one of them cost in processor time."""
+        wall, cpu = time.perf_counter() - self._wall, self._spent() - self._cpu
         return Figures(count / wall, cpu / count * 1e6)
+
+    def _spent(self) -> float:
+        if not self._processes:
+            return time.process_time()
+        return sum(sum(each.process.cpu_times()[:2]) for each in self._processes)
 
 
 Measured = float | Figures | dict[str, float]
