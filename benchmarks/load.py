@@ -1,6 +1,6 @@
-"""Load on `POST /orders`, from a process of its own: python load.py PORT SECONDS RATE
+"""Load on `/orders`, from a process of its own: python load.py PORT SECONDS RATE post|list
 
-Prints the requests a second, or with a rate above 0 how long they took, in milliseconds.
+Orders are placed, or a user's newest twenty are listed. Prints the requests a second, or with a rate above 0 how long they took, in milliseconds.
 """
 
 import asyncio
@@ -12,29 +12,44 @@ import time
 CONNECTIONS = 8
 
 
-async def load(port: int, seconds: float, rate: int) -> dict[str, float]:
+async def load(port: int, seconds: float, rate: int, what: str) -> dict[str, float]:
     begun, waits = time.perf_counter(), list[float]()
     until = begun + seconds
-    await asyncio.gather(*(client(port, until, n, rate, waits) for n in range(CONNECTIONS)))
+    requests = (REQUESTS[what](number) for number in range(CONNECTIONS))
+    await asyncio.gather(
+        *(client(port, until, n, rate, request, waits) for n, request in enumerate(requests))
+    )
     if not rate:
         return {"rate": len(waits) / (time.perf_counter() - begun)}
     steps = statistics.quantiles(waits, n=100)
     return {"p50": steps[49], "p95": steps[94], "p99": steps[98]}
 
 
-async def client(port: int, until: float, number: int, rate: int, waits: list[float]) -> None:
-    """Requests one after the other; with a rate, each is due at its time, however late it begins."""
+def post(number: int) -> bytes:
     item = {"sku": f"sku-{number}", "quantity": 2, "unit_price": "9.50"}
     body = json.dumps({"user_id": 1, "items": [item]}).encode()
     head = f"POST /orders HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n"
-    request = f"{head}Content-Type: application/json\r\n\r\n".encode() + body
+    return f"{head}Content-Type: application/json\r\n\r\n".encode() + body
+
+
+def list_(number: int) -> bytes:
+    return f"GET /orders?user_id={number + 1} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+
+
+REQUESTS = {"post": post, "list": list_}
+
+
+async def client(
+    port: int, until: float, number: int, rate: int, request: bytes, waits: list[float]
+) -> None:
+    """Requests one after the other; with a rate, each is due at its time, however late it begins."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     due = time.perf_counter() + (number / rate if rate else 0)
     while due < until:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         writer.write(request)
         answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-        if not answer.startswith(b"http/1.1 201"):
+        if not answer.startswith(b"http/1.1 20"):
             raise SystemExit(f"the service answered {answer.decode()}")
         length = int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0])
         await reader.readexactly(length)
@@ -45,5 +60,5 @@ async def client(port: int, until: float, number: int, rate: int, waits: list[fl
 
 
 if __name__ == "__main__":
-    port, seconds, rate = sys.argv[1:]
-    print(json.dumps(asyncio.run(load(int(port), float(seconds), int(rate)))))
+    port, seconds, rate, what = sys.argv[1:]
+    print(json.dumps(asyncio.run(load(int(port), float(seconds), int(rate), what))))

@@ -12,6 +12,8 @@ side that relays in the same process. The sides take turns of a few seconds.
   has no users, items, idempotency, tracing, versions or problem details.
 - *at 100 requests/s*: requests begin when they are due, whatever became of those before them, and
   waiting for that counts. Without it: eight clients, each at once after its last answer.
+- *growth*: *outbox* with 10,000, 100,000 and 1,000,000 orders of 100 users in its tables (fewer below
+  a scale of one half): requests that place one more, and that list the newest twenty of a user.
 """
 
 import argparse
@@ -56,6 +58,24 @@ SIDES = {
     "event_sourcing, no publishing": ("outbox-event_sourcing", "api", "silent"),
     "event_sourcing": ("outbox-event_sourcing", "api", "own"),
 }
+
+
+GROWING = "outbox"
+ORDERS = 10_000
+USERS = 100
+FILL = [
+    """
+    INSERT INTO orders (id, user_id, status, total, version)
+    SELECT nextval('order_ids'), 1 + n % (SELECT count(*) FROM users), 'placed', 19.00, 1
+    FROM generate_series(1, {orders}) AS n
+    """,
+    """
+    INSERT INTO order_items (order_id, position, sku, quantity, unit_price)
+    SELECT id, 0, 'sku-0', 2, 9.50 FROM orders
+    """,
+    "VACUUM ANALYZE orders, order_items",
+    "CHECKPOINT",
+]
 
 
 class Silent:
@@ -117,11 +137,16 @@ def bare() -> object:
 BARE_TABLE = (
     "CREATE TABLE bare_orders (id serial PRIMARY KEY, user_id int, items json, total numeric)"
 )
+SIGN_UP = f"""
+    INSERT INTO users (id, email, username)
+    SELECT n, n || '@example.com', 'user-' || n FROM generate_series(1, {USERS}) AS n
+"""
 
 
 @asynccontextmanager
-async def process(stage: Stage, side: str) -> AsyncIterator[int]:
-    """A process of the service, with a database and topics of its own; its port."""
+async def process(stage: Stage, side: str, orders: int = 0) -> AsyncIterator[int]:
+    """A process of the service, with a database and topics of its own; its port. In the database
+    are users, and so many orders of theirs."""
     rendering, roles, publisher = SIDES[side]
     name = f"bench_{secrets.token_hex(4)}"
     settings = stage.settings(name)
@@ -151,9 +176,9 @@ async def process(stage: Stage, side: str) -> AsyncIterator[int]:
     )
     connection = await asyncpg.connect(url)
     await connection.execute(BARE_TABLE)
-    await connection.execute(
-        "INSERT INTO users (id, email, username) VALUES (1, 'a@example.com', 'a')"
-    )
+    await connection.execute(SIGN_UP)
+    for statement in FILL if orders else []:
+        await connection.execute(statement.format(orders=orders))
     await connection.close()
     running = subprocess.Popen(
         [sys.executable, __file__, "--serve", str(port), roles, publisher],
@@ -179,9 +204,11 @@ async def answers(port: int) -> bool:
     return True
 
 
-async def generated(port: int, seconds: float, rate: int = 0) -> dict[str, float]:
+async def generated(
+    port: int, seconds: float, rate: int = 0, what: str = "post"
+) -> dict[str, float]:
     """What the load generator measures, in a process of its own."""
-    command = [sys.executable, str(LOAD), str(port), str(seconds), str(rate)]
+    command = [sys.executable, str(LOAD), str(port), str(seconds), str(rate), what]
     running = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     output, _ = await running.communicate()
     assert running.returncode == 0, "the load generator failed"
@@ -193,22 +220,34 @@ async def generated(port: int, seconds: float, rate: int = 0) -> dict[str, float
 async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
     seconds = 2 * scale
     async with AsyncExitStack() as stack:
-        ports = {}
-        for side in SIDES:
-            ports[side] = await stack.enter_async_context(process(stage, side))
-            await generated(ports[side], 0.5)
 
-        def closed(side: str) -> Side:
+        async def port(side: str, orders: int = 0) -> int:
+            found = await stack.enter_async_context(process(stage, side, orders))
+            await generated(found, 0.5)
+            return found
+
+        def closed(name: str, port: int, what: str = "post", rounds: int = 1_000) -> Side:
             async def measure() -> float:
-                return (await generated(ports[side], seconds))["rate"]
+                return (await generated(port, seconds, what=what))["rate"]
 
-            return Side(side, "requests/s", measure)
+            return Side(name, "requests/s", measure, rounds)
 
-        def open_(side: str) -> Side:
+        def open_(side: str, port: int) -> Side:
             name = f"{side}, at {RATE} requests/s"
-            return Side(name, "ms", lambda: generated(ports[side], max(1.5, seconds), RATE), 3)
+            return Side(name, "ms", lambda: generated(port, max(1.5, seconds), RATE), 3)
 
-        yield [*(closed(side) for side in SIDES), *(open_(side) for side in SIDES)]
+        ports = {side: await port(side) for side in SIDES}
+        fewest = int(ORDERS * min(1, 2 * scale))
+        growing = {times: await port(GROWING, fewest * times) for times in (1, 10, 100)}
+        yield [
+            *(closed(side, ports[side]) for side in SIDES),
+            *(open_(side, ports[side]) for side in SIDES),
+            *(
+                closed(f"{what}, growth x{times}", growing[times], what, 6)
+                for what in ("post", "list")
+                for times in growing
+            ),
+        ]
 
 
 COMPARISONS = [
@@ -235,6 +274,16 @@ COMPARISONS = [
         )
         for step in ("p50", "p99")
         for side in ("base", "outbox", "cqrs", "event_sourcing")
+    ),
+    *(
+        Comparison(
+            f"{what}: {times} times the orders",
+            f"{what}, growth x{times}",
+            f"{what}, growth x1",
+            growth=True,
+        )
+        for what in ("post", "list")
+        for times in (10, 100)
     ),
 ]
 
