@@ -1,33 +1,49 @@
 """`copier copy` and `copier update` of every variant, as whole processes on the command line.
 
 - *one file*: a template that renders one file. Copier's own start is most of that.
+- *growth*: such a template with ten and a hundred files of one line. What *a file more* costs is the
+  rest of a copy, without that start, by the number of files: here, and in this template with all its
+  modules, whose files are longer.
 - *copy*: a new service, with the default answers and the modules named.
-- *update*: a service of the variant, rendered and committed, gets one changed line of the template.
+- *update*: a service of the variant, rendered and committed, gets one changed line of the template;
+  beside a service of one file that gets one, too.
 - *fastapi-template*: a generator without Copier, with PostgreSQL, SQLAlchemy, migrations, Kafka,
   example routers and GitHub's CI. Its hook would go on to install all dependencies, for as long as
   the network takes; uv is kept offline here, so that it stops after rendering and `git init`.
+
+Each takes place in a folder of its own, with all that was written before on the disk, and nothing is
+deleted between. Python's bytecode is there, as it is wherever a package is installed.
 """
 
-import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.generation import one_file, own_template, timed_copy
+from benchmarks.generation import (
+    COPIER,
+    OLDER,
+    PROMISES,
+    QUIETLY,
+    fresh,
+    own_template,
+    plain,
+    timed,
+    timed_update,
+)
 from benchmarks.results import Area, Comparison, Samples, number
 from tests.matrix import codes
 from tests.rendering import GIT_ENVIRONMENT, commit, git
 
-FLOOR, PEER = "one file", "fastapi-template"
+FLOOR, FLOOR_UPDATE, PEER = "one file", "one file, update", "fastapi-template"
+WARMED = {FLOOR, FLOOR_UPDATE, PEER}  # in a round before the first: bytecode, and what is cached
+GROWTH = {10: "one file, growth x10", 100: "one file, growth x100"}
+ALL = "outbox-cqrs-event_sourcing"
+MORE, MORE_PLAIN = "a file more, all modules", "one file, a file more"
 PEER_OPTIONS = [
     *("--quiet", "--force", "--name", "peer_service", "--api-type", "rest", "--db", "postgresql"),
     *("--orm", "sqlalchemy", "--ci", "github", "--kafka", "--migrations", "--dummy", "--routers"),
     "--prometheus",
 ]
-
-OWN: dict[str, str] = {}
 
 Timed = Callable[[], float]
 
@@ -36,101 +52,102 @@ def measure(folder: Path, peer: Path | None, rounds: int) -> Area:
     """All sides in turns. `peer` is the folder of fastapi_template's environment."""
     sides = plan(folder, peer)
     area = Area("generation", "Generation", __doc__ or "", comparisons(sides))
-    for round_ in range(1, rounds + 1):
-        names = list(sides) if round_ % 2 else list(reversed(sides))
-        for name in names:
+    for round_ in range(rounds + 1):
+        for name in list(sides) if round_ % 2 else list(reversed(sides)):
             samples = area.sides.setdefault(name, Samples("s"))
-            if samples.failed:
+            if samples.failed or (round_ == 0 and name not in WARMED):
                 continue
             try:
-                samples.add(sides[name]())
+                taken = sides[name]()
             except subprocess.CalledProcessError as error:  # said in its row
                 samples.failed = f"{error}: {(error.stderr or b'')[-200:]!r}"
-            said = samples.failed or f"{number(samples.values[-1])} s"
-            print(f"round {round_}: {name}: {said}", flush=True)
-    area.sides = {name: area.sides[name] for name in sides if name in area.sides}
+            else:
+                if round_:
+                    samples.add(taken)
+            print(f"round {round_}: {name}: {samples.failed or f'{number(taken)} s'}", flush=True)
+    area.sides = {name: area.sides[name] for name in sides}
+    area.sides[MORE] = a_file_more(
+        area.sides[FLOOR], area.sides[f"copy, {ALL}"], files_of(folder / "services" / ALL)
+    )
+    area.sides[MORE_PLAIN] = a_file_more(area.sides[FLOOR], area.sides[GROWTH[100]], 100)
     return area
 
 
+def a_file_more(one: Samples, many: Samples, files: int) -> Samples:
+    """Milliseconds for each of the files but the first, round by round."""
+    pairs = zip(one.values, many.values, strict=False)  # fewer where one failed
+    each = [1000 * (longer - shorter) / (files - 1) for shorter, longer in pairs]
+    return Samples("ms", each, failed=one.failed or many.failed)
+
+
+def files_of(service: Path) -> int:
+    """Those that were rendered, without the one of the answers."""
+    return len(git(service, "ls-files").splitlines()) - 1
+
+
 def plan(folder: Path, peer: Path | None) -> dict[str, Timed]:
-    template, floor = own_template(folder), one_file(folder)
-    git(template, "tag", "v1.0.0")
-    sides: dict[str, Timed] = {FLOOR: lambda: timed_copy(floor, folder / "one-file-copy")}
+    template, floor = own_template(folder), plain(folder, 1)
     modules = {variant.code: variant.modules for variant in codes() if variant.sample_domain}
-    variants = list(modules)
-    for name in variants:
-        sides[f"copy, {name}"] = copying(template, folder / "copy", modules[name])
-    prepared = {
-        name: prepare(template, folder / "prepared" / name, modules[name]) for name in variants
-    }
-    readme = template / "template" / "README.md.jinja"
-    readme.write_text(readme.read_text() + "\nOne line more.\n")
-    commit(template, "One line more", "v1.1.0")
-    for name in variants:
-        sides[f"update, {name}"] = updating(prepared[name], folder / "update")
+    sides: dict[str, Timed] = {FLOOR: copying(floor, folder)}
+    sides |= {name: copying(plain(folder, files), folder) for files, name in GROWTH.items()}
+    sides |= {f"copy, {code}": copying(template, folder, modules[code]) for code in modules}
+    sides[FLOOR_UPDATE] = updating(service_of(floor, folder / "services" / "plain"), folder)
+    for code in modules:
+        service = service_of(template, folder / "services" / code, modules[code])
+        sides[f"update, {code}"] = updating(service, folder)
     if peer is not None:
-        sides[PEER] = generating(peer, folder / "peer")
+        sides[PEER] = generating(peer, folder)
     return sides
 
 
-def copying(template: Path, destination: Path, modules: tuple[str, ...]) -> Timed:
-    def copy() -> float:
-        shutil.rmtree(destination, ignore_errors=True)
-        options = ["--quiet", "--defaults", f"--data=modules=[{', '.join(modules)}]"]
-        return timed(sys.executable, "-m", "copier", "copy", *options, template, destination)
-
-    return copy
+def copying(template: Path, folder: Path, modules: Sequence[str] = ()) -> Timed:
+    command = (*COPIER, "copy", *QUIETLY, *chosen(modules), template)
+    return lambda: timed(*command, fresh(folder), env=GIT_ENVIRONMENT)
 
 
-def prepare(template: Path, destination: Path, modules: tuple[str, ...]) -> Path:
-    """A service as it is before an update: rendered and committed."""
-    copying(template, destination, modules)()
-    git(destination, "init", "--quiet")
-    commit(destination, "Rendered")
-    return destination
+def chosen(modules: Sequence[str]) -> list[str]:
+    return [f"--data=modules=[{', '.join(modules)}]"]
 
 
-def updating(prepared: Path, destination: Path) -> Timed:
-    def update() -> float:
-        shutil.rmtree(destination, ignore_errors=True)
-        shutil.copytree(prepared, destination)
-        return timed(
-            *(sys.executable, "-m", "copier", "update", "--quiet", "--defaults"), cwd=destination
-        )
+def service_of(template: Path, service: Path, modules: Sequence[str] = ()) -> Path:
+    """One of the version before the newest, committed."""
+    command = (*COPIER, "copy", *QUIETLY, *chosen(modules), "--vcs-ref", OLDER)
+    timed(*command, template, service, env=GIT_ENVIRONMENT)
+    git(service, "init", "--quiet")
+    commit(service, "Rendered")
+    return service
 
-    return update
+
+def updating(service: Path, folder: Path) -> Timed:
+    return lambda: timed_update(service, folder, GIT_ENVIRONMENT)
 
 
 def generating(environment: Path, folder: Path) -> Timed:
+    offline = {"UV_OFFLINE": "1", "UV_NO_CACHE": "1", "UV_PYTHON_DOWNLOADS": "never"}
+
     def generate() -> float:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        place = fresh(folder)
+        place.mkdir()
         command = environment / "bin" / "fastapi_template"
-        offline = {"UV_OFFLINE": "1", "UV_NO_CACHE": "1", "UV_PYTHON_DOWNLOADS": "never"}
-        return timed(command, *PEER_OPTIONS, cwd=folder, more=offline)
+        return timed(command, *PEER_OPTIONS, cwd=place, env={**GIT_ENVIRONMENT, **offline})
 
     return generate
 
 
-def timed(*command: object, cwd: Path | None = None, more: Mapping[str, str] = OWN) -> float:
-    start = time.perf_counter()
-    subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**GIT_ENVIRONMENT, **more},
-        stdin=subprocess.DEVNULL,
-        check=True,
-        capture_output=True,
-    )
-    return time.perf_counter() - start
-
-
-def comparisons(sides: dict[str, Timed]) -> list[Comparison]:
-    """Only the copy has a promise: an update renders three times, and merges."""
+def comparisons(sides: Iterable[str]) -> list[Comparison]:
     copies = [name for name in sides if name.startswith("copy, ")]
     updates = [name for name in sides if name.startswith("update, ")]
+    goals = {what: f"<= {promise:g}" for what, promise in PROMISES.items()}
     return [
-        *(Comparison(f"{name}, beside one file", name, FLOOR, "<= 2") for name in copies),
-        *(Comparison(f"{name}, beside one file copied", name, FLOOR) for name in updates),
+        *(Comparison(f"{name}, beside one file", name, FLOOR, goals["copy"]) for name in copies),
+        *(
+            Comparison(f"{name}, beside one file", name, FLOOR_UPDATE, goals["update"])
+            for name in updates
+        ),
         *(Comparison(f"{name}, beside {PEER}", name, PEER) for name in copies),
+        Comparison("a file more, beside one of one line", MORE, MORE_PLAIN),
+        *(
+            Comparison(f"{times} times the files", name, FLOOR, growth=True)
+            for times, name in GROWTH.items()
+        ),
     ]

@@ -26,7 +26,7 @@ of a figure. Topics have three partitions and one replica, and Kafka leaves flus
 as it does by default.
 
 ```
-nox -s bench                                    # everything; ten minutes with --scale 0.35
+nox -s bench                                    # everything; a quarter of an hour with --scale 0.35
 nox -s bench -- --area consume --rounds 5 --scale 0.5
 nox -s bench -- --quick                         # does it all work: figures mean nothing
 ```
@@ -48,7 +48,8 @@ some disks than on others, and the ratios to it with that. Group commit is limit
 handler's statement, a batch handler by this process' own processor time: decoding and validating
 with pydantic, and the inbox row. Lanes overlap waiting. Where handlers wait only for a database on the
 same two cores, there is little to overlap; where they wait for something else, lanes gain nearly
-their number.""",
+their number. So do worker processes: handlers that wait gain nearly the number of processes, and those
+that do not gain what the cores have left beside PostgreSQL and Kafka, which on two cores is little.""",
     "outbox": """\
 One relay process is limited by its own processor time. To read a row, make a message of it, settle its
 outcome and delete it costs about as much as sending it does. Batches of 256 kB give back a part of that.
@@ -60,7 +61,9 @@ consumer. Memory does not grow with the backlog.""",
 A request's price is that of its SQL statements and the web framework's. With the outbox there is one
 insert more in the same transaction and the encoding of the event; without, an acknowledgement of the
 broker is waited for after the commit. The load generator takes a part of the two cores. *outbox* and *cqrs* run
-the same code for this request, so the distance between their ratios is how uncertain these are.""",
+the same code for this request, so the distance between their ratios is how uncertain these are. What
+is in the tables already makes no request dearer: an insert and a page of orders each find their place
+by an index.""",
     "event_store": """\
 A command is limited by the commit's fsync and three round trips; loads by turning JSON into
 events, one by one. A snapshot makes a load independent of the length of the stream.""",
@@ -69,8 +72,9 @@ Validating the events and writing JSON columns through SQLAlchemy is what the pr
 floor. A rebuild reads the states with the ORM, as a projection may be of anything that Python can work out; SQL
 alone cannot be reached by that.""",
     "generation": """\
-Most of it is Copier's own start and its git clone of the template; the rest is rendering, by the number of
-files. An update renders three times, and has git compare. fastapi-template starts quicker than Copier,
+Most of it is Copier's own start and its git clone of the template; the rest is linear in the number of
+files, of which this template's cost little more than files of one line (*a file more*): fewer files
+would be quicker, simpler ones hardly. An update renders three times, and has git compare. fastapi-template starts quicker than Copier,
 and clones nothing.""",
 }
 
@@ -145,9 +149,12 @@ def area_section(area: Area, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
             yield f"`{name}` failed: {samples.failed}"
     growth = [row for row in rows if row["growth"]]
     if growth:
-        yield "How cost grows, as the rate with more to do beside the rate with the least:"
+        yield (
+            "How cost grows: with more to do, or with more there already, beside the least. It is"
+            " linear where one costs the same."
+        )
         yield table(
-            ["", "rate", "least", "unit", "ratio", ""],
+            ["", "more", "least", "unit", "ratio", ""],
             [
                 [
                     row["name"],
@@ -165,16 +172,16 @@ def area_section(area: Area, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
 
 
 def grows(row: Mapping[str, Any]) -> str:
-    """What the ratio says of the cost of one. Loads are of whole streams, so they differ."""
+    """What the ratio says of the cost of one. Of whole streams and templates there are rates and
+    times; a request is one, however much is in the tables."""
     if row["ratio"] is None:
         return "failed"
-    more = 1.0
-    if row["unit"] == "loads/s":
-        more = float(row["name"].partition(" times")[0].split()[-1])
-    each = row["ratio"] * more
+    more = float(row["name"].partition(" times")[0].split()[-1])
+    each = {"loads/s": row["ratio"] * more, "s": more / row["ratio"]}.get(row["unit"], row["ratio"])
+    same = "constant" if row["unit"] == "requests/s" else "linear"
     if each < LINEAR:
-        return "no longer linear: one costs more"
-    return "linear" if each < 1 / LINEAR else "better than linear: fixed costs are shared"
+        return f"no longer {same}: one costs more"
+    return same if each < 1 / LINEAR else "better than linear: fixed costs are shared"
 
 
 def side(area: Area, row: Mapping[str, Any], which: str) -> str:

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from benchmarks.__main__ import AREAS, PAGE, RESULTS, rendered
+from benchmarks.generation_peers import a_file_more
 from benchmarks.page import LIMITS, page
 from benchmarks.plot import svg
 from benchmarks.results import Area, Comparison, Figures, Samples, is_met, number, results
@@ -98,6 +99,40 @@ def test_loads_of_longer_streams_are_linear_when_an_event_costs_the_same() -> No
     measured = area(Comparison("loads: 10 times the events", "a", "b", growth=True))
     measured.sides = {"a": Samples("loads/s", [1.0]), "b": Samples("loads/s", [10.0])}
     assert "| 0.10 | linear |" in page(found(measured))
+
+
+def test_a_request_is_constant_when_it_costs_the_same_with_more_in_the_tables() -> None:
+    measured = area(
+        Comparison("list: 10 times the orders", "b", "a", growth=True),
+        Comparison("list: 100 times the orders", "c", "a", growth=True),
+    )
+    rates = {"a": 300.0, "b": 290.0, "c": 30.0}
+    measured.sides = {name: Samples("requests/s", [rate]) for name, rate in rates.items()}
+    said = page(found(measured))
+    assert "| 0.97 | constant |" in said
+    assert "| 0.10 | no longer constant: one costs more |" in said
+
+
+def test_templates_of_more_files_are_linear_when_a_file_costs_the_same() -> None:
+    measured = area(
+        Comparison("10 times the files", "b", "a", growth=True),
+        Comparison("100 times the files", "c", "a", growth=True),
+    )
+    measured.sides = {
+        "a": Samples("s", [1.0]),
+        "b": Samples("s", [9.0]),
+        "c": Samples("s", [200.0]),
+    }
+    said = page(found(measured))
+    assert "| 9.00 | linear |" in said
+    assert "| 200.00 | no longer linear: one costs more |" in said
+
+
+def test_a_file_more_costs_what_the_first_does_not_explain() -> None:
+    many, one = Samples("s", [3.0, 2.5]), Samples("s", [1.0, 0.5])
+    assert a_file_more(one, many, 101) == Samples("ms", [20.0, 20.0])
+    failed = Samples("s", [3.0], failed="it stopped")
+    assert a_file_more(one, failed, 101).median is None
 
 
 def test_a_plot_is_well_formed_and_in_proportion() -> None:
