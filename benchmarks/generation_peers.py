@@ -24,6 +24,7 @@ from benchmarks.generation import (
     OLDER,
     PROMISES,
     QUIETLY,
+    Taken,
     fresh,
     own_template,
     plain,
@@ -45,7 +46,7 @@ PEER_OPTIONS = [
     "--prometheus",
 ]
 
-Timed = Callable[[], float]
+Timed = Callable[[], Taken]
 
 
 def measure(folder: Path, peer: Path | None, rounds: int) -> Area:
@@ -58,7 +59,7 @@ def measure(folder: Path, peer: Path | None, rounds: int) -> Area:
             if samples.failed or (round_ == 0 and name not in WARMED):
                 continue
             try:
-                taken = sides[name]()
+                taken = sides[name]().seconds
             except subprocess.CalledProcessError as error:  # said in its row
                 samples.failed = f"{error}: {(error.stderr or b'')[-200:]!r}"
             else:
@@ -125,7 +126,7 @@ def updating(service: Path, folder: Path) -> Timed:
 def generating(environment: Path, folder: Path) -> Timed:
     offline = {"UV_OFFLINE": "1", "UV_NO_CACHE": "1", "UV_PYTHON_DOWNLOADS": "never"}
 
-    def generate() -> float:
+    def generate() -> Taken:
         place = fresh(folder)
         place.mkdir()
         command = environment / "bin" / "fastapi_template"
