@@ -18,8 +18,8 @@ other direction every second time. Figures are medians of the rounds, the spread
 the most. Read the ratios rather than the figures: servers, sides and load share the cores of
 one machine, so that another machine has other figures, but much the same ratios.
 
-Where there are microseconds, they are what one message, row or event costs the side's own process in
-processor time, which moves less than the rates when the machine has other work.
+Where there are microseconds, they are what one message, row or event costs the side's own process, or
+processes, in processor time, which moves less than the rates when the machine has other work.
 
 A ratio is ours divided by the other's, of rates and of times alike. A side that fails says so instead
 of a figure. Topics have three partitions and one replica, and Kafka leaves flushing to the operating system,
