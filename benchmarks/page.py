@@ -73,8 +73,9 @@ floor. A rebuild reads the states with the ORM, as a projection may be of anythi
 alone cannot be reached by that.""",
     "generation": """\
 Most of it is Copier's own start and its git clone of the template; the rest is linear in the number of
-files, most of which is Copier's own price for a file, even of one line (*a file more*). An update renders three times, and has git compare. fastapi-template starts quicker than Copier,
-and clones nothing.""",
+files, most of which is Copier's own price for a file, even of one line (*a file more*). An update
+renders three times, and has git compare. fastapi-template starts quicker than Copier, and clones
+nothing.""",
 }
 
 LINEAR = 0.7
