@@ -5,7 +5,7 @@ from typing import Any
 import asyncpg
 from pydantic import Field, SecretStr, field_validator
 from sqlalchemy import URL, MetaData, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -26,9 +26,11 @@ NAMING_CONVENTION = {
 }
 
 # SQLSTATE classes and codes that say "not now": connection exceptions, insufficient resources,
-# shutdown or start-up in progress, and a standby that was not yet promoted.
+# shutdown or start-up in progress, a standby that was not yet promoted, and a table or a column that
+# is not there: the migration that makes it has not run yet, or one of a newer version has.
 _UNAVAILABLE_CLASSES = ("08", "53", "57P")
-_UNAVAILABLE_CODES = {"25006"}
+_SCHEMA_CODES = {"42P01", "42703"}
+_UNAVAILABLE_CODES = {"25006", *_SCHEMA_CODES}
 
 
 class DatabaseUnavailable(Exception):
@@ -152,11 +154,34 @@ def _libpq_url(url: URL) -> str:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether `error` says that the database is away, rather than that a statement is wrong.
+    """Whether `error` says that the database is away or of another version than the service, rather
+    than that a statement is wrong.
 
     The same statement may succeed later, so callers wait instead of giving up on the message.
     """
     return any(_says_unavailable(cause) for cause in _causes(error))
+
+
+def lacks_schema(error: BaseException) -> bool:
+    """Whether `error` says that a table or a column is not there."""
+    return any(getattr(cause, "sqlstate", None) in _SCHEMA_CODES for cause in _causes(error))
+
+
+def summary(error: BaseException) -> str:
+    """The kind of `error`, and what it says."""
+    said = words_of(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def words_of(error: BaseException) -> str:
+    """What `error` says. Of the database's errors it is the first line: those that follow repeat the
+    statement, and values of the row."""
+    cause: BaseException = error
+    if isinstance(error, StatementError) and error.orig is not None:
+        cause = error.orig.__cause__ or error.orig
+    elif not isinstance(error, asyncpg.PostgresError):
+        return str(error)
+    return str(cause).partition("\n")[0]
 
 
 def _causes(error: BaseException) -> list[BaseException]:

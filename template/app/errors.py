@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.database import is_unavailable
+from app.database import is_unavailable, lacks_schema, summary
 from app.domain import DomainError
 
 MEDIA_TYPE = "application/problem+json"
@@ -205,6 +205,10 @@ class DatabaseAway(Unavailable):
     title = "The database is away"
 
 
+class DatabaseOutOfDate(Unavailable):
+    title = "The database and this version of the service do not fit"
+
+
 def install(app: FastAPI) -> None:
     """Make every error of `app` a problem, and document the format."""
     app.add_exception_handler(ServiceError, _service_error)
@@ -258,7 +262,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 class UnexpectedErrors:
-    """Answers what nothing else has caught: 503 while the database is away, 500 otherwise.
+    """Answers what nothing else has caught: 503 while the database is away or waits for its
+    migrations, 500 otherwise.
 
     It runs inside the tracing middleware, so that log and answer have the correlation id. The
     answer says nothing about the error; the log has all of it.
@@ -288,8 +293,10 @@ class UnexpectedErrors:
 
 def _unexpected(scope: Scope, error: Exception) -> Response:
     if is_unavailable(error):
-        log.warning("database away", error=f"{type(error).__name__}: {error}")
-        away = DatabaseAway("the database does not answer: try again soon")
+        away: Unavailable = DatabaseAway("the database does not answer: try again soon")
+        if lacks_schema(error):
+            away = DatabaseOutOfDate("a table or a column is missing: try again later")
+        log.warning(away.title, error=summary(error))
         return problem_response(
             scope,
             away.status,

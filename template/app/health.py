@@ -8,6 +8,8 @@ from fastapi import APIRouter, Request, Response, status
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
+from app.database import summary
+
 Check = Callable[[], Awaitable[None]]
 
 CHECK_TIMEOUT_SECONDS = 3.0
@@ -67,7 +69,7 @@ async def _outcome(check: Check) -> str:
         return f"no answer within {CHECK_TIMEOUT_SECONDS:g} s"
     except Exception as error:
         # Whatever a check raises is its finding.
-        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return summary(error)
     return "ok"
 
 

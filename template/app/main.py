@@ -10,6 +10,7 @@ from app.about import DESCRIPTION, PROJECT_NAME
 from app.database import Database
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer, Producer
+from app.migrate import Schema
 from app.runtime import Configuration, Resources, Role, Runtime
 from app.tracing import TracingMiddleware
 from app.unit_of_work import UnitsOfWork
@@ -77,6 +78,7 @@ async def _resources(
         kafka = KafkaProducer(configuration.kafka)
         producer = await stack.enter_async_context(kafka.running())
     checks.add_ready("database", database.ping)
+    checks.add_ready("schema", Schema(database.engine).check)
     checks.add_ready("producer", producer.ping)
     registry = EventRegistry(configuration.service.service_name, wiring.EVENTS)
     return Resources(configuration, checks, database, producer, registry)

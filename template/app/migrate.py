@@ -1,7 +1,9 @@
-"""Bringing the database to the newest schema, from `app db upgrade` and before tests."""
+"""Bringing the database to the newest schema, from `app db upgrade` and before tests; and whether it
+is there.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,6 +27,15 @@ class MigrationMissing(ConfigurationError):
     """The database has a migration that is not in the folder."""
 
 
+class MigrationsPending(Exception):
+    """The database lacks migrations that the service has. `app db upgrade` runs them."""
+
+    def __init__(self, revisions: Sequence[str]) -> None:
+        are = "is" if len(revisions) == 1 else "are"
+        noun = "migration" if len(revisions) == 1 else "migrations"
+        super().__init__(f"{noun} {', '.join(revisions)} {are} missing: run `app db upgrade`")
+
+
 class MigrationsNotFound(Exception):
     """The folder `migrations` is neither in the package nor beside it."""
 
@@ -42,6 +53,53 @@ async def upgrade(database_url: str) -> None:
             await connection.run_sync(_upgrade, config)
     finally:
         await engine.dispose()
+
+
+class Schema:
+    """Whether the database is as far as the service, for its readiness."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._scripts: ScriptDirectory | None = None
+        self._complete = False
+
+    async def check(self) -> None:
+        """Raises MigrationsPending, MigrationsNotFound, and what the driver raises.
+
+        What is there once stays there, so that it is asked for no more.
+        """
+        if self._complete:
+            return
+        if self._scripts is None:  # files are read: not in the event loop's thread
+            self._scripts = await asyncio.to_thread(_scripts)
+        async with self._engine.connect() as connection:
+            run = await connection.run_sync(_revisions_of)
+        if pending := _pending(self._scripts, run):
+            raise MigrationsPending(pending)
+        self._complete = True
+
+
+def _scripts() -> ScriptDirectory:
+    scripts = ScriptDirectory.from_config(configuration())
+    scripts.get_heads()  # reads the files, which otherwise the first question does
+    return scripts
+
+
+def _revisions_of(connection: Connection) -> Sequence[str]:
+    return MigrationContext.configure(connection).get_current_heads()
+
+
+def _pending(scripts: ScriptDirectory, run: Collection[str]) -> list[str]:
+    """The migrations still to be run, oldest first, on a database with the revisions `run`.
+
+    One that the service does not have makes the database newer: then there are none. So the old
+    version stays ready while the new one is rolled out.
+    """
+    there = {script.revision for script in scripts.walk_revisions()}
+    if not there.issuperset(run):
+        return []
+    pending = scripts.iterate_revisions("heads", tuple(run), implicit_base=True)
+    return [script.revision for script in pending][::-1]
 
 
 def configuration() -> Config:
@@ -66,7 +124,7 @@ def migrations_folder() -> Path:
 
 def _upgrade(connection: Connection, config: Config) -> None:
     there = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    run = MigrationContext.configure(connection).get_current_heads()
+    run = _revisions_of(connection)
     connection.rollback()  # Alembic would not commit in a transaction that is not its own
     if missing := sorted({*run} - there):
         raise MigrationMissing(

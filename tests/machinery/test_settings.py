@@ -240,6 +240,8 @@ def wrapped(error: BaseException, times: int = 1) -> Exception:
         asyncpg.ConnectionDoesNotExistError("08003"),
         asyncpg.ReadOnlySQLTransactionError("25006"),
         asyncpg.DiskFullError("53100"),
+        asyncpg.UndefinedTableError("42P01"),
+        asyncpg.UndefinedColumnError("42703"),
     ],
 )
 def test_an_absent_database_is_recognised_behind_any_layers(error: Exception) -> None:
@@ -257,7 +259,7 @@ def test_an_absent_database_is_recognised_behind_any_layers(error: Exception) ->
         asyncpg.UniqueViolationError("23505"),
         asyncpg.DeadlockDetectedError("40P01"),
         asyncpg.SerializationError("40001"),
-        asyncpg.UndefinedTableError("42P01"),
+        asyncpg.UndefinedFunctionError("42883"),
         asyncpg.QueryCanceledError("57014"),
         Sqlstate(None),
         Sqlstate(8001),

@@ -31,7 +31,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, is_unavailable
+from app.database import Base, is_unavailable, summary
 
 
 class InboxEntry(Base):
@@ -115,7 +115,7 @@ async def _forever(sessions: async_sessionmaker[AsyncSession], keep: timedelta) 
                 log.info("inbox rows deleted", rows=deleted, older_than=str(keep))
         except Exception as error:  # the next round tries again; the inbox only grows meanwhile
             level = log.info if is_unavailable(error) else log.exception
-            level("inbox retention failed", error=f"{type(error).__name__}: {error}")
+            level("inbox retention failed", error=summary(error))
         await asyncio.sleep(RETENTION_INTERVAL_SECONDS)
 
 

@@ -20,7 +20,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from sqlalchemy.exc import DBAPIError
 
 from app import tracing
-from app.database import is_unavailable
+from app.database import is_unavailable, summary, words_of
 from app.kafka import metrics
 from app.kafka.codec import CE_ID, CORRELATION_ID, Message, decode, header, trace_of
 from app.kafka.errors import BrokerUnavailable, PermanentError, SendError, UndecodableMessage
@@ -236,7 +236,7 @@ class Processor:
             return await claim(uow.session, self._name, ids)
         except DBAPIError as error:
             # Whatever is wrong with the inbox (its table is missing, say), no message is at fault.
-            raise InboxUnavailable(f"the inbox cannot be written: {error}") from error
+            raise InboxUnavailable(f"the inbox cannot be written: {words_of(error)}") from error
 
     async def _handle(self, deliveries: Sequence[Delivery], uow: UnitOfWork) -> None:
         if not self._subscription.batch:
@@ -311,7 +311,7 @@ class Processor:
                 if not is_infrastructure(error):
                     raise
                 metrics.infrastructure_waits.labels(self._name).inc()
-                self._status.blocked(f"{type(error).__name__}: {error}")
+                self._status.blocked(summary(error))
                 await self._status.wait(wait * (1 - 0.3 * random.random()))
                 wait = min(wait * 2, longest)
             else:

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import is_unavailable
+from app.database import is_unavailable, summary
 from app.outbox.model import OutboxRow, ParkedRow
 
 pending = Gauge("outbox_pending", "Events that wait to be sent")
@@ -90,7 +90,7 @@ class Monitor:
                 await self.look()
             except Exception as error:  # the next look may succeed; readiness tells meanwhile
                 level = log.info if is_unavailable(error) else log.exception
-                level("outbox not measured", error=f"{type(error).__name__}: {error}")
+                level("outbox not measured", error=summary(error))
             await asyncio.sleep(INTERVAL_SECONDS)
 
     async def look(self) -> Standing:

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.config import load
-from app.database import is_unavailable
+from app.database import is_unavailable, summary
 from app.health import Unhealthy
 from app.kafka.errors import BrokerUnavailable, SendError, UnknownTopic
 from app.kafka.producer import Outcome, Producer
@@ -370,10 +370,10 @@ class Relay:
                     self._published.set()
 
     async def _database_trouble(self, error: Exception, waits: "_Waits") -> None:
-        reason = f"{type(error).__name__}: {error}"
+        reason = summary(error)
         if is_unavailable(error) or isinstance(error, TimeoutError):
             if self.trouble != reason:
-                log.warning("database away, the relay waits", reason=reason)
+                log.warning("the relay waits for the database", reason=reason)
         else:
             log.exception("relay failed, and goes on")
         self.trouble = reason

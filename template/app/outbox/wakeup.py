@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import is_unavailable
+from app.database import is_unavailable, summary
 from app.runtime import Role, Runtime
 
 log = structlog.get_logger(__name__)
@@ -98,7 +98,7 @@ async def _go_on(engine: AsyncEngine, work: Work) -> None:
                     await pooled.invalidate()  # nobody else shall get one that listens
         except Exception as error:  # relays look by themselves meanwhile
             away = is_unavailable(error) or isinstance(error, OSError | asyncpg.InterfaceError)
-            level, reason = log.info if away else log.exception, f"{type(error).__name__}: {error}"
+            level, reason = log.info if away else log.exception, summary(error)
             if reason != told:
                 level("relays are not woken up, and poll", reason=reason)
             told = reason

@@ -265,3 +265,15 @@ def failing_insert(
 ) -> AbstractAsyncContextManager[None]:
     """Inserting into `table` fails."""
     return _failing(database, table, sqlstate, "IMMEDIATE")
+
+
+@asynccontextmanager
+async def missing_table(database: Database, table: str) -> AsyncIterator[None]:
+    """There is no `table`, as before the migration that makes it."""
+    async with database.engine.begin() as connection:
+        await connection.execute(text(f"ALTER TABLE {table} RENAME TO {table}_to_come"))
+    try:
+        yield
+    finally:
+        async with database.engine.begin() as connection:
+            await connection.execute(text(f"ALTER TABLE {table}_to_come RENAME TO {table}"))

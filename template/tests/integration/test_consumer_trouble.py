@@ -24,6 +24,7 @@ from tests.integration.conftest import (
     counted,
     failing,
     in_order_by_key,
+    missing_table,
     record_effect,
 )
 
@@ -214,6 +215,21 @@ async def test_a_database_that_is_away_costs_no_attempt_and_no_message(world: Wo
         effects = await world.has_effects(10)
         assert await world.records(f"{world.topic}.patient.dlq") == []
         await eventually(lambda: asyncio.sleep(0, consumer.status.trouble is None))
+    assert in_order_by_key(effects)
+
+
+async def test_a_table_that_is_not_there_yet_costs_no_attempt_and_no_message(
+    world: World,
+) -> None:
+    subscription = Subscription("early", {Counted: record_effect}, retry=ONCE)
+    async with world.running(subscription) as (consumer,):
+        async with missing_table(world.database, "effects"):
+            await world.send(*counted(3))
+            await eventually(lambda: asyncio.sleep(0, consumer.status.trouble is not None))
+            said = (await world.health.ready()).checks["consumer early"]
+        effects = await world.has_effects(3)
+        assert await world.records(f"{world.topic}.early.dlq") == []
+    assert said == 'Unhealthy: ProgrammingError: relation "effects" does not exist'
     assert in_order_by_key(effects)
 
 

@@ -1,19 +1,21 @@
-"""Migrations on a real database."""
+"""Migrations on a real database, and the service on one that lacks them."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.database import Base, async_url
-from app.migrate import configuration, upgrade
+from app.migrate import MigrationsPending, Schema, configuration, upgrade
+from app.wiring import FIRST_REQUEST
 from tests.fixtures.servers import temporary_database
+from tests.integration.conftest import serving
 
 
 @pytest.fixture
@@ -78,3 +80,81 @@ async def test_each_module_is_a_branch_of_its_own(empty_database_url: str) -> No
     branches = [sorted(script.get_revision(head).branch_labels) for head in heads]
     assert all(len(labels) == 1 for labels in branches), branches
     assert ["core"] in branches
+
+
+def heads() -> list[str]:
+    return list(ScriptDirectory.from_config(configuration()).get_heads())
+
+
+@pytest.fixture
+async def engine(empty_database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(async_url(empty_database_url), poolclass=NullPool)
+    yield engine
+    await engine.dispose()
+
+
+async def test_an_empty_database_lacks_every_migration(engine: AsyncEngine) -> None:
+    with pytest.raises(MigrationsPending, match="app db upgrade") as told:
+        await Schema(engine).check()
+    for head in heads():
+        assert head in str(told.value)
+
+
+async def test_a_migration_that_is_missing_is_named(
+    engine: AsyncEngine, empty_database_url: str
+) -> None:
+    await upgrade(empty_database_url)
+    for head in heads():
+        async with engine.begin() as connection:
+            await connection.execute(
+                text("DELETE FROM alembic_version WHERE version_num = :head"), {"head": head}
+            )
+        with pytest.raises(MigrationsPending, match=f"migration {head} is missing"):
+            await Schema(engine).check()
+        async with engine.begin() as connection:
+            await connection.execute(
+                text("INSERT INTO alembic_version VALUES (:head)"), {"head": head}
+            )
+    await Schema(engine).check()
+
+
+async def test_a_database_that_is_newer_than_the_service_will_do(
+    engine: AsyncEngine, empty_database_url: str
+) -> None:
+    await upgrade(empty_database_url)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("UPDATE alembic_version SET version_num = 'later' WHERE version_num = :head"),
+            {"head": heads()[0]},
+        )
+    await Schema(engine).check()
+
+
+async def test_a_schema_that_is_complete_is_not_asked_for_again(
+    engine: AsyncEngine, empty_database_url: str
+) -> None:
+    await upgrade(empty_database_url)
+    schema = Schema(engine)
+    await schema.check()
+    asked: list[object] = []
+    event.listen(engine.sync_engine, "before_cursor_execute", lambda *what: asked.append(what))
+    await schema.check()
+    assert asked == []
+
+
+async def test_a_service_is_not_ready_until_its_migrations_have_run(
+    empty_database_url: str,
+) -> None:
+    path, body = FIRST_REQUEST
+    json = {"content-type": "application/json"}
+    async with serving(empty_database_url) as api:
+        ready = await api.http.get("/health/ready")
+        refused = await api.http.post(path, content=body, headers=json)
+        await upgrade(empty_database_url)
+        ready_now = await api.http.get("/health/ready")
+        taken = await api.http.post(path, content=body, headers=json)
+    assert ready.status_code == refused.status_code == 503
+    assert "app db upgrade" in ready.json()["checks"]["schema"]
+    assert refused.json()["type"] == "urn:problem-type:database-out-of-date"
+    assert ready_now.json()["checks"]["schema"] == "ok"
+    assert taken.status_code == 201

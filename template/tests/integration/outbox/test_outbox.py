@@ -9,6 +9,7 @@ import pytest
 from httpx import ASGITransport, AsyncClient
 from prometheus_client import REGISTRY
 from sqlalchemy import text
+from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from app import tracing
@@ -34,6 +35,7 @@ from app.tracing import Trace
 from app.unit_of_work import UnitOfWork
 from tests.eventually import eventually
 from tests.fixtures.service import database_settings, settings_for
+from tests.integration.conftest import missing_table
 from tests.integration.outbox.conftest import (
     MAX_BYTES,
     MOVED,
@@ -235,6 +237,18 @@ async def has_said(http: AsyncClient, words: str) -> None:
     )
     if words != "ok":
         assert said.status_code == 503
+
+
+async def test_a_relay_waits_for_its_tables_and_says_so_in_one_line(
+    world: World, migrated_database_url: str
+) -> None:
+    with capture_logs() as logs:
+        async with serving(migrated_database_url, FakeProducer(TOPICS)) as http:
+            async with missing_table(world.database, "outbox_buckets"):
+                await world.write(*moved(1))
+                await has_said(http, 'ProgrammingError: relation "outbox_buckets" does not exist')
+            await world.is_empty()
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
 
 
 async def test_a_relay_without_a_broker_is_not_ready_until_there_is_one(
