@@ -4,7 +4,7 @@ from typing import Any
 
 import asyncpg
 from pydantic import Field, SecretStr, field_validator
-from sqlalchemy import URL, MetaData, event, make_url, text
+from sqlalchemy import URL, ExceptionContext, MetaData, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import (
@@ -109,7 +109,8 @@ def open_engine(
 ) -> AsyncEngine:
     """An engine for `database_url`; `options` are those of SQLAlchemy's create_engine.
 
-    Where no connection can be made, whatever the reason, it raises DatabaseUnavailable.
+    Where no connection can be made, whatever the reason, it raises DatabaseUnavailable. Its errors do
+    not repeat what statements were given, as that may be personal data.
     """
     url = async_url(database_url)
     libpq = _libpq_url(url)
@@ -133,8 +134,11 @@ def open_engine(
             "prepared_statement_cache_size": 0,
             "prepared_statement_name_func": lambda: "",
         }
-    engine = create_async_engine(url.set(query={}), connect_args=arguments, **options)
+    engine = create_async_engine(
+        url.set(query={}), connect_args=arguments, hide_parameters=True, **options
+    )
     event.listen(engine.sync_engine, "checkout", _replace_closed_connection)
+    event.listen(engine.sync_engine, "handle_error", _forget_row)
     return engine
 
 
@@ -142,6 +146,13 @@ def _replace_closed_connection(dbapi_connection: Any, _record: Any, _proxy: Any)
     # asyncpg notices when the server hangs up, so this costs no round trip (a pre-ping costs three).
     if dbapi_connection.driver_connection.is_closed():
         raise DisconnectionError("the server closed this connection")
+
+
+def _forget_row(context: ExceptionContext) -> None:
+    # DETAIL holds values of the row ("Key (email)=(…) already exists"), and tracebacks would show it.
+    cause = context.original_exception.__cause__
+    if isinstance(cause, asyncpg.PostgresError):
+        cause.detail = None
 
 
 def _libpq_url(url: URL) -> str:

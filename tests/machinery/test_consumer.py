@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY as METRICS
+from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
 from app.kafka import consumer as consumer_module
@@ -112,6 +113,13 @@ def test_a_described_error_is_bounded() -> None:
 
     assert described["error_type"] == "ValueError"
     assert len(described["error"]) == 1000
+
+
+def test_of_an_error_of_the_database_one_line_is_described() -> None:
+    said = Exception("no such column\nDETAIL:  (email)=(ada@example.com)")
+    error = DBAPIError("UPDATE people SET email = :email", {"email": "ada@example.com"}, said)
+
+    assert describe(error) == {"error_type": "DBAPIError", "error": "no such column"}
 
 
 PARTITION = TopicPartition("shop.meter.read", 0)

@@ -7,6 +7,7 @@ import pytest
 from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.exc import DBAPIError
 
 from app.kafka import codec as names
 from app.kafka.codec import Header, header
@@ -111,6 +112,15 @@ def test_a_delayed_message_is_due_after_the_delay() -> None:
     assert message.topic == f"{TOPIC}.billing.retry.5s"
     assert due is not None
     assert before + DELAYS[0] <= due <= datetime.now(UTC) + DELAYS[0]
+
+
+def test_a_dead_letter_does_not_tell_what_was_written_to_the_database() -> None:
+    said = Exception("no such column\nDETAIL:  (email)=(ada@example.com)")
+    error = DBAPIError("UPDATE people SET email = :email", {"email": "ada@example.com"}, said)
+
+    message = dead_letter(record(), BILLING, TOPIC, 1, error)
+
+    assert header(message.headers, names.ERROR_MESSAGE) == "no such column"
 
 
 def test_a_dead_letter_keeps_key_bytes_and_foreign_headers_and_tells_its_story() -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from aiokafka import ConsumerRecord
 
+from app.database import summary, words_of
 from app.kafka import codec as names
 from app.kafka.codec import Message, header, header_number, header_time, with_headers
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
@@ -125,7 +126,7 @@ def _history(
         names.ATTEMPTS: str(attempts),
         names.LAST_FAILED_AT: now.isoformat(),
         names.ERROR_TYPE: type(error).__name__,
-        names.ERROR_MESSAGE: str(error)[:ERROR_MESSAGE_LENGTH],
+        names.ERROR_MESSAGE: words_of(error)[:ERROR_MESSAGE_LENGTH],
     }
     if first_hop or header(record.headers, names.ORIGIN_OFFSET) is None:
         history |= {
@@ -160,7 +161,7 @@ class Breaker:
 
     def failed(self, error: BaseException) -> bool:
         """Count a message that is to be given up; True when that opened the breaker."""
-        self.last_error = f"{type(error).__name__}: {error}"
+        self.last_error = summary(error)
         self._failures.append(True)
         full = len(self._failures) == self._policy.window
         if self.is_open or not full or self.share_failed < self._policy.threshold:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from app.database import words_of
 from app.kafka.event import BaseEvent, EventRegistry
 
 # A handler takes the event first (a list of them in a batch subscription), then the unit of work.
@@ -120,4 +121,4 @@ class Subscription:
 
 def describe(error: BaseException) -> dict[str, Any]:
     """An exception as fields of a log line."""
-    return {"error_type": type(error).__name__, "error": str(error)[:1000]}
+    return {"error_type": type(error).__name__, "error": words_of(error)[:1000]}

@@ -1,6 +1,7 @@
-"""Migrations on a real database, and the service on one that lacks them."""
+"""Migrations on a real database, the service on one that lacks them, and what errors tell."""
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -8,10 +9,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.database import Base, async_url
+from app.database import Base, Database, async_url, summary
 from app.migrate import MigrationsPending, Schema, configuration, upgrade
 from app.wiring import FIRST_REQUEST
 from tests.fixtures.servers import temporary_database
@@ -158,3 +160,17 @@ async def test_a_service_is_not_ready_until_its_migrations_have_run(
     assert refused.json()["type"] == "urn:problem-type:database-out-of-date"
     assert ready_now.json()["checks"]["schema"] == "ok"
     assert taken.status_code == 201
+
+
+async def test_errors_do_not_tell_what_was_written(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        await connection.execute(text("CREATE TEMPORARY TABLE people (email text PRIMARY KEY)"))
+        person, ada = text("INSERT INTO people VALUES (:email)"), {"email": "ada@example.com"}
+        await connection.execute(person, ada)
+        with pytest.raises(IntegrityError) as refused:
+            await connection.execute(person, ada)
+    said = 'duplicate key value violates unique constraint "people_pkey"'
+    assert summary(refused.value) == f"IntegrityError: {said}"
+    told = "".join(traceback.format_exception(refused.value))
+    assert said in told
+    assert "ada@example.com" not in told
