@@ -92,7 +92,8 @@ def with_headers(status: int, **headers: str) -> dict[int | str, dict[str, Any]]
 
 
 def document(app: FastAPI) -> None:
-    """Put the schemas that `responses` refers to into the OpenAPI document of `app`."""
+    """Put the schemas that `responses` refers to into the OpenAPI document of `app`, and the problem
+    that is common to all operations with a body."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -103,6 +104,9 @@ def document(app: FastAPI) -> None:
                 routes=app.routes,
                 tags=app.openapi_tags,
             )
+            for operation in (o for path in schema["paths"].values() for o in path.values()):
+                if "requestBody" in operation:
+                    operation["responses"] |= {str(s): told for s, told in responses(415).items()}
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             for model in (Problem, FieldProblem):
                 described = model.model_json_schema(ref_template=_SCHEMAS)
@@ -242,7 +246,12 @@ async def _domain_error(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    fields = [FieldProblem.of(entry["loc"], entry["msg"]) for entry in error.errors()]
+    in_body = any(entry["loc"][0] == "body" for entry in error.errors())
+    if in_body and isinstance(error.body, bytes):  # FastAPI parses what is said to be JSON
+        return problem_response(
+            request.scope, 415, detail="send JSON, and say so: Content-Type: application/json"
+        )
+    fields = [_field(entry) for entry in error.errors()]
     return problem_response(
         request.scope,
         422,
@@ -251,6 +260,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
         type="urn:problem-type:validation-failed",
         errors=fields,
     )
+
+
+def _field(entry: Mapping[str, Any]) -> FieldProblem:
+    if entry["type"] == "json_invalid":  # its place is a position in the text and no field
+        location, position = entry["loc"]
+        detail = f"not JSON at character {position + 1}: {entry['ctx']['error']}"
+        return FieldProblem.of([location], detail)
+    return FieldProblem.of(entry["loc"], entry["msg"])
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

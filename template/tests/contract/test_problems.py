@@ -6,6 +6,8 @@ from httpx import AsyncClient
 
 from tests.contract.api import PROBLEM, assert_problem
 
+JSON = {"content-type": "application/json"}
+
 
 async def test_a_route_that_is_not_there(client: AsyncClient) -> None:
     assert_problem(await client.get("/nowhere"), 404)
@@ -22,8 +24,16 @@ async def test_a_method_that_is_not_there(client: AsyncClient) -> None:
 
 
 async def test_a_body_of_another_kind_is_refused(client: AsyncClient) -> None:
-    answer = await client.post("/users", content=b"a=b", headers={"content-type": "text/plain"})
-    assert_problem(answer, 422)
+    for kind in ["text/plain", "application/x-www-form-urlencoded"]:  # the latter is what curl sends
+        answer = await client.post("/users", content=b"{}", headers={"content-type": kind})
+        assert "Content-Type: application/json" in assert_problem(answer, 415)["detail"]
+
+
+async def test_text_that_is_not_json_is_told_with_its_place(client: AsyncClient) -> None:
+    answer = await client.post("/users", content=b"{bad", headers=JSON)
+    (field,) = assert_problem(answer, 422)["errors"]
+    assert (field["location"], field["pointer"]) == ("body", "")
+    assert field["detail"].startswith("not JSON at character 2: ")
 
 
 async def test_the_name_of_a_field_is_escaped(client: AsyncClient) -> None:
@@ -33,9 +43,7 @@ async def test_the_name_of_a_field_is_escaped(client: AsyncClient) -> None:
 
 
 async def test_text_that_is_no_unicode_is_answered(client: AsyncClient) -> None:
-    answer = await client.post(
-        "/users", content=b'{"\\ud800": "\\udfff"}', headers={"content-type": "application/json"}
-    )
+    answer = await client.post("/users", content=b'{"\\ud800": "\\udfff"}', headers=JSON)
     assert_problem(answer, 422)
     assert (await client.get("/inventory/%ED%A0%80")).status_code == 422
 
@@ -67,6 +75,7 @@ async def test_every_operation_documents_its_problems(openapi: dict[str, Any]) -
     assert operations
     for operation in operations:
         assert {"422", "500", "503"} <= operation["responses"].keys()
+        assert ("415" in operation["responses"]) == ("requestBody" in operation)
         for status, response in operation["responses"].items():
             if int(status) >= 400:
                 assert list(response["content"]) == [PROBLEM]

@@ -91,6 +91,17 @@ async def test_text_that_is_no_unicode_is_answered(client: AsyncClient) -> None:
     assert (await client.get("/heartbeats/%ED%A0%80")).status_code == 422
 
 
+async def test_what_is_not_json_is_refused(client: AsyncClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl sends
+    answer = await client.post("/heartbeats", content=b"{}", headers=form)
+    assert "Content-Type: application/json" in assert_problem(answer, 415)["detail"]
+    json = {"content-type": "application/json"}
+    answer = await client.post("/heartbeats", content=b"{bad", headers=json)
+    (field,) = assert_problem(answer, 422)["errors"]
+    assert (field["location"], field["pointer"]) == ("body", "")
+    assert field["detail"].startswith("not JSON at character 2: ")
+
+
 async def test_what_is_not_there_is_a_problem(client: AsyncClient) -> None:
     assert_problem(await client.get("/no%20where/%C3%A9"), 404)
     answer = await client.delete("/heartbeats")
@@ -112,6 +123,7 @@ async def test_every_operation_documents_itself_and_its_problems(client: AsyncCl
         assert operation["summary"]
         assert operation["description"]
         assert {"422", "500", "503"} <= operation["responses"].keys()
+        assert ("415" in operation["responses"]) == ("requestBody" in operation)
         for status, response in operation["responses"].items():
             if int(status) >= 400:
                 assert list(response["content"]) == [PROBLEM]
