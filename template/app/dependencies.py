@@ -4,10 +4,13 @@ Each is `async def`, whether it waits or not: FastAPI runs plain functions in a 
 and back takes longer than what they do.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.idempotency import Idempotency, IdempotencyRepository
@@ -62,3 +65,32 @@ async def get_idempotency(uow: UnitOfWorkDep) -> Idempotency:
 
 
 IdempotencyDep = Annotated[Idempotency, Depends(get_idempotency, scope="function")]
+
+
+async def refuse_unknown_query(request: Request) -> None:
+    """For every route: a query parameter that it does not have is an error, as a field of a body is.
+
+    A misspelt filter would otherwise be answered with everything.
+    """
+    if not request.query_params:
+        return
+    known = dict.fromkeys(_query_parameters(request.scope["route"].dependant))
+    there_are = f"there are: {', '.join(known)}" if known else "there are none here"
+    if unknown := [name for name in request.query_params if name not in known]:
+        raise RequestValidationError(
+            [
+                {"type": "extra_forbidden", "loc": ("query", name), "msg": f"unknown; {there_are}"}
+                for name in unknown
+            ]
+        )
+
+
+def _query_parameters(dependant: Dependant) -> Iterator[str]:
+    for field in dependant.query_params:
+        model = field.field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            yield from (part.alias or name for name, part in model.model_fields.items())
+        else:
+            yield field.alias
+    for part in dependant.dependencies:
+        yield from _query_parameters(part)

@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from app import errors, health, wiring
 from app.about import DESCRIPTION, PROJECT_NAME
 from app.database import Database
+from app.dependencies import refuse_unknown_query
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer, Producer
 from app.migrate import Schema
@@ -42,7 +43,7 @@ def create_app(
         for name, made in wiring.STATE.items():
             setattr(app.state, name, made())
         for router in wiring.ROUTERS:
-            app.include_router(router)
+            app.include_router(router, dependencies=[Depends(refuse_unknown_query)])
     return app
 
 

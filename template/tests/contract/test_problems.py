@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from httpx import AsyncClient
 
-from tests.contract.api import PROBLEM, assert_problem
+from tests.contract.api import PROBLEM, assert_problem, new_user, pointers
 
 JSON = {"content-type": "application/json"}
 
@@ -24,7 +24,8 @@ async def test_a_method_that_is_not_there(client: AsyncClient) -> None:
 
 
 async def test_a_body_of_another_kind_is_refused(client: AsyncClient) -> None:
-    for kind in ["text/plain", "application/x-www-form-urlencoded"]:  # the latter is what curl sends
+    form = "application/x-www-form-urlencoded"  # what curl sends
+    for kind in ["text/plain", form]:
         answer = await client.post("/users", content=b"{}", headers={"content-type": kind})
         assert "Content-Type: application/json" in assert_problem(answer, 415)["detail"]
 
@@ -46,6 +47,34 @@ async def test_text_that_is_no_unicode_is_answered(client: AsyncClient) -> None:
     answer = await client.post("/users", content=b'{"\\ud800": "\\udfff"}', headers=JSON)
     assert_problem(answer, 422)
     assert (await client.get("/inventory/%ED%A0%80")).status_code == 422
+
+
+async def test_a_query_parameter_that_does_not_exist_is_refused(client: AsyncClient) -> None:
+    answer = await client.get("/orders?user=1&limit=1")
+    assert assert_problem(answer, 422)["errors"] == [
+        {
+            "location": "query",
+            "pointer": "/user",
+            "detail": "unknown; there are: user_id, status, cursor, limit",
+        }
+    ]
+    answer = await client.post("/users?dry-run=1&x=", json=new_user())
+    problem = assert_problem(answer, 422)
+    assert pointers(problem) == ["query /dry-run", "query /x"]
+    assert "there are none here" in problem["detail"]
+
+
+async def test_each_documented_query_parameter_is_known(
+    client: AsyncClient, openapi: dict[str, Any]
+) -> None:
+    for path, methods in openapi["paths"].items():
+        for method, operation in methods.items():
+            parameters = operation.get("parameters", [])
+            names = [p["name"] for p in parameters if p["in"] == "query"]
+            for name in names:
+                url = re.sub(r"{\w+}", "1", path)
+                answer = await client.request(method, url, params={name: "1"})
+                assert "unknown" not in answer.text, (path, name)
 
 
 async def test_a_problem_says_where_and_what(client: AsyncClient) -> None:

@@ -91,6 +91,12 @@ async def test_text_that_is_no_unicode_is_answered(client: AsyncClient) -> None:
     assert (await client.get("/heartbeats/%ED%A0%80")).status_code == 422
 
 
+async def test_a_query_parameter_that_does_not_exist_is_refused(client: AsyncClient) -> None:
+    (field,) = assert_problem(await client.get("/heartbeats/door?since=1"), 422)["errors"]
+    assert (field["location"], field["pointer"]) == ("query", "/since")
+    assert field["detail"] == "unknown; there are none here"
+
+
 async def test_what_is_not_json_is_refused(client: AsyncClient) -> None:
     form = {"content-type": "application/x-www-form-urlencoded"}  # what curl sends
     answer = await client.post("/heartbeats", content=b"{}", headers=form)
