@@ -1,21 +1,25 @@
-"""Kafka's settings and security, and publishing, on a fake producer."""
+"""Kafka's settings and security; how a send ends; publishing, on a fake producer."""
 
+import asyncio
 import io
 import ssl
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
+from aiokafka import errors as kafka_errors
 from prometheus_client import REGISTRY as METRICS
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from app import tracing
 from app.config import ConfigurationError, load
+from app.kafka import producer as producing
 from app.kafka.codec import Message, decode, header
-from app.kafka.errors import BrokerUnavailable, MessageTooLarge, UnknownTopic
-from app.kafka.producer import FakeProducer, Outcome, Producer
+from app.kafka.errors import BrokerUnavailable, MessageRejected, MessageTooLarge, UnknownTopic
+from app.kafka.producer import Deadline, FakeProducer, KafkaProducer, Outcome, Producer
 from app.kafka.publisher import DirectPublisher
 from app.kafka.settings import ClientCredentials, KafkaSettings, client_options
 from app.tracing import Trace
@@ -269,6 +273,259 @@ async def test_an_answer_without_a_token_is_an_error(
 
 
 MESSAGE = Message("a", b"k", b"v")
+SILENCE = "no acknowledgement, ever"
+NO_ROOM = "the partition's batch stays full"
+
+
+class Client:
+    """As much of aiokafka's producer as ours needs; `fate` says what becomes of a value."""
+
+    made: "list[Client]"
+    fate: Callable[[bytes | None], Exception | str | None]
+    start_error: Exception | None = None
+
+    def __init__(self, **_options: object) -> None:
+        self.made.append(self)
+        self.client = self.cluster = self
+        self.handed: list[bytes | None] = []
+        self.stopped = False
+
+    async def start(self) -> None:
+        if self.start_error is not None:
+            raise self.start_error
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        return None if topic == "missing" else {0}
+
+    async def partitions_for(self, _topic: str) -> None:
+        await asyncio.sleep(60)
+
+    async def force_metadata_update(self) -> bool:
+        return True
+
+    async def send(
+        self, _topic: str, value: bytes | None, _key: bytes | None, headers: list[object]
+    ) -> "asyncio.Future[None]":
+        assert isinstance(headers, list)
+        fate = self.fate(value)
+        if fate is NO_ROOM:
+            await asyncio.sleep(60)
+        if isinstance(fate, TypeError):
+            raise fate
+        self.handed.append(value)
+        loop = asyncio.get_running_loop()
+        acknowledged: asyncio.Future[None] = loop.create_future()
+        if isinstance(fate, Exception):
+            loop.call_soon(acknowledged.set_exception, fate)
+        elif fate is None:
+            loop.call_soon(acknowledged.set_result, None)
+        return acknowledged
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
+    """What the producers of this test have for a client: all is acknowledged, unless it is changed."""
+
+    class OfThisTest(Client):
+        made: list[Client] = []  # noqa: RUF012  (of the class: all that were made)
+        fate = staticmethod(lambda _value: None)
+
+    monkeypatch.setattr(producing, "AIOKafkaProducer", OfThisTest)
+    return OfThisTest
+
+
+def connected(
+    seconds: float = 10.0, max_bytes: int = 1_000_000
+) -> AbstractAsyncContextManager[KafkaProducer]:
+    return KafkaProducer(
+        settings(kafka_send_timeout_seconds=seconds, kafka_max_message_bytes=max_bytes)
+    ).running()
+
+
+def numbered(count: int) -> list[Message]:
+    return [Message("a", b"k%d" % n, b"%d" % n) for n in range(count)]
+
+
+def kinds(outcomes: Sequence[Outcome]) -> list[type | None]:
+    return [None if outcome is None else type(outcome) for outcome in outcomes]
+
+
+def sent_and_timed() -> list[float]:
+    names = ["kafka_messages_sent_total", "kafka_message_latency_seconds_count"]
+    return [METRICS.get_sample_value(name, {"topic": "a"}) or 0.0 for name in names]
+
+
+@pytest.mark.usefixtures("client")
+async def test_what_is_acknowledged_is_delivered_and_counted() -> None:
+    before = sent_and_timed()
+    async with connected() as producer:
+        await producer.send(MESSAGE)
+        assert await producer.send_all([MESSAGE]) == [None]
+        assert await producer.send_all(numbered(3)) == [None] * 3
+
+    assert sent_and_timed() == [count + 5 for count in before]
+
+
+async def test_a_message_that_is_too_large_does_not_reach_the_client(client: type[Client]) -> None:
+    large = Message("a", b"k", b"x" * 1000)
+    async with connected(max_bytes=1000) as producer:
+        with pytest.raises(MessageTooLarge, match="KAFKA_MAX_MESSAGE_BYTES=1000"):
+            await producer.send(large)
+        outcomes = await producer.send_all([large, MESSAGE, *numbered(1)])
+
+    assert kinds(outcomes) == [MessageTooLarge, BrokerUnavailable, None]  # two of one key
+    assert client.made[0].handed == [b"0"]
+
+
+@pytest.mark.usefixtures("client")
+async def test_a_topic_that_no_broker_knows_is_told_within_the_deadline() -> None:
+    missing = Message("missing", b"k", b"v")
+    async with connected(seconds=0.2) as producer:
+        with pytest.raises(UnknownTopic, match="the topic missing does not exist"):
+            await producer.send(missing)
+        outcomes = await producer.send_all([missing, *numbered(1)])
+
+    assert kinds(outcomes) == [UnknownTopic, None]
+
+
+@pytest.mark.parametrize("fate", [SILENCE, NO_ROOM])
+async def test_what_is_not_acknowledged_ends_with_its_deadline(
+    client: type[Client], fate: str
+) -> None:
+    client.fate = staticmethod(lambda value: None if value == b"0" else fate)
+    async with connected(seconds=0.1) as producer:
+        async with asyncio.timeout(20):
+            with pytest.raises(BrokerUnavailable, match=r"acknowledged .* within 0\.1 s"):
+                await producer.send(MESSAGE)
+            outcomes = await producer.send_all(numbered(3))
+        await producer.send(numbered(1)[0])  # what was late leaves nothing behind
+
+    assert kinds(outcomes) == [None, BrokerUnavailable, BrokerUnavailable]
+
+
+async def test_a_client_that_cannot_connect_says_why(client: type[Client]) -> None:
+    client.start_error = kafka_errors.UnknownError("wrong password")
+    large = Message("a", b"k", b"x" * 1000)
+    async with connected(seconds=0.1, max_bytes=1000) as producer:
+        with pytest.raises(BrokerUnavailable, match=r"not connected to Kafka: .*wrong password"):
+            await producer.send(MESSAGE)
+        outcomes = await producer.send_all([MESSAGE, large])
+
+    assert kinds(outcomes) == [BrokerUnavailable, MessageTooLarge]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+async def test_a_client_that_is_out_of_sequence_is_replaced(
+    client: type[Client], batch: int
+) -> None:
+    client.fate = staticmethod(
+        lambda _value: kafka_errors.OutOfOrderSequenceNumber() if len(client.made) == 1 else None
+    )
+    async with connected() as producer:
+        outcomes = await producer.send_all(numbered(batch))
+        assert kinds(outcomes) == [BrokerUnavailable] * batch
+        assert await producer.send_all(numbered(batch)) == [None] * batch
+
+    assert [made.stopped for made in client.made] == [True, True]
+
+
+async def test_until_the_next_client_is_connected_it_is_told_what_the_last_one_died_of(
+    client: type[Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.fate = staticmethod(lambda _value: kafka_errors.ProducerFenced())
+    async with connected(seconds=0.1) as producer:
+        await producer.ping()
+        monkeypatch.setattr(client, "start", lambda _self: asyncio.sleep(60))
+        for reason in ("the producer was replaced", "not connected to Kafka: ProducerFenced"):
+            with pytest.raises(BrokerUnavailable, match=reason):
+                await producer.send(MESSAGE)
+
+
+async def test_a_client_whose_failure_passes_stays(client: type[Client]) -> None:
+    client.fate = staticmethod(lambda _value: kafka_errors.NotLeaderForPartitionError())
+    async with connected() as producer:
+        with pytest.raises(BrokerUnavailable, match="NotLeaderForPartitionError"):
+            await producer.send(MESSAGE)
+
+    assert len(client.made) == 1
+
+
+async def test_of_a_refused_batch_each_is_found_out_alone(client: type[Client]) -> None:
+    def fate(value: bytes | None) -> Exception | None:
+        whole_batch = len(client.made) == 1
+        return kafka_errors.MessageSizeTooLargeError() if whole_batch or value == b"1" else None
+
+    client.fate = staticmethod(fate)
+    async with connected() as producer:
+        first = await producer.send_all(numbered(3))
+        again = await producer.send_all(numbered(3)[1:])
+        with pytest.raises(MessageRejected, match="MessageSizeTooLargeError"):
+            await producer.send(numbered(2)[1])
+
+    # What the replaced client still had passes when it is sent again.
+    assert kinds(first) == [None, BrokerUnavailable, BrokerUnavailable]
+    assert kinds(again) == [MessageRejected, None]
+
+
+async def test_what_the_client_cannot_take_is_an_error_of_the_caller(client: type[Client]) -> None:
+    client.fate = staticmethod(lambda _value: TypeError("no bytes"))
+    async with connected() as producer:
+        for sending in (producer.send(MESSAGE), producer.send_all(numbered(2))):
+            with pytest.raises(TypeError, match="no bytes"):
+                await sending
+
+    assert len(client.made) == 1
+
+
+async def test_each_has_the_whole_time_though_one_timer_serves_all() -> None:
+    deadline = Deadline(0.2)
+    loop = asyncio.get_running_loop()
+
+    async def late() -> float:
+        started = loop.time()
+        with pytest.raises(TimeoutError):
+            await deadline.wait_for(asyncio.sleep(10))
+        return loop.time() - started
+
+    async def in_time() -> str:
+        result = await deadline.wait_for(asyncio.sleep(0.1, "done"))
+        await asyncio.sleep(0.3)  # what it does afterwards has no deadline
+        return result
+
+    beginning = asyncio.create_task(late())
+    quick = asyncio.create_task(in_time())
+    await asyncio.sleep(0.1)
+    first, second = await asyncio.gather(beginning, late())
+
+    assert await quick == "done"
+    assert 0.19 < min(first, second) <= max(first, second) < 5
+    assert await in_time() == "done"
+
+
+async def test_a_task_that_another_cancels_is_not_late() -> None:
+    deadline = Deadline(0.05)
+    task = asyncio.create_task(deadline.wait_for(asyncio.sleep(10)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_task_that_is_late_and_cancelled_by_another_is_cancelled() -> None:
+    async def cancelled_when_it_is_late() -> None:
+        this = asyncio.current_task()
+        assert this is not None
+        try:
+            await asyncio.sleep(10)
+        finally:
+            this.cancel()
+            await asyncio.sleep(0)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(Deadline(0.05).wait_for(cancelled_when_it_is_late()))
 
 
 async def test_it_keeps_what_it_was_sent_in_order() -> None:

@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
+from prometheus_client import Counter, Histogram
 
 from app.kafka import metrics
 from app.kafka.codec import Message
@@ -42,7 +44,10 @@ _RECONNECT_SECONDS = (0.2, 5.0)
 _METADATA_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
 
+T = TypeVar("T")
 Outcome = SendError | None
+# A message is refused, or handed over to the client, which promises an acknowledgement.
+Handed = SendError | asyncio.Future[Any]
 
 
 class Producer(Protocol):
@@ -80,7 +85,8 @@ class KafkaProducer:
             "max_request_size": forwarded_limit(settings),
         }
         self._forwarded_limit = forwarded_limit(settings)
-        self._deadline = settings.kafka_send_timeout_seconds
+        self._seconds = settings.kafka_send_timeout_seconds
+        self._deadline = Deadline(self._seconds)
         self._client: AIOKafkaProducer | None = None
         self._connected = asyncio.Event()
         self._reason = "not started"
@@ -101,82 +107,107 @@ class KafkaProducer:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def ping(self) -> None:
-        client = await self._ready(_METADATA_SECONDS / 2)
+        try:
+            async with asyncio.timeout(_METADATA_SECONDS / 2):
+                client = await self._ready()
+        except TimeoutError:
+            raise self._late() from None
         if not await client.client.force_metadata_update():
             raise BrokerUnavailable(
                 f"no broker answers at {self._settings.kafka_bootstrap_servers}"
             )
 
     async def send(self, message: Message) -> None:
-        (outcome,) = await self.send_all([message])
+        started = time.perf_counter()
+        outcome = await self._send(message)
+        _count(message.topic, outcome, time.perf_counter() - started)
         if outcome is not None:
             raise outcome
 
     async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
         started = time.perf_counter()
-        outcomes = await self._attempt(messages)
-        rejected = [
-            index for index, outcome in enumerate(outcomes) if isinstance(outcome, MessageRejected)
-        ]
-        if len(messages) > 1 and rejected:
-            # A broker refuses a whole batch for one message in it: find out which one it was.
-            refused = RefusedKeys()
-            for index in rejected:
-                message = messages[index]
-                outcomes[index] = refused.before(message) or (await self._attempt([message]))[0]
-                refused.note(message, outcomes[index])
-        _count(messages, outcomes, time.perf_counter() - started)
+        if len(messages) == 1:
+            outcomes = [await self._send(messages[0])]
+        else:
+            outcomes = await self._send_all(messages)
+            await self._repeat_rejected(messages, outcomes)
+        _count_all(messages, outcomes, time.perf_counter() - started)
         return outcomes
 
-    async def _attempt(self, messages: Sequence[Message]) -> list[Outcome]:
-        outcomes: list[Outcome] = [self._too_large(message) for message in messages]
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._deadline
-        try:
-            client = await self._ready(self._deadline)
-        except BrokerUnavailable as error:
-            return [outcome or error for outcome in outcomes]
-        if unknown := await self._unknown_topics(client, {message.topic for message in messages}):
-            outcomes = [o or unknown.get(m.topic) for m, o in zip(messages, outcomes, strict=True)]
-        futures: dict[int, asyncio.Future[Any]] = {}
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._hand_over(client, messages, outcomes, futures)
-                await _all_done(futures.values())
-        except TimeoutError:
-            for index, outcome in enumerate(outcomes):
-                if outcome is None and index not in futures:
-                    outcomes[index] = self._timed_out()
-        for index, future in futures.items():
-            outcomes[index] = self._outcome(client, future)
-        return outcomes
-
-    async def _hand_over(
-        self,
-        client: AIOKafkaProducer,
-        messages: Sequence[Message],
-        outcomes: list[Outcome],
-        futures: dict[int, asyncio.Future[Any]],
-    ) -> None:
-        """Give the client what has no outcome yet, in order, and note the acknowledgements to come,
-        by index."""
+    async def _repeat_rejected(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
+        # A broker refuses a whole batch for one message in it: find out which one it was.
         refused = RefusedKeys()
-        for index, message in enumerate(messages):
-            outcome = outcomes[index] = refused.before(message) or outcomes[index]
-            if outcome is None:
-                try:
-                    futures[index] = await client.send(
-                        message.topic, message.value, message.key, headers=list(message.headers)
-                    )
-                except kafka_errors.KafkaError as error:
-                    outcome = outcomes[index] = self._failure(client, error)
-            refused.note(message, outcome)
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, MessageRejected):
+                message = messages[index]
+                outcomes[index] = refused.before(message) or await self._send(message)
+                refused.note(message, outcomes[index])
 
-    def _outcome(self, client: AIOKafkaProducer, future: asyncio.Future[Any]) -> Outcome:
-        if not future.done():
-            future.add_done_callback(_retrieve)
-            return self._timed_out()
-        error = future.exception()
+    async def _send(self, message: Message) -> Outcome:
+        try:
+            return await self._deadline.wait_for(self._deliver(message))
+        except TimeoutError:
+            return self._late()
+
+    async def _deliver(self, message: Message) -> Outcome:
+        if refusal := self._too_large(message):
+            return refusal
+        client = self._client or await self._ready()
+        if not _knows(client, message.topic):
+            refusal = await self._look_up(client, message.topic)
+            if refusal is not None:
+                return refusal
+        try:
+            acknowledged = await _hand_over(client, message)
+            await acknowledged
+        except kafka_errors.KafkaError as error:
+            return self._failure(client, error)
+        return None
+
+    async def _send_all(self, messages: Sequence[Message]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        try:
+            await self._deadline.wait_for(self._deliver_all(messages, outcomes))
+        except TimeoutError:
+            outcomes += [self._too_large(m) or self._late() for m in messages[len(outcomes) :]]
+        return outcomes
+
+    async def _deliver_all(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
+        """Fill in `outcomes`; when it is cancelled, those of what was handed over by then."""
+        client = self._client or await self._ready()
+        handed: list[Handed] = []
+        try:
+            await self._hand_over_all(client, messages, handed)
+            await _all_done(handed)
+        finally:
+            outcomes += [self._outcome(client, one) for one in handed]
+
+    async def _hand_over_all(
+        self, client: AIOKafkaProducer, messages: Sequence[Message], handed: list[Handed]
+    ) -> None:
+        """Give the client what nothing speaks against, in order."""
+        unknown = await self._unknown_topics(client, {message.topic for message in messages})
+        refused = RefusedKeys()
+        for message in messages:
+            one: Handed | None = (
+                refused.before(message) or self._too_large(message) or unknown.get(message.topic)
+            )
+            if one is None:
+                try:
+                    one = await _hand_over(client, message)
+                except kafka_errors.KafkaError as error:
+                    one = self._failure(client, error)
+            if isinstance(one, SendError):
+                refused.note(message, one)
+            handed.append(one)
+
+    def _outcome(self, client: AIOKafkaProducer, handed: Handed) -> Outcome:
+        if isinstance(handed, SendError):
+            return handed
+        handed.cancel()  # unless it is done: what becomes of it later, nobody asks any more
+        if handed.cancelled():
+            return self._late()
+        error = handed.exception()
         return None if error is None else self._failure(client, error)
 
     def _failure(self, client: AIOKafkaProducer, error: BaseException) -> SendError:
@@ -191,8 +222,10 @@ class KafkaProducer:
             return MessageRejected(f"the broker refused the message: {reason}")
         return BrokerUnavailable(reason)
 
-    def _timed_out(self) -> BrokerUnavailable:
-        return BrokerUnavailable(f"no broker acknowledged the message within {self._deadline:g} s")
+    def _late(self) -> BrokerUnavailable:
+        if self._client is None:
+            return BrokerUnavailable(f"not connected to Kafka: {self._reason}")
+        return BrokerUnavailable(f"no broker acknowledged the message within {self._seconds:g} s")
 
     def _too_large(self, message: Message) -> Outcome:
         limit = self._settings.kafka_max_message_bytes
@@ -204,18 +237,15 @@ class KafkaProducer:
         )
 
     async def _unknown_topics(
-        self, client: AIOKafkaProducer, topics: set[str]
+        self, client: AIOKafkaProducer, topics: Iterable[str]
     ) -> dict[str, SendError]:
-        known = client.client.cluster
-        missing = [topic for topic in topics if known.partitions_for_topic(topic) is None]
-        if not missing:
-            return {}
+        missing = [topic for topic in topics if not _knows(client, topic)]
         checks = await asyncio.gather(*(self._look_up(client, topic) for topic in missing))
         return {topic: e for topic, e in zip(missing, checks, strict=True) if e is not None}
 
     async def _look_up(self, client: AIOKafkaProducer, topic: str) -> SendError | None:
         try:
-            async with asyncio.timeout(min(_METADATA_SECONDS, self._deadline)):
+            async with asyncio.timeout(min(_METADATA_SECONDS, self._seconds / 2)):
                 await client.partitions_for(topic)
         except (TimeoutError, kafka_errors.UnknownTopicOrPartitionError):
             if await client.client.force_metadata_update():
@@ -229,15 +259,10 @@ class KafkaProducer:
             return MessageRejected(f"{topic}: {type(error).__name__}: {error}")
         return None
 
-    async def _ready(self, seconds: float) -> AIOKafkaProducer:
-        if not self._connected.is_set():
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._connected.wait()
-            except TimeoutError:
-                raise BrokerUnavailable(f"not connected to Kafka: {self._reason}") from None
-        if self._client is None:
-            raise BrokerUnavailable("the producer is closed")
+    async def _ready(self) -> AIOKafkaProducer:
+        """The client, once it is connected."""
+        while self._client is None:
+            await self._connected.wait()
         return self._client
 
     def _replace(self, client: AIOKafkaProducer, reason: str) -> None:
@@ -247,6 +272,7 @@ class KafkaProducer:
         metrics.producer_replacements.inc()
         self._connected.clear()
         self._client = None
+        self._reason = reason
         self._in_background(_close(client), "kafka-producer-close")
         self._connecting = asyncio.create_task(self._connect(), name="kafka-producer-connect")
 
@@ -302,6 +328,18 @@ def _compression(settings: KafkaSettings) -> str | None:
     return None if settings.kafka_compression == "none" else settings.kafka_compression
 
 
+def _knows(client: AIOKafkaProducer, topic: str) -> bool:
+    return client.client.cluster.partitions_for_topic(topic) is not None
+
+
+def _hand_over(client: AIOKafkaProducer, message: Message) -> Awaitable[asyncio.Future[Any]]:
+    """Wait until the partition's batch has room; the acknowledgement to come. Raises KafkaError."""
+    sending: Awaitable[asyncio.Future[Any]] = client.send(
+        message.topic, message.value, message.key, headers=list(message.headers)
+    )
+    return sending
+
+
 async def _close(client: AIOKafkaProducer) -> None:
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
@@ -313,32 +351,80 @@ async def _close(client: AIOKafkaProducer) -> None:
         await client.client.close()
 
 
-async def _all_done(futures: Iterable[asyncio.Future[Any]]) -> None:
+class Deadline:
+    """`asyncio.wait_for` with one timer for all that wait: each waits equally long, so that who
+    began first is late first. A timer for each costs a tenth of a send."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._ends: dict[asyncio.Task[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait_for(self, work: Awaitable[T]) -> T:
+        """Raises TimeoutError when `work` is late, and was cancelled."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        cancelling = task.cancelling()
+        end = self._ends[task] = loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = loop.call_at(end, self._cancel_late)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if task in self._ends or task.uncancel() > cancelling:
+                raise  # somebody else cancelled the task
+            raise TimeoutError from None
+        finally:
+            self._ends.pop(task, None)
+
+    def _cancel_late(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        while self._ends:
+            task, end = next(iter(self._ends.items()))
+            if end > loop.time():
+                self._timer = loop.call_at(end, self._cancel_late)
+                return
+            del self._ends[task]
+            task.cancel()
+
+
+async def _all_done(handed: Iterable[Handed]) -> None:
     # One after the other: those of a batch are done at the same moment, and to listen to each of
     # thousands costs more than to look at it.
-    for future in futures:
-        if not future.done():
-            await asyncio.wait({future})
+    for one in handed:
+        if isinstance(one, asyncio.Future) and not one.done():
+            try:
+                await one
+            except Exception:  # the future keeps it
+                continue
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    # A late failure was already reported as a missed deadline: asyncio need not warn of it.
-    if not future.cancelled():
-        future.exception()
+def _count(topic: str, outcome: Outcome, seconds: float, messages: int = 1) -> None:
+    if outcome is not None:
+        metrics.send_failures.labels(topic, type(outcome).__name__).inc(messages)
+        return
+    sent, latency = _of_topic(topic)
+    sent.inc(messages)
+    for _ in range(messages):
+        latency.observe(seconds)
 
 
-def _count(messages: Sequence[Message], outcomes: Sequence[Outcome], seconds: float) -> None:
+def _count_all(messages: Sequence[Message], outcomes: Sequence[Outcome], seconds: float) -> None:
     delivered: dict[str, int] = {}
     for message, outcome in zip(messages, outcomes, strict=True):
         if outcome is None:
             delivered[message.topic] = delivered.get(message.topic, 0) + 1
         else:
-            metrics.send_failures.labels(message.topic, type(outcome).__name__).inc()
+            _count(message.topic, outcome, seconds)
     for topic, count in delivered.items():
-        metrics.messages_sent.labels(topic).inc(count)
-        latency = metrics.message_latency.labels(topic)
-        for _ in range(count):
-            latency.observe(seconds)
+        _count(topic, None, seconds, count)
+
+
+@cache
+def _of_topic(topic: str) -> tuple[Counter, Histogram]:
+    # To look them up by their label costs as much as to count.
+    return metrics.messages_sent.labels(topic), metrics.message_latency.labels(topic)
 
 
 class FakeProducer:
