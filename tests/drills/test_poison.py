@@ -45,7 +45,8 @@ async def test_poison_ends_in_the_dlq_and_a_replay_applies_it_once(bench_of: Mak
 
     All the poison is in the dead letter topic with its bytes and its origin, the good messages are
     applied as if it had not been there. A replay that is interrupted and repeated applies each
-    that can be mended exactly once; what cannot comes back, and is listed once.
+    that can be mended exactly once. What cannot be read is left out, comes back when it is sent all
+    the same, is listed once, with its replays, and is gone when it is discarded.
     """
     bench = await bench_of("poison")
     worker = bench.worker()
@@ -66,7 +67,9 @@ async def test_poison_ends_in_the_dlq_and_a_replay_applies_it_once(bench_of: Mak
 
     # Nobody takes them yet, so all of them are sent again, and again while they are being applied.
     assert await interrupted_replay(bench) == 130
-    assert f"replayed {POISON * 2} of {POISON * 2}" in bench.app("dlq", "replay")
+    said = bench.app("dlq", "replay", DRILL_MENDED="1")
+    assert f"replayed {len(mendable) * 2} of {len(mendable) * 2}" in said, said
+    assert f"{len(hopeless) * 2} left out" in said, said
     so_far = await replayed(bench)
     last = replay(bench, rate=20)
     await eventually(lambda: replayed(bench), lambda sent: sent > so_far)
@@ -74,9 +77,16 @@ async def test_poison_ends_in_the_dlq_and_a_replay_applies_it_once(bench_of: Mak
     await asyncio.to_thread(last.communicate, timeout=30)
     assert last.returncode == 0
     await bench.settled()
-    left = await dlq_at_rest(bench, len(hopeless))
-    bench.app("dlq", "replay")  # once more, for nothing
-    await dlq_at_rest(bench, len(hopeless), more_than=left)
+    bench.app("dlq", "replay", "--undecodable", DRILL_MENDED="1")  # for nothing
+    left = await dlq_at_rest(bench, len(hopeless), more_than=POISON * 2 + len(hopeless))
+    assert "replayed=1" in bench.app("dlq", "list", "--undecodable", DRILL_MENDED="1")
+    nothing = bench.app("dlq", "replay", DRILL_MENDED="1")
+    assert "replayed 0 of 0" in nothing, nothing
+    assert await bench.count_dead_letters() == left
+    bench.app("dlq", "discard", "--undecodable", "--dry-run", DRILL_MENDED="1")
+    assert f"{len(hopeless) * 2} waiting" in bench.app("dlq", "list")
+    bench.app("dlq", "discard", "--undecodable", DRILL_MENDED="1")
+    assert f"{len(mendable) * 2} dead letters, 0 waiting" in bench.app("dlq", "list")
     for consumer in bench.consumers:
         times = Counter(effect.event_id for effect in await bench.effects(consumer))
         assert times == Counter(bench.sent.keys()), f"{consumer}: not each exactly once"
@@ -141,7 +151,7 @@ def replay(bench: Bench, rate: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [service.APP, "dlq", "replay", "--rate", str(rate)],
         cwd=service.ROOT,
-        env={**os.environ, **bench.environment},
+        env={**os.environ, **bench.environment, "DRILL_MENDED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         # Children of a shell's background job ignore Ctrl-C; this one shall not, wherever it runs.

@@ -8,13 +8,15 @@ import pytest
 from typer.testing import CliRunner
 
 from app import wiring
-from app.commands.dlq import _line, _summary, _utc
+from app.commands.dlq import _left_out, _line, _summary, _utc
+from app.commands.dlq import commands as dlq_commands
 from app.commands.events import commands, show
 from app.commands.topics import _line as topic_line
 from app.events import schemas
+from app.kafka import codec as names
 from app.kafka.admin import State, TopicState
 from app.kafka.dlq import DeadLetter
-from app.kafka.retry import dead_letter
+from app.kafka.retry import dead_letter, replayed
 from app.kafka.subscription import Subscription
 from app.kafka.topics import Topic
 from tests.unit.samples import TOPIC, MeterRead, record
@@ -24,6 +26,9 @@ async def handle(event: object, uow: object) -> None: ...
 
 
 BILLING = Subscription("billing", {MeterRead: handle})
+
+
+ERROR = ValueError("broken")
 
 
 def letter(error: Exception, offset: int = 0) -> DeadLetter:
@@ -46,8 +51,33 @@ def test_a_line_begins_with_the_id_that_show_takes() -> None:
     assert "  applied  " in _line(found, applied=True)
 
 
-def test_an_endless_error_is_cut() -> None:
+def test_an_endless_error_is_cut_and_says_so() -> None:
+    assert _line(letter(ValueError("x" * 2000)), applied=False).endswith("x…")
     assert len(_line(letter(ValueError("x" * 2000)), applied=False)) < 500
+    assert "…" not in _line(letter(ValueError("x" * 148)), applied=False)
+
+
+def test_a_line_tells_of_replays() -> None:
+    message = replayed(letter(ValueError("broken")).record)
+    again = dead_letter(
+        record(headers=message.headers, topic=message.topic), BILLING, TOPIC, 4, ERROR
+    )
+    line = _line(DeadLetter.of(record(headers=again.headers)), applied=False)
+
+    assert "attempts=4 replayed=1  ValueError" in line
+    assert "replayed" not in _line(letter(ERROR), applied=False)
+
+
+def test_to_discard_everything_has_to_be_asked_for() -> None:
+    result = CliRunner().invoke(dlq_commands, ["dlq", "discard"])
+
+    assert result.exit_code == 1
+    assert "--all" in result.output
+
+
+def test_what_a_replay_leaves_out_is_said_with_what_to_do_about_it() -> None:
+    assert _left_out(12).startswith("12 left out")
+    assert "app dlq discard --undecodable" in _left_out(12)
 
 
 def test_what_has_no_headers_has_a_line_too() -> None:
@@ -79,6 +109,23 @@ def test_a_message_is_shown_with_its_place_its_headers_and_its_body() -> None:
         '    "a": "é"',
         "  }",
     ]
+
+
+def test_the_time_of_the_first_delivery_is_shown_as_a_time() -> None:
+    headers = [(names.ORIGIN_TIMESTAMP, b"1700000000000"), ("other", b"1700000000000")]
+    shown = show(record(headers=headers)).splitlines()
+
+    assert shown[1:3] == [
+        "  origin-timestamp: 2023-11-14T22:13:20.000+00:00",
+        "  other: 1700000000000",
+    ]
+
+
+@pytest.mark.parametrize("value", [b"", b"soon", b"-1", b"9" * 5000, "²".encode()])
+def test_a_header_that_is_no_time_is_shown_as_it_is(value: bytes) -> None:
+    shown = show(record(headers=[(names.ORIGIN_TIMESTAMP, value)])).splitlines()
+
+    assert shown[1] == f"  origin-timestamp: {value.decode()}"
 
 
 def test_what_is_not_there_is_said() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.kafka import codec as names
 from app.kafka.codec import Header, header
-from app.kafka.dlq import DeadLetter, Filter, dead_letter_topics, newest
+from app.kafka.dlq import DeadLetter, Filter, dead_letter_topics, is_readable, newest
 from app.kafka.retry import (
     ERROR_MESSAGE_LENGTH,
     Breaker,
@@ -20,6 +20,7 @@ from app.kafka.retry import (
     dead_letter,
     delay_after,
     delayed,
+    discarded,
     due_at,
     replayed,
     stages,
@@ -168,12 +169,23 @@ def test_headers_that_came_with_the_message_do_not_forge_its_origin() -> None:
         (names.ORIGIN_TOPIC, b"somewhere"),
         (names.ORIGIN_OFFSET, b"1"),
         (names.FIRST_FAILED_AT, b"1970-01-01T00:00:00+00:00"),
+        (names.REPLAYED_AT, b"1970-01-01T00:00:00+00:00"),
+        (names.REPLAYS, b"7"),
     ]
     message = dead_letter(record(offset=7, headers=forged), BILLING, TOPIC, 1, ERROR)
 
     assert header(message.headers, names.ORIGIN_TOPIC) == TOPIC
     assert header(message.headers, names.ORIGIN_OFFSET) == "7"
     assert header(message.headers, names.FIRST_FAILED_AT) != "1970-01-01T00:00:00+00:00"
+    assert header(message.headers, names.REPLAYED_AT) is None
+    assert header(message.headers, names.REPLAYS) is None
+
+
+def test_a_header_that_came_with_the_message_does_not_hide_it() -> None:
+    forged: list[Header] = [(names.DISCARDS, b"shop.meter.read.billing.dlq:0:0")]
+    message = dead_letter(record(headers=forged), BILLING, TOPIC, 1, ERROR)
+
+    assert header(message.headers, names.DISCARDS) is None
 
 
 def test_lone_surrogates_and_endless_texts_in_an_error_do_not_stop_it() -> None:
@@ -183,15 +195,16 @@ def test_lone_surrogates_and_endless_texts_in_an_error_do_not_stop_it() -> None:
     assert header(message.headers, names.ERROR_MESSAGE) == "?" + "x" * (ERROR_MESSAGE_LENGTH - 1)
 
 
-def test_a_replayed_letter_goes_to_its_consumer_only_with_its_event_and_a_new_count() -> None:
+def test_a_replayed_letter_goes_to_its_consumer_only_with_its_event_and_its_history() -> None:
     letter = dead_letter(record(b"body", headers=[("ce_id", b"1")]), BILLING, TOPIC, 3, ERROR)
     message = replayed(record(b"body", topic=letter.topic, headers=letter.headers))
 
     assert message.topic == f"{TOPIC}.billing.replay"
     assert (message.key, message.value) == (b"m-1", b"body")
     assert header(message.headers, "ce_id") == "1"
-    assert header(message.headers, names.ATTEMPTS) is None
+    assert header(message.headers, names.ATTEMPTS) == "3"
     assert header(message.headers, names.REPLAYED_AT) is not None
+    assert header(message.headers, names.REPLAYS) == "1"
 
 
 @pytest.mark.parametrize("missing", [names.ORIGIN_TOPIC, names.CONSUMER])
@@ -516,6 +529,57 @@ def test_the_newest_letter_counts_when_it_came_back_to_another_partition() -> No
     again.record.timestamp = first.record.timestamp + 1
 
     assert newest([first, again]) == [again]
+
+
+def test_a_letter_that_failed_again_tells_how_often_it_was_replayed() -> None:
+    first = letter_of(record(), offset=0)
+    again = failed_again(failed_again(first, offset=1), offset=2)
+
+    assert (first.replays, again.replays) == (0, 2)
+    assert again.first_failed_at == first.first_failed_at
+
+
+def marker_of(letter: DeadLetter, offset: int) -> DeadLetter:
+    """What `app dlq discard` puts beside `letter`, as it is read at `offset`."""
+    message = discarded(letter.record)
+    assert message.topic == letter.record.topic
+    return DeadLetter.of(
+        record(
+            message.value, message.key, topic=message.topic, offset=offset, headers=message.headers
+        )
+    )
+
+
+@pytest.mark.parametrize("key", [b"m-1", None])
+def test_a_discarded_letter_counts_no_more_and_neither_does_what_discards_it(
+    key: bytes | None,
+) -> None:
+    kept, given_up = (letter_of(record(key=key, offset=n), offset=n) for n in range(2))
+    marker = marker_of(given_up, offset=2)
+
+    assert newest([kept, given_up, marker]) == [kept]
+    assert newest([marker, given_up, kept]) == [kept]  # partitions are read in any order
+
+
+def test_to_discard_a_letter_brings_no_earlier_one_of_its_message_back() -> None:
+    first = letter_of(record(), offset=0)
+    again = failed_again(first, offset=1)
+
+    assert newest([first, again, marker_of(again, offset=2)]) == []
+
+
+def test_what_fails_once_more_after_it_was_discarded_counts_again() -> None:
+    first = letter_of(record(), offset=0)
+    on_its_way = failed_again(first, offset=2)
+
+    assert newest([first, marker_of(first, offset=1), on_its_way]) == [on_its_way]
+
+
+@pytest.mark.parametrize("value", [b"\xff", None, b"[]", b'{"count": "many"}'])
+def test_a_letter_without_an_event_cannot_be_read(value: bytes | None) -> None:
+    assert is_readable(letter_of(record(body(meter_read())), offset=0), REGISTRY)
+    assert not is_readable(letter_of(record(value), offset=0), REGISTRY)
+    assert not is_readable(raw(value=body(meter_read())), REGISTRY)  # it does not say whose
 
 
 def test_letters_without_an_origin_are_each_counted() -> None:

@@ -2,22 +2,25 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 import typer
+from aiokafka import ConsumerRecord
 
 from app.commands import Context
+from app.commands.events import one_line
 from app.commands.events import show as show_record
 from app.config import load
 from app.database import Database, DatabaseSettings
 from app.kafka import inbox
-from app.kafka.dlq import DeadLetter, Filter, dead_letter_topics, newest, read
+from app.kafka.codec import Message
+from app.kafka.dlq import DeadLetter, Filter, dead_letter_topics, is_readable, newest, read
 from app.kafka.errors import BrokerUnavailable, SendError
 from app.kafka.producer import KafkaProducer
-from app.kafka.retry import replayed
+from app.kafka.retry import discarded, replayed
 
 commands = typer.Typer()
 group = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
@@ -37,6 +40,9 @@ Since = Annotated[
 Until = Annotated[
     datetime | None, typer.Option("--until", formats=TIME_FORMATS, help="Failed before (UTC).")
 ]
+Undecodable = Annotated[
+    bool, typer.Option("--undecodable", help="Only what this version of the service cannot read.")
+]
 
 
 @group.command("list")
@@ -47,10 +53,11 @@ def list_letters(
     key: Key = None,
     since: Since = None,
     until: Until = None,
+    undecodable: Undecodable = False,
 ) -> None:
     """Show the dead letters, one a line, and whether their events were applied since."""
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
-    letters, applied = asyncio.run(_find(Context.from_environment(), only))
+    letters, applied = asyncio.run(_find(Context.from_environment(), only, undecodable))
     for letter in letters:
         typer.echo(_line(letter, letter.identity in applied))
     typer.echo(_summary(letters, applied))
@@ -74,6 +81,7 @@ def replay(
     key: Key = None,
     since: Since = None,
     until: Until = None,
+    undecodable: Undecodable = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be replayed, and do nothing.")
     ] = False,
@@ -83,20 +91,67 @@ def replay(
 ) -> None:
     """Send dead letters back to the consumer that they failed in, with their event ids.
 
-    Safe to interrupt and to repeat: what has been applied is skipped, here and by the inbox.
+    Safe to interrupt and to repeat: what has been applied is skipped, here and by the inbox. What
+    this version of the service cannot read would only come back: it needs --undecodable.
     """
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
     context = Context.from_environment()
-    letters, applied = asyncio.run(_find(context, only))
-    todo = [letter for letter in letters if letter.identity not in applied]
+    letters, applied = asyncio.run(_find(context, only, undecodable))
+    waiting = [letter for letter in letters if letter.identity not in applied]
+    todo = [x for x in waiting if undecodable or is_readable(x, context.registry)]
     typer.echo(_summary(letters, applied))
+    if len(todo) < len(waiting):
+        typer.echo(_left_out(len(waiting) - len(todo)))
     if dry_run:
         for letter in todo:
             typer.echo(f"would replay {_line(letter, False)}")
         return
-    done = Counter[str]()
+    _send(context, todo, replayed, "replayed", rate)
+
+
+@group.command()
+def discard(
+    consumer: ConsumerName = None,
+    topic: TopicName = None,
+    error: ErrorType = None,
+    key: Key = None,
+    since: Since = None,
+    until: Until = None,
+    undecodable: Undecodable = False,
+    every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be discarded, and do nothing.")
+    ] = False,
+) -> None:
+    """Give dead letters up: they are not listed and not replayed any more.
+
+    Kafka keeps their bytes for as long as all dead letters; `app dlq show` finds them by their ids.
+    """
+    only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
+    if only == Filter() and not (undecodable or every):
+        typer.echo("error: say which dead letters: --undecodable, --error, … or --all", err=True)
+        raise typer.Exit(1)
+    context = Context.from_environment()
+    letters, applied = asyncio.run(_find(context, only, undecodable))
+    typer.echo(_summary(letters, applied))
+    what = "would discard" if dry_run else "discarding"
+    for letter in letters:
+        typer.echo(f"{what} {_line(letter, letter.identity in applied)}")
+    if not dry_run:
+        _send(context, letters, discarded, "discarded")
+
+
+def _send(
+    context: Context,
+    letters: Sequence[DeadLetter],
+    made: Callable[[ConsumerRecord], Message],
+    done: str,
+    rate: float | None = None,
+) -> None:
+    """Send what is `made` of each letter, and say of how many that is `done`."""
+    sent = Counter[str]()
     try:
-        asyncio.run(_replay(context, todo, rate, done))
+        asyncio.run(_send_each(context, letters, made, rate, sent))
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
@@ -104,20 +159,24 @@ def replay(
         typer.echo(f"stopped: {failure}", err=True)
         raise typer.Exit(1) from None
     finally:
-        for name, count in sorted(done.items()):
-            typer.echo(f"replayed {count} to {name}")
-        typer.echo(f"replayed {done.total()} of {len(todo)}")
+        for name, count in sorted(sent.items()):
+            typer.echo(f"{name or 'no consumer'}: {done} {count}")
+        typer.echo(f"{done} {sent.total()} of {len(letters)}")
 
 
-async def _replay(
-    context: Context, letters: Sequence[DeadLetter], rate: float | None, done: Counter[str]
+async def _send_each(
+    context: Context,
+    letters: Sequence[DeadLetter],
+    made: Callable[[ConsumerRecord], Message],
+    rate: float | None,
+    sent: Counter[str],
 ) -> None:
     loop = asyncio.get_running_loop()
     async with KafkaProducer(context.kafka).running() as producer:
         for letter in letters:
             started = loop.time()
             try:
-                message = replayed(letter.record)
+                message = made(letter.record)
             except ValueError as reason:
                 typer.echo(f"skipped: {reason}", err=True)
                 continue
@@ -128,16 +187,22 @@ async def _replay(
             except SendError as reason:  # this one's own fault: the others can still go
                 typer.echo(f"skipped {letter.id}: {reason}", err=True)
                 continue
-            done[letter.consumer] += 1
+            sent[letter.consumer] += 1
             if rate is not None:
                 await asyncio.sleep(max(0.0, 1 / rate - (loop.time() - started)))
 
 
 async def _find(
-    context: Context, only: Filter
+    context: Context, only: Filter, undecodable: bool
 ) -> tuple[list[DeadLetter], set[tuple[str, str, int, int]]]:
     topics = dead_letter_topics(context.subscriptions, context.registry, only)
-    letters = newest([letter async for letter in read(context.kafka, topics, only)])
+    # A message counts as it failed last: to choose before would find it as it failed earlier.
+    found = newest([letter async for letter in read(context.kafka, topics)])
+    letters = [
+        letter
+        for letter in found
+        if only.matches(letter) and not (undecodable and is_readable(letter, context.registry))
+    ]
     return letters, await _applied(letters)
 
 
@@ -158,7 +223,7 @@ async def _applied(letters: Sequence[DeadLetter]) -> set[tuple[str, str, int, in
 
 async def _find_one(context: Context, letter_id: str) -> DeadLetter:
     topics = dead_letter_topics(context.subscriptions, context.registry, Filter())
-    async for letter in read(context.kafka, topics, Filter()):
+    async for letter in read(context.kafka, topics):
         if letter.id == letter_id:
             return letter
     typer.echo(f"there is no dead letter {letter_id}: `app dlq list` shows them", err=True)
@@ -168,17 +233,25 @@ async def _find_one(context: Context, letter_id: str) -> DeadLetter:
 def _line(letter: DeadLetter, applied: bool) -> str:
     failed = letter.last_failed_at.isoformat(timespec="seconds") if letter.last_failed_at else "-"
     state = "applied" if applied else "waiting"
-    error = f"{letter.error_type}: {letter.error_message}"
+    replays = f" replayed={letter.replays}" if letter.replays else ""
+    error = one_line(f"{letter.error_type}: {letter.error_message}")
     return (
         f"{letter.id}  {state}  {failed}  consumer={letter.consumer} from={letter.origin}"
         f"[{letter.origin_partition}]@{letter.origin_offset} key={letter.key or 'none'}"
-        f" attempts={letter.attempts}  {' '.join(error.split())[:160]}"
+        f" attempts={letter.attempts}{replays}  {error}"
     )
 
 
 def _summary(letters: Sequence[DeadLetter], applied: set[tuple[str, str, int, int]]) -> str:
     waiting = sum(letter.identity not in applied for letter in letters)
     return f"{len(letters)} dead letters, {waiting} waiting, {len(letters) - waiting} applied since"
+
+
+def _left_out(count: int) -> str:
+    return (
+        f"{count} left out, which this version of the service cannot read:"
+        " --undecodable replays those, `app dlq discard --undecodable` gives them up"
+    )
 
 
 def _utc(time: datetime | None) -> datetime | None:

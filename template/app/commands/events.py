@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from app.events.schemas import (
     is_exported,
 )
 from app.kafka.admin import follow, reading
+from app.kafka.codec import ORIGIN_TIMESTAMP
 
 commands = typer.Typer()
 events = typer.Typer(help="The events on the service's topics.", no_args_is_help=True)
@@ -64,13 +66,22 @@ def show(record: ConsumerRecord) -> str:
     when = _time(record.timestamp)
     key = "none" if record.key is None else record.key.decode("utf-8", "backslashreplace")
     lines = [f"{when}  {record.topic}[{record.partition}]@{record.offset}  key={key}"]
-    lines += [
-        f"  {name}: {(value or b'').decode('utf-8', 'backslashreplace')}"
-        for name, value in record.headers
-    ]
+    lines += [f"  {name}: {_header(name, value)}" for name, value in record.headers]
     lines += [f"  {line}" for line in _body(record.value).splitlines()]
     # JSON may hold lone surrogates, which no terminal can be sent.
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+
+
+def one_line(text: str, length: int = 160) -> str:
+    """`text` without line breaks; what is too long ends with an ellipsis."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _header(name: str, value: bytes | None) -> str:
+    text = (value or b"").decode("utf-8", "backslashreplace")
+    is_time = name == ORIGIN_TIMESTAMP and re.fullmatch("[0-9]{1,18}", text)
+    return _time(int(text)) if is_time else text
 
 
 def _time(milliseconds: int) -> str:

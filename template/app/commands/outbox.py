@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from app.commands.events import one_line
 from app.commands.serve import Host, Port
 from app.config import load
 from app.database import Database, DatabaseSettings
@@ -144,7 +145,7 @@ async def _on_database(work: Callable[[Database], Awaitable[T]]) -> T:
 def _line(row: ParkedRow) -> str:
     when = row.parked_at.isoformat(timespec="seconds")
     key = row.key.decode("utf-8", "backslashreplace")
-    return f"{row.id}  {when}  {row.topic} key={key}  {' '.join(row.reason.split())[:160]}"
+    return f"{row.id}  {when}  {row.topic} key={key}  {one_line(row.reason)}"
 
 
 def _whole(row: ParkedRow) -> str:

@@ -41,6 +41,10 @@ ERROR_TYPE = "error-type"
 ERROR_MESSAGE = "error-message"
 DUE_AT = "due-at"
 REPLAYED_AT = "replayed-at"
+REPLAYS = "replays"
+
+# What a record in a dead letter topic has that says of another one there that it is given up.
+DISCARDS = "discards"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Dead letters: reading them, choosing among them, and sending them back to their consumer."""
+"""Dead letters: reading them, and choosing among those that still count."""
 
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -10,8 +10,10 @@ from aiokafka import ConsumerRecord
 
 from app.kafka import codec as names
 from app.kafka.admin import read_to_end, reading
-from app.kafka.codec import header, header_number, header_time
+from app.kafka.codec import decode, header, header_number, header_time
+from app.kafka.errors import UndecodableMessage
 from app.kafka.event import EventRegistry
+from app.kafka.retry import dead_letter_id
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.kafka.topics import dead_letter_topic
@@ -27,10 +29,12 @@ class DeadLetter:
     origin_partition: int
     origin_offset: int
     attempts: int
+    replays: int
     error_type: str
     error_message: str
     first_failed_at: datetime | None
     last_failed_at: datetime | None
+    discards: str | None  # another's id: that one is given up, and this is no dead letter itself
 
     @classmethod
     def of(cls, record: ConsumerRecord) -> "DeadLetter":
@@ -46,16 +50,18 @@ class DeadLetter:
             origin_partition=header_number(record.headers, names.ORIGIN_PARTITION),
             origin_offset=header_number(record.headers, names.ORIGIN_OFFSET),
             attempts=header_number(record.headers, names.ATTEMPTS),
+            replays=header_number(record.headers, names.REPLAYS),
             error_type=text(names.ERROR_TYPE),
             error_message=text(names.ERROR_MESSAGE),
             first_failed_at=header_time(record.headers, names.FIRST_FAILED_AT),
             last_failed_at=header_time(record.headers, names.LAST_FAILED_AT),
+            discards=header(record.headers, names.DISCARDS),
         )
 
     @property
     def id(self) -> str:
         """The name of this dead letter on the command line: topic:partition:offset."""
-        return f"{self.record.topic}:{self.record.partition}:{self.record.offset}"
+        return dead_letter_id(self.record)
 
     @property
     def identity(self) -> tuple[str, str, int, int]:
@@ -115,30 +121,39 @@ def dead_letter_topics(
     ]
 
 
-async def read(
-    settings: KafkaSettings, topics: Sequence[str], only: Filter
-) -> AsyncIterator[DeadLetter]:
-    """The dead letters of `topics` that match. Raises BrokerUnavailable."""
+async def read(settings: KafkaSettings, topics: Sequence[str]) -> AsyncIterator[DeadLetter]:
+    """All that is in `topics`, which are dead letter topics. Raises BrokerUnavailable."""
     async with reading(settings, topics) as client:
         async for record in read_to_end(client):
-            letter = DeadLetter.of(record)
-            if only.matches(letter):
-                yield letter
+            yield DeadLetter.of(record)
 
 
 def newest(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
-    """One dead letter a message: a message that failed again after a replay counts once.
+    """The dead letters that count: one a message, and none that was discarded.
 
     Without this, each replay of what keeps failing would double it.
     """
     found: dict[object, DeadLetter] = {}
+    discarded: set[str] = set()
     for letter in letters:
+        if letter.discards is not None:
+            discarded.add(letter.discards)
+            continue
         # Without its origin a letter cannot be told from others: each one counts.
         identity = letter.identity if letter.origin else letter.id
         other = found.get(identity)
         if other is None or _age(letter) > _age(other):
             found[identity] = letter
-    return list(found.values())
+    return [letter for letter in found.values() if letter.id not in discarded]
+
+
+def is_readable(letter: DeadLetter, registry: EventRegistry) -> bool:
+    """Whether this version of the service finds an event in it. Otherwise a replay is in vain."""
+    try:
+        decode(letter.origin, letter.record.value, registry)
+    except UndecodableMessage:
+        return False
+    return True
 
 
 def _age(letter: DeadLetter) -> tuple[int, int]:

@@ -66,7 +66,7 @@ def dead_letter(
 ) -> Message:
     """`record` on its way to the dead letter topic: key, bytes and headers as they were."""
     history = _history(record, subscription, origin, attempts, error, datetime.now(UTC))
-    history[names.DUE_AT] = None
+    history |= {names.DUE_AT: None, names.DISCARDS: None}
     return Message(
         dead_letter_topic(origin, subscription.name),
         record.key,
@@ -89,7 +89,10 @@ def replayed(record: ConsumerRecord) -> Message:
             f"offset {record.offset} of {record.topic} has no {names.ORIGIN_TOPIC} and"
             f" {names.CONSUMER} headers: it is no dead letter of this service"
         )
-    changes = {names.REPLAYED_AT: datetime.now(UTC).isoformat(), names.ATTEMPTS: None}
+    changes: dict[str, str | None] = {
+        names.REPLAYED_AT: datetime.now(UTC).isoformat(),
+        names.REPLAYS: str(header_number(record.headers, names.REPLAYS) + 1),
+    }
     return Message(
         replay_topic(origin, consumer),
         record.key,
@@ -97,6 +100,19 @@ def replayed(record: ConsumerRecord) -> Message:
         with_headers(record.headers, changes),
         forwarded=True,
     )
+
+
+def discarded(record: ConsumerRecord) -> Message:
+    """What is put beside a dead letter that is given up: in Kafka, nothing can be taken out."""
+    name = dead_letter_id(record)
+    return Message(
+        record.topic, record.key, b"", with_headers((), {names.DISCARDS: name}), forwarded=True
+    )
+
+
+def dead_letter_id(record: ConsumerRecord) -> str:
+    """The name of a dead letter on the command line: topic:partition:offset."""
+    return f"{record.topic}:{record.partition}:{record.offset}"
 
 
 def attempts_so_far(record: ConsumerRecord) -> int:
@@ -137,6 +153,8 @@ def _history(
         }
     if first_hop or header(record.headers, names.FIRST_FAILED_AT) is None:
         history[names.FIRST_FAILED_AT] = now.isoformat()
+    if first_hop:
+        history |= {names.REPLAYED_AT: None, names.REPLAYS: None}
     return history
 
 
