@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,24 @@ def test_the_readme_names_no_path_that_is_not_there(service: Service) -> None:
     named = set(re.findall(r"^\| `((?:app|tests|migrations|docs)[\w./-]*)`", readme, re.MULTILINE))
     assert named
     assert [path for path in sorted(named) if not (service.path / path).exists()] == []
+
+
+def test_messages_are_as_the_asyncapi_document_says(service: Service, tmp_path: Path) -> None:
+    """The golden sample of each event's newest version, against the schema of its payload."""
+    document = json.loads(service.run("app", "asyncapi"))
+    messages = [m for c in document["channels"].values() for m in c["messages"].values()]
+    assert messages
+    for message in messages:
+        name, version = message["title"].split(" ")
+        kept = json.loads((service.path / "tests" / "events" / f"{name}.json").read_text())
+        schema, sample = tmp_path / "schema.json", tmp_path / "sample.json"
+        schema.write_text(json.dumps(message["payload"] | {"components": document["components"]}))
+        sample.write_text(json.dumps(kept[version]["sample"]))
+        assert said(schema, sample) == 0, f"{name}: its sample does not follow its schema"
+        sample.write_text(json.dumps(kept[version]["sample"] | {"event_id": None}))
+        assert said(schema, sample) == 1, f"{name}: its schema takes anything"
+
+
+def said(schema: Path, sample: Path) -> int:
+    command = (sys.executable, "-m", "check_jsonschema", "--schemafile", str(schema), str(sample))
+    return subprocess.run(command, capture_output=True, check=False).returncode

@@ -1,8 +1,10 @@
 """What the commands print."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import pytest
 from typer.testing import CliRunner
@@ -13,19 +15,37 @@ from app.commands.dlq import commands as dlq_commands
 from app.commands.events import commands, show
 from app.commands.topics import _line as topic_line
 from app.events import schemas
+from app.events.asyncapi import document
 from app.kafka import codec as names
 from app.kafka.admin import State, TopicState
+from app.kafka.codec import encode
 from app.kafka.dlq import DeadLetter
+from app.kafka.event import BaseEvent, EventRegistry, EventType
 from app.kafka.retry import dead_letter, replayed
 from app.kafka.subscription import Subscription
 from app.kafka.topics import Topic
-from tests.unit.samples import TOPIC, MeterRead, record
+from app.tracing import Trace
+from tests.unit.samples import (
+    NAMED_TOPIC,
+    REGISTRY,
+    TOPIC,
+    MeterNamed,
+    MeterRead,
+    meter_read,
+    record,
+)
 
 
 async def handle(event: object, uow: object) -> None: ...
 
 
 BILLING = Subscription("billing", {MeterRead: handle})
+
+
+class Moved(BaseEvent):
+    key_field: ClassVar[str] = "meter_id"
+    event_type: Literal["meter.moved"] = "meter.moved"
+    meter_id: str
 
 
 ERROR = ValueError("broken")
@@ -203,3 +223,94 @@ def test_a_topic_is_one_line_with_what_differs() -> None:
         "present   shop.meter.read  partitions=3 replication=2"
     )
     assert topic_line(TopicState(topic, State.DIFFERENT, "1 partitions")).endswith("(1 partitions)")
+
+
+INFO = {"title": "Meters", "version": "1.0.0"}
+READINGS = Subscription("readings", {MeterRead: handle, MeterNamed: handle})
+
+
+def described(registry: EventRegistry = REGISTRY) -> dict[str, Any]:
+    return document(INFO, registry, [BILLING, READINGS], "meters")
+
+
+def references(part: object) -> Iterator[str]:
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        part = list(part.values())
+    if isinstance(part, list):
+        for inner in part:
+            yield from references(inner)
+
+
+def resolved(whole: Any, reference: str) -> Any:
+    for name in reference.removeprefix("#/").split("/"):
+        whole = whole[name]
+    return whole
+
+
+@pytest.mark.parametrize("registry", [REGISTRY, EventRegistry("own", wiring.EVENTS)])
+def test_every_reference_of_the_asyncapi_document_leads_somewhere(registry: EventRegistry) -> None:
+    subscriptions = wiring.SUBSCRIPTIONS if registry.service == "own" else [BILLING]
+    whole = document(INFO, registry, subscriptions, "own")
+    found = list(references(whole))
+
+    assert found
+    for reference in found:
+        assert resolved(whole, reference), reference
+
+
+def test_every_topic_is_a_channel_with_its_message() -> None:
+    channels = described()["channels"]
+
+    assert {channel["address"] for channel in channels.values()} == {TOPIC, NAMED_TOPIC}
+    message = channels[TOPIC]["messages"]["meter.read"]
+    assert message["payload"] == {"$ref": "#/components/schemas/MeterRead"}
+    assert message["bindings"]["kafka"]["key"]["description"] == "The event's meter_id"
+    assert channels[NAMED_TOPIC]["messages"]["meter.named"]["title"] == "meter.named 3.1.0"
+
+
+def test_own_events_are_sent_and_those_of_others_are_not() -> None:
+    registry = EventRegistry("own", [EventType(MeterRead, service="shop"), EventType(Moved)])
+    subscription = Subscription("readings", {MeterRead: handle})
+    operations = document(INFO, registry, [subscription], "own")["operations"]
+
+    actions = {name: operation["action"] for name, operation in operations.items()}
+    assert actions == {"send.meter.moved": "send", f"receive.readings.{TOPIC}": "receive"}
+
+
+def test_every_subscription_receives_in_its_group() -> None:
+    operations = described()["operations"]
+    groups = {
+        (operation["channel"]["$ref"], operation["bindings"]["kafka"]["groupId"]["const"])
+        for operation in operations.values()
+        if operation["action"] == "receive"
+    }
+
+    assert groups == {
+        (f"#/channels/{TOPIC}", "meters.billing"),
+        (f"#/channels/{TOPIC}", "meters.readings"),
+        (f"#/channels/{NAMED_TOPIC}", "meters.readings"),
+    }
+
+
+@pytest.mark.parametrize("trace", [Trace("story"), Trace("story", "cause", "00-1-2-01")])
+def test_the_headers_of_a_message_are_those_described(trace: Trace) -> None:
+    sent = encode(meter_read(), REGISTRY, trace).headers
+    said = described()["channels"][TOPIC]["messages"]["meter.read"]["headers"]
+
+    assert set(said["required"]) <= {name for name, _ in sent} <= said["properties"].keys()
+    for name, value in sent:
+        assert said["properties"][name].get("const", (value or b"").decode()) == (
+            (value or b"").decode()
+        )
+
+
+def test_the_document_of_the_service_is_printed_and_always_the_same() -> None:
+    first, again = (runner.invoke(commands, ["asyncapi"]) for _ in range(2))
+
+    assert first.exit_code == 0
+    assert first.output == again.output
+    printed = json.loads(first.output)
+    assert printed["asyncapi"] == "3.0.0"
+    assert len(printed["channels"]) == len(wiring.EVENTS)

@@ -1,9 +1,10 @@
-"""Events and their schemas: `app events …`, `app schemas …`."""
+"""Events and their schemas: `app events …`, `app schemas …`, `app asyncapi`."""
 
 import asyncio
 import json
 import re
 from datetime import UTC, datetime
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,9 @@ import typer
 from aiokafka import ConsumerRecord
 
 from app import wiring
+from app.about import DESCRIPTION, PROJECT_NAME
 from app.commands import Context
+from app.events.asyncapi import document
 from app.events.schemas import (
     IncompatibleChange,
     UnreadableFile,
@@ -136,3 +139,21 @@ def check(folder: Folder = KEPT) -> None:
 def _failure(message: str) -> typer.Exit:
     typer.echo(f"error: {message}", err=True)
     return typer.Exit(1)
+
+
+@commands.command()
+def asyncapi() -> None:
+    """Print the AsyncAPI 3.0 document of the events that are sent and received, as JSON."""
+    context = Context.from_environment()
+    info = {"title": PROJECT_NAME, "version": _version(), "description": DESCRIPTION}
+    described = document(
+        info, context.registry, context.subscriptions, context.kafka.kafka_group_id
+    )
+    typer.echo(json.dumps(described, indent=2, ensure_ascii=False))
+
+
+def _version() -> str:
+    """That of the installed service, whatever its distribution is called."""
+    scripts = entry_points(group="console_scripts", name="app")
+    versions = [script.dist.version for script in scripts if script.dist is not None]
+    return versions[0] if versions else "0"
