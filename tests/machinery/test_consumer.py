@@ -170,14 +170,35 @@ class FakeClient:
         pass
 
 
-def consumer() -> Consumer:
+def consumer(name: str = "billing") -> Consumer:
     return Consumer(
-        Subscription("billing", {MeterRead: ignore}),
+        Subscription(name, {MeterRead: ignore}),
         EventRegistry("shop", [EventType(MeterRead)]),
         KafkaSettings(_env_file=None),
         UnitsOfWork(None, None),  # type: ignore[arg-type]  # nothing is applied here
         FakeProducer(),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "topic", "more"),
+    [
+        ("kafka_messages_consumed_total", TOPIC, {}),
+        ("kafka_messages_consumed_total", f"{TOPIC}.watchful.replay", {}),
+        ("kafka_inbox_duplicates_total", TOPIC, {}),
+        ("kafka_messages_failed_total", TOPIC, {"kind": "transient"}),
+        ("kafka_messages_failed_total", TOPIC, {"kind": "permanent"}),
+        ("kafka_messages_retried_total", TOPIC, {"place": "in_place"}),
+        ("kafka_messages_retried_total", TOPIC, {"place": "delay_topic"}),
+        ("kafka_messages_dead_lettered_total", TOPIC, {}),
+    ],
+)
+async def test_counts_are_there_before_there_is_anything_to_count(
+    name: str, topic: str, more: dict[str, str]
+) -> None:
+    consumer("watchful")
+
+    assert METRICS.get_sample_value(name, {"consumer": "watchful", "topic": topic, **more}) == 0
 
 
 async def test_what_was_fetched_before_a_revocation_is_not_handled_after_it() -> None:

@@ -19,11 +19,12 @@ from app.config import ConfigurationError, load
 from app.kafka import producer as producing
 from app.kafka.codec import Message, decode, header
 from app.kafka.errors import BrokerUnavailable, MessageRejected, MessageTooLarge, UnknownTopic
+from app.kafka.event import EventRegistry, EventType
 from app.kafka.producer import Deadline, FakeProducer, KafkaProducer, Outcome, Producer
-from app.kafka.publisher import DirectPublisher
+from app.kafka.publisher import DirectPublisher, bind
 from app.kafka.settings import ClientCredentials, KafkaSettings, client_options
 from app.tracing import Trace
-from tests.unit.samples import REGISTRY, TOPIC, meter_read
+from tests.unit.samples import REGISTRY, TOPIC, MeterRead, meter_read
 
 SECRET = "tr0ub4dor&3"
 
@@ -624,6 +625,14 @@ def publisher(
 
 def lost() -> float:
     return METRICS.get_sample_value("kafka_events_lost_total", {"topic": TOPIC}) or 0.0
+
+
+async def test_the_count_of_lost_events_is_there_before_one_is_lost() -> None:
+    registry = EventRegistry("watchful", [EventType(MeterRead)])
+    bind(load(KafkaSettings), registry, FakeProducer(), asyncio.Event())
+
+    labels = {"topic": "watchful.meter.read"}
+    assert METRICS.get_sample_value("kafka_events_lost_total", labels) == 0
 
 
 async def test_nothing_is_sent_before_the_transaction_is_committed() -> None:

@@ -16,7 +16,7 @@ from aiokafka import errors as kafka_errors
 
 from app.health import Health, Unhealthy
 from app.kafka.event import EventRegistry
-from app.kafka.metrics import ConsumerStatus, Draining, LagMeter
+from app.kafka.metrics import ConsumerStatus, Draining, LagMeter, begin_at_zero
 from app.kafka.processing import Processor, Progress
 from app.kafka.producer import Producer
 from app.kafka.retry import due_at
@@ -59,6 +59,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         self._subscription = subscription
         self._settings = settings
         self._origins = origins(subscription, registry)
+        begin_at_zero(self.name, self._origins)
         self._processor = Processor(
             subscription, registry, self._origins, units, producer, self.status
         )

@@ -51,7 +51,7 @@ messages_retried = Counter(
 messages_dead_lettered = Counter(
     "kafka_messages_dead_lettered_total",
     "Messages written to the dead letter topic",
-    ["consumer", "topic", "error"],
+    ["consumer", "topic"],
 )
 inbox_duplicates = Counter(
     "kafka_inbox_duplicates_total", "Messages already applied, and skipped", ["consumer", "topic"]
@@ -74,6 +74,25 @@ paused = Gauge(
     "1 while the subscription takes nothing, by reason: overload or infrastructure",
     ["consumer", "reason"],
 )
+
+
+def begin_at_zero(consumer: str, origins: Mapping[str, str]) -> None:
+    """Have the counts of a consumer before there is anything to count.
+
+    `increase` and `rate` see no first event that makes a series: it has to be there before. Of each
+    topic that is read, `origins` has the one that its messages first came from.
+    """
+    for topic, origin in origins.items():
+        messages_consumed.labels(consumer, topic)
+        inbox_duplicates.labels(consumer, topic)
+        for kind in ("transient", "permanent"):
+            messages_failed.labels(consumer, topic, kind)
+        messages_retried.labels(consumer, topic, "in_place")
+        messages_retried.labels(consumer, origin, "delay_topic")
+        messages_dead_lettered.labels(consumer, origin)
+    infrastructure_waits.labels(consumer)
+    for reason in ("overload", "infrastructure"):
+        paused.labels(consumer, reason)
 
 
 class Draining(Exception):

@@ -335,7 +335,7 @@ class Processor:
             return
         message = dead_letter(record, self._subscription, origin, attempts, error)
         await self._forward(message)
-        metrics.messages_dead_lettered.labels(self._name, origin, type(error).__name__).inc()
+        metrics.messages_dead_lettered.labels(self._name, origin).inc()
         log.error("message dead-lettered", to=message.topic, **self._at_last(error, record))
 
     async def _forward(self, message: Message) -> None:

@@ -108,6 +108,8 @@ def bind(
     settings: KafkaSettings, registry: EventRegistry, producer: Producer, _published: asyncio.Event
 ) -> BindPublisher:
     """Publishing after commit, for each transaction of a process."""
+    for topic in registry.owned_topics():
+        metrics.events_lost.labels(topic)  # `increase` sees no first event that makes a series
 
     def bind_session(_session: AsyncSession) -> DirectPublisher:
         return DirectPublisher(
