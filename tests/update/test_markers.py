@@ -15,6 +15,7 @@ pytestmark = pytest.mark.xdist_group("markers")
 
 Check = Callable[[Path], subprocess.CompletedProcess[str]]
 CONFLICTS = [released.ADDED, released.CHANGED]
+BEGIN, MIDDLE, END = "<<<<<<< before updating", "=======", ">>>>>>> after updating"
 
 
 @pytest.fixture(scope="module", params=["github", "gitlab"])
@@ -33,10 +34,8 @@ def service(
     return service
 
 
-def hook(service: Path) -> subprocess.CompletedProcess[str]:
-    return run(
-        service, sys.executable, "-m", "pre_commit", "run", "conflict-markers", "--all-files"
-    )
+def hook(service: Path, name: str = "conflict-markers") -> subprocess.CompletedProcess[str]:
+    return run(service, sys.executable, "-m", "pre_commit", "run", name, "--all-files")
 
 
 def step_of_ci(service: Path) -> subprocess.CompletedProcess[str]:
@@ -65,15 +64,47 @@ def test_markers_are_caught_and_named(service: Path, check: Check) -> None:
         assert name in result.stdout
 
 
+# Seven equals signs are a heading in some texts: the hook is at hand to be told, the CI is not.
+LEFT = [(hook, BEGIN), (hook, MIDDLE), (hook, END), (step_of_ci, BEGIN), (step_of_ci, END)]
+
+
+@pytest.mark.parametrize(("check", "left"), LEFT)
+def test_one_marker_that_is_left_is_caught(
+    service: Path, check: Check, left: str, tmp_path: Path
+) -> None:
+    mended = without_conflicts(service, tmp_path)
+    (mended / released.CHANGED).write_text(f"# mended\n{left}\n")
+    rendering.git(mended, "add", "--all")
+    result = check(mended)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert released.CHANGED in result.stdout
+
+
 @pytest.mark.parametrize("check", [hook, step_of_ci])
 def test_a_service_without_conflicts_passes(service: Path, check: Check, tmp_path: Path) -> None:
-    rendering.git(tmp_path, "clone", "--quiet", str(service), "clean")
-    result = check(tmp_path / "clean")
+    result = check(without_conflicts(service, tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def without_conflicts(service: Path, folder: Path) -> Path:
+    """The service as it was before the update."""
+    rendering.git(folder, "clone", "--quiet", str(service), "clean")
+    return folder / "clean"
+
+
+def test_rejected_hunks_are_caught_and_named(service: Path, tmp_path: Path) -> None:
+    updated = without_conflicts(service, tmp_path)
+    assert hook(updated, "rejected-hunks").returncode == 0
+    (updated / f"{released.CHANGED}.rej").write_text("")
+    rendering.git(updated, "add", "--all")
+    result = hook(updated, "rejected-hunks")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"{released.CHANGED}.rej" in result.stdout
 
 
 def test_the_hook_stops_the_commit(service: Path) -> None:
     assert run(service, sys.executable, "-m", "pre_commit", "install").returncode == 0
     result = run(service, "git", "commit", "--message", "Too early")
     assert result.returncode == 1
-    assert "no conflict markers" in result.stdout + result.stderr
+    said = result.stdout + result.stderr
+    assert "hook id: conflict-markers" in said, said  # of the hooks that pass, no id is shown
