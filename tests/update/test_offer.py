@@ -29,7 +29,7 @@ def test_without_a_newer_version_nothing_happens(service: Offer) -> None:
 def test_a_template_that_cannot_be_reached_fails_the_job(service: Offer) -> None:
     service.template.rename(service.folder / "moved")
     result = service.run()
-    assert result.returncode != 0
+    assert result.returncode != 0, result.stdout
     assert service.pushed == ""
 
 
@@ -40,6 +40,9 @@ def test_a_newer_version_is_offered_as_one_commit(service: Offer) -> None:
     service.publish("v2.0.0", files)
     succeeds(service)
     assert rendering.git(service.origin, "rev-list", "--count", f"main..{BRANCH}") == "1\n"
+    there = rendering.git(service.origin, "ls-tree", "--name-only", BRANCH).split()
+    assert "new.txt" in there
+    assert "old.txt" not in there
     assert service.show("code.py") == "two\n"
     assert service.show("ours.txt") == "ours\n"
     assert 'version = "2"' in service.show("uv.lock")
@@ -61,7 +64,7 @@ def test_a_conflict_is_pushed_with_its_markers_as_a_draft_that_names_it(service:
     assert "<<<<<<< before updating\nours\n" in service.show("code.py")
     request = service.request
     assert request is not None
-    assert request["draft"]
+    assert request["draft"], "there is a conflict"
     assert "- `code.py`\n" in request["body"].partition("**In conflict**")[2]
 
 
@@ -118,7 +121,7 @@ def test_workflows_are_pushed_only_with_a_token_that_may(tmp_path: Path) -> None
     service = offer.set_up(tmp_path, "github")
     service.publish("v2.0.0", {".github/workflows/ci.yml": "on: push\n"})
     result = service.run(own_token=False)
-    assert result.returncode == 1
+    assert result.returncode == 1, result.stdout
     assert "TEMPLATE_UPDATE_TOKEN" in result.stdout
     assert service.pushed == ""
     succeeds(service)
@@ -130,5 +133,5 @@ def test_both_jobs_do_the_same_up_to_the_push() -> None:
     shared = [
         text.partition("# From here")[2].partition("# The push.")[0] for text in (first, second)
     ]
-    assert shared[0]
+    assert shared[0], "where it begins is said in both"
     assert shared[0] == shared[1]
