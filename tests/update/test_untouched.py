@@ -85,19 +85,27 @@ def test_a_module_that_is_switched_on_or_off_leaves_what_a_fresh_copy_has(
     assert released.differing(service, fresh) == []
 
 
-def test_questions_that_are_new_since_are_answered_with_their_defaults(
+def test_answers_are_kept_and_questions_that_are_new_since_take_their_defaults(
     version: str, ahead: Path, tmp_path: Path
 ) -> None:
-    service = released.start(ahead, version, tmp_path / "service", {})
+    given = released.known(version, matrix.awkward().answers)
+    service = released.start(ahead, version, tmp_path / "service", given)
+    recorded = recorded_answers(service)
     released.update(service)
-    answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
-    fresh = rendering.render(ahead, tmp_path / "fresh", {})
-    assert answers == yaml.safe_load((fresh / ".copier-answers.yml").read_text())
+    answers = recorded_answers(service)
+    assert {name: answers.get(name) for name in recorded} == recorded
+    fresh = rendering.render(ahead, tmp_path / "fresh", given)
+    assert released.differing(service, fresh) == []
     questions = rendering.questions(ahead)
     new = questions.keys() - released.known(version, questions).keys()
     assert "licence" in new
     assert new <= answers.keys()
     assert (service / "LICENCE").read_text() == "MIT\n"
+
+
+def recorded_answers(service: Path) -> dict[str, object]:
+    loaded = yaml.safe_load((service / ".copier-answers.yml").read_text())
+    return {name: answer for name, answer in loaded.items() if not name.startswith("_")}
 
 
 def fresh_copy(history: Path, version: str, destination: Path, answers: Answers) -> Path:
