@@ -40,6 +40,14 @@ def questions(root: Path = ROOT) -> dict[str, dict[str, Any]]:
     return {name: what for name, what in configuration(root).items() if not name.startswith("_")}
 
 
+def asked(repository: Path, version: str | None = None) -> set[str]:
+    """The names of the questions now, or of those in a version or commit."""
+    if version is None:
+        return set(questions(repository))
+    loaded = yaml.safe_load(git(repository, "show", f"{version}:copier.yml"))
+    return {name for name in loaded if not name.startswith("_")}
+
+
 def git(repository: Path, *arguments: str) -> str:
     """Run git there. Raises CalledProcessError with git's own words."""
     return subprocess.run(
@@ -100,7 +108,7 @@ def copy(
 
     Raises UnknownQuestion before it starts if there is an answer that nobody asked for.
     """
-    if unknown := answers.keys() - questions(repository).keys():
+    if unknown := answers.keys() - asked(repository, version):
         raise UnknownQuestion(f"copier.yml has no question {', '.join(sorted(unknown))}")
     data = [f"--data={name}={as_data(value)}" for name, value in answers.items()]
     reference = ["--vcs-ref", version] if version else []

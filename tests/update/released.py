@@ -78,7 +78,7 @@ def ahead(history: Path, destination: Path) -> Path:
 def known(version: str, answers: Answers) -> Answers:
     """Those of the answers that the version asked for."""
     require(version, VERSIONS[version])
-    asked = yaml.safe_load(rendering.git(ROOT, "show", f"{VERSIONS[version]}:copier.yml"))
+    asked = rendering.asked(ROOT, VERSIONS[version])
     return {name: answer for name, answer in answers.items() if name in asked}
 
 
