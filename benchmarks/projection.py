@@ -18,9 +18,9 @@ from aiokafka import AIOKafkaConsumer
 from results import Area, Comparison, Figures
 from turns import TRACE, Side, Stage, Watch, run
 
-from app.cqrs.order_views import ORDER_VIEWS
+from app.cqrs.order_views import ORDER_VIEWS, OrderTables
 from app.cqrs.projections import SUBSCRIPTIONS
-from app.cqrs.rebuild import OrderTables, Rebuildable
+from app.cqrs.rebuild import Rebuildable
 from app.events.registry import EVENTS
 from app.events.types import OrderCreated, OrderLine
 from app.health import Health

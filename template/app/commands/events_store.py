@@ -3,31 +3,63 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app import wiring
 from app.config import load
 from app.database import Database, DatabaseSettings
-from app.domain.orders import EventOutOfPlace, Order, OrderEvent
+from app.domain import EventOutOfPlace
 from app.errors import VersionConflict
-from app.event_sourcing.category import UnknownEvent
-from app.event_sourcing.orders import ORDERS, import_orders
+from app.event_sourcing.category import Category, UnknownEvent
 from app.event_sourcing.store import BrokenStream, EventStore, Loaded, StoredEvent
-from app.repositories.orders import OrderFilter, OrderView
 
 T = TypeVar("T")
-OrderStore = EventStore[OrderEvent, Order]
+State = Any  # of whatever the streams are about; it has an `id`
+View = Any  # what is read of it
+Mend = Callable[[AsyncSession, Loaded[State]], Awaitable[None]]
+
+
+class Streams(Protocol):
+    """What the commands ask of a category. A state and what is read of it agree in `compared`."""
+
+    @property
+    def category(self) -> Category[Any, State]: ...
+
+    @property
+    def compared(self) -> Sequence[str]: ...
+
+    @property
+    def mend(self) -> Mend | None:
+        """Writes anew what is read; None where that has to be rebuilt instead."""
+
+    def told(self, state: State) -> str:
+        """The state in a word."""
+
+    async def view(self, sessions: async_sessionmaker[AsyncSession], id: int) -> View | None: ...
+
+    async def views(
+        self, sessions: async_sessionmaker[AsyncSession], above: int, up_to: int | None
+    ) -> Mapping[int, View]:
+        """What is read of those between two ids."""
+
+    async def import_rows(self, session: AsyncSession, limit: int) -> int:
+        """Give up to `limit` that are rows only the events that led to them; how many."""
+
+
+STREAMS: Streams = wiring.streams
+CATEGORY = STREAMS.category
 
 commands = typer.Typer()
-group = typer.Typer(help="Orders as their events.", no_args_is_help=True)
+group = typer.Typer(help="What happened, event by event.", no_args_is_help=True)
 commands.add_typer(group, name="events-store")
 
-OrderId = Annotated[int, typer.Argument(help="As `app events-store streams` prints it.")]
-After = Annotated[int, typer.Option("--after", help="Begin behind this order.", min=0)]
+StreamId = Annotated[int, typer.Argument(help="As `app events-store streams` prints it.")]
+After = Annotated[int, typer.Option("--after", help="Begin behind this stream.", min=0)]
 Limit = Annotated[int, typer.Option("--limit", help="Print at most so many.", min=1)]
 Repair = Annotated[bool, typer.Option("--repair", help="Write what differs anew, from the events.")]
 Patience = Annotated[
@@ -40,11 +72,11 @@ RECHECK_SECONDS = 0.1
 
 @group.command()
 def streams(after: After = 0, limit: Limit = 100) -> None:
-    """Show the orders, with their versions and when they were placed and last changed."""
+    """Show the streams, with their versions and when they began and last changed."""
 
-    async def read(database: Database) -> tuple[list[Loaded[Order]], int]:
+    async def read(database: Database) -> tuple[list[Loaded[State]], int]:
         async with database.sessions() as session:
-            store = EventStore(session, ORDERS)
+            store = EventStore(session, CATEGORY)
             found = await store.load_many(await store.streams(after, limit))
             return found, await store.count()
 
@@ -53,35 +85,35 @@ def streams(after: After = 0, limit: Limit = 100) -> None:
         began, changed = (
             moment.isoformat(timespec="seconds") for moment in (loaded.began_at, loaded.changed_at)
         )
-        order = loaded.state
-        typer.echo(f"{order.id}  version {loaded.version}  {order.status}  {began}  {changed}")
+        said = STREAMS.told(loaded.state)
+        typer.echo(f"{loaded.state.id}  version {loaded.version}  {said}  {began}  {changed}")
     typer.echo(f"{count} streams")
 
 
 @group.command()
-def show(order_id: OrderId) -> None:
-    """Show an order's events as they are understood today, with who caused them."""
+def show(id: StreamId) -> None:
+    """Show a stream's events as they are understood today, with who caused them."""
 
-    async def read(database: Database) -> Sequence[StoredEvent[OrderEvent]]:
+    async def read(database: Database) -> Sequence[StoredEvent[Any]]:
         async with database.sessions() as session:
-            return await EventStore(session, ORDERS).events(order_id)
+            return await EventStore(session, CATEGORY).events(id)
 
     found = asyncio.run(_on_database(read))
     if not found:
-        raise _failure(f"there is no order {order_id}")
+        raise _failure(f"there is no {CATEGORY.name} {id}")
     for stored in found:
         typer.echo(_whole(stored))
 
 
 @group.command()
 def verify(repair: Repair = False, patience: Patience = 5.0) -> None:
-    """Work out every order from its events, and compare it with what is read; 1 if any differs."""
-    if repair and wiring.mend_order is None:
-        raise _failure("with a read side: app projections rebuild order-views")
+    """Work out every state from its events, and compare it with what is read; 1 if any differs."""
+    if repair and STREAMS.mend is None:
+        raise _failure("a read side is not mended, but filled anew: app projections rebuild")
     count, faults = asyncio.run(_on_database(lambda d: _verify(d, repair, patience)))
     left = [fault for fault in faults if not fault.mended]
     for fault in faults:
-        typer.echo(f"{fault.order_id}: {fault.what}{'; mended' if fault.mended else ''}")
+        typer.echo(f"{fault.id}: {fault.what}{'; mended' if fault.mended else ''}")
     typer.echo(f"{count} streams, {len(faults)} differ, {len(faults) - len(left)} mended")
     if left:
         raise typer.Exit(1)
@@ -89,32 +121,32 @@ def verify(repair: Repair = False, patience: Patience = 5.0) -> None:
 
 @group.command("import")
 def import_rows() -> None:
-    """Give orders that are older than the event store the events that led to them.
+    """Give what is older than the event store the events that led to it.
 
     For a service that switches the module on; repeat it as you like. No other version of the
-    service may change orders meanwhile.
+    service may change anything of it meanwhile.
     """
 
     async def work(database: Database) -> int:
         total = 0
         while True:
             async with database.sessions() as session, session.begin():
-                done = await import_orders(session, BATCH)
+                done = await STREAMS.import_rows(session, BATCH)
             if done == 0:
                 return total
             total += done
 
     try:
-        typer.echo(f"{asyncio.run(_on_database(work))} orders imported")
+        typer.echo(f"{asyncio.run(_on_database(work))} {CATEGORY.name}s imported")
     except VersionConflict as conflict:
-        raise _failure(f"something else writes orders: {conflict}") from conflict
+        raise _failure(f"something else writes {CATEGORY.name}s: {conflict}") from conflict
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with an order."""
+    """What is wrong with a stream, or with what is read of it."""
 
-    order_id: int
+    id: int
     what: str
     mended: bool = False
 
@@ -122,37 +154,37 @@ class Fault:
 async def _verify(database: Database, repair: bool, patience: float) -> tuple[int, list[Fault]]:
     count, last, faults = 0, 0, []
     async for ids, states in _batches(database):
-        rows = await _read(database, last, ids[-1])
-        for order_id in sorted(states.keys() | rows.keys()):
-            if _difference(states.get(order_id), rows.get(order_id)) is not None:
-                faults += await _fault(database, order_id, repair, patience)
+        views = await STREAMS.views(database.sessions, last, ids[-1])
+        for id in sorted(states.keys() | views.keys()):
+            if _difference(states.get(id), views.get(id)) is not None:
+                faults += await _fault(database, id, repair, patience)
         count, last = count + len(ids), ids[-1]
-    for order_id in sorted(await _read(database, last, None)):  # placed since, or made up
-        faults += await _fault(database, order_id, repair, patience)
+    for id in sorted(await STREAMS.views(database.sessions, last, None)):  # new since, or made up
+        faults += await _fault(database, id, repair, patience)
     return count, faults
 
 
-async def _fault(database: Database, order_id: int, repair: bool, patience: float) -> list[Fault]:
-    what = await _lasting_difference(database, order_id, patience)
+async def _fault(database: Database, id: int, repair: bool, patience: float) -> list[Fault]:
+    what = await _lasting_difference(database, id, patience)
     if what is None:
         return []
-    return [Fault(order_id, what, repair and await _mend(database, order_id))]
+    return [Fault(id, what, repair and await _mend(database, id))]
 
 
 async def _batches(
     database: Database,
-) -> AsyncIterator[tuple[list[int], dict[int, Order | Exception]]]:
-    """The ids of the orders, batch by batch, and what their events add up to."""
+) -> AsyncIterator[tuple[list[int], dict[int, State | Exception]]]:
+    """The ids of the streams, batch by batch, and what their events add up to."""
     after = 0
     while True:
         async with database.sessions() as session:
-            store = EventStore(session, ORDERS)
+            store = EventStore(session, CATEGORY)
             ids = await store.streams(after, BATCH)
             if not ids:
                 return
             try:
                 loaded = await store.load_many(ids)
-                states: dict[int, Order | Exception] = {
+                states: dict[int, State | Exception] = {
                     each.state.id: each.state for each in loaded
                 }
             except (BrokenStream, UnknownEvent, EventOutOfPlace):
@@ -161,63 +193,49 @@ async def _batches(
         after = ids[-1]
 
 
-async def _state(store: OrderStore, order_id: int) -> Order | Exception:
+async def _state(store: EventStore[Any, State], id: int) -> State | Exception:
     try:
-        (loaded,) = await store.load_many([order_id])
+        (loaded,) = await store.load_many([id])
     except (BrokenStream, UnknownEvent, EventOutOfPlace) as error:
         return error
     return loaded.state
 
 
-async def _read(database: Database, above: int, up_to: int | None) -> dict[int, OrderView]:
-    """What is read of the orders between two ids."""
-    queries, before = wiring.order_queries(database.sessions), up_to and up_to + 1
-    found: dict[int, OrderView] = {}
-    while True:
-        page = await queries.page(OrderFilter(), before, BATCH)
-        found |= {view.id: view for view in page if view.id > above}
-        if len(page) < BATCH or page[-1].id <= above:
-            return found
-        before = page[-1].id
-
-
-async def _lasting_difference(database: Database, order_id: int, patience: float) -> str | None:
+async def _lasting_difference(database: Database, id: int, patience: float) -> str | None:
     """What differs for longer than `patience`: it may have changed between two looks."""
     deadline = time.monotonic() + patience
     while True:
         async with database.sessions() as session:
-            store = EventStore(session, ORDERS)
-            known = await store.events(order_id, limit=1)
-            state = await _state(store, order_id) if known else None
-        view = await wiring.order_queries(database.sessions).get(order_id)
-        what = _difference(state, view)
+            store = EventStore(session, CATEGORY)
+            known = await store.events(id, limit=1)
+            state = await _state(store, id) if known else None
+        what = _difference(state, await STREAMS.view(database.sessions, id))
         if what is None or isinstance(state, Exception) or time.monotonic() >= deadline:
             return what
         await asyncio.sleep(RECHECK_SECONDS)
 
 
-def _difference(state: Order | Exception | None, view: OrderView | None) -> str | None:
+def _difference(state: State | Exception | None, view: View | None) -> str | None:
     if isinstance(state, Exception):
         return str(state)
     if state is None:
         return "is read, and has no events"
     if view is None:
         return "has events, and is not read"
-    names = ("user_id", "items", "total", "status", "version")
-    differ = [name for name in names if getattr(state, name) != getattr(view, name)]
+    differ = [name for name in STREAMS.compared if getattr(state, name) != getattr(view, name)]
     told = (f"{n} is {getattr(view, n)}, its events say {getattr(state, n)}" for n in differ)
     return ", ".join(told) or None
 
 
-async def _mend(database: Database, order_id: int) -> bool:
-    if wiring.mend_order is None:
+async def _mend(database: Database, id: int) -> bool:
+    if STREAMS.mend is None:
         return False
     async with database.sessions() as session, session.begin():
         try:
-            (loaded,) = await EventStore(session, ORDERS).load_many([order_id])
+            (loaded,) = await EventStore(session, CATEGORY).load_many([id])
         except (BrokenStream, UnknownEvent, EventOutOfPlace):
             return False
-        await wiring.mend_order(session, loaded)
+        await STREAMS.mend(session, loaded)
         return True
 
 
@@ -229,10 +247,10 @@ async def _on_database(work: Callable[[Database], Awaitable[T]]) -> T:
         await database.close()
 
 
-def _whole(stored: StoredEvent[OrderEvent]) -> str:
+def _whole(stored: StoredEvent[Any]) -> str:
     when = stored.recorded_at.isoformat(timespec="milliseconds")
     told = [f"  {name}: {value}" for name, value in stored.metadata.items()]
-    adapter = ORDERS.type_of(stored.event).adapter
+    adapter = CATEGORY.type_of(stored.event).adapter
     data = json.dumps(adapter.dump_python(stored.event, mode="json"), ensure_ascii=False)
     return "\n".join([f"{stored.version}  {when}  {stored.type}", *told, f"  {data}"])
 

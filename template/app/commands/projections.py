@@ -12,9 +12,8 @@ from app import wiring
 from app.commands import Context
 from app.config import load
 from app.cqrs import lag
-from app.cqrs.models import RebuildRow
-from app.cqrs.projections import AnyProjection
-from app.cqrs.rebuild import BATCH, Progress, RebuildRefused
+from app.cqrs.projection import RebuildRow
+from app.cqrs.rebuild import BATCH, AnyProjection, Progress, RebuildRefused
 from app.database import Database, DatabaseSettings
 
 T = TypeVar("T")
@@ -41,7 +40,7 @@ def list_projections() -> None:
 def status() -> None:
     """Show how far each projection is behind, and how its rebuild stands."""
     context = Context.from_environment()
-    lags = asyncio.run(lag.measure(context.kafka, context.registry))
+    lags = asyncio.run(lag.measure(context.kafka, context.registry, wiring.PROJECTORS))
     rebuilds = asyncio.run(_on_database(_rebuilds))
     for entry in wiring.PROJECTIONS:
         name = entry.projection.name

@@ -1,14 +1,41 @@
 """The read model `customer_names`: what users are called, joined to orders when they are read."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
-from sqlalchemy import Table
+from sqlalchemy import Table, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.cqrs.models import CustomerNameRow
-from app.cqrs.projection import Customer, Projection, newest
+from app.cqrs.projection import Projection, newest
+from app.events.types import UserCreated
+from app.models import User
+
+
+@dataclass(frozen=True)
+class Customer:
+    """A user's name, which does not change."""
+
+    id: int
+    username: str
+    version: int = 1
+
+    @classmethod
+    def of(cls, event: UserCreated) -> "Customer":
+        return cls(event.user_id, event.username)
+
+
+class UserTable:
+    """Users and their names."""
+
+    async def count(self, session: AsyncSession) -> int:
+        return await session.scalar(select(func.count()).select_from(User)) or 0
+
+    async def after(self, session: AsyncSession, id: int, limit: int) -> list[Customer]:
+        query = select(User.id, User.username).where(User.id > id).order_by(User.id).limit(limit)
+        return [Customer(row.id, row.username) for row in await session.execute(query)]
 
 
 async def write(session: AsyncSession, tables: Sequence[Table], states: Sequence[Customer]) -> None:

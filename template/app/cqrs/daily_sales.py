@@ -18,7 +18,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.cqrs.models import DailySalesRow, SaleRow
-from app.cqrs.projection import OrderState, Projection, newest
+from app.cqrs.order_views import OrderState
+from app.cqrs.projection import Projection, newest
 
 PAID = "paid"
 

@@ -14,14 +14,13 @@ from prometheus_client import Gauge
 from pydantic import Field
 
 from app.config import EnvSettings, load
-from app.cqrs.projections import SUBSCRIPTIONS
 from app.health import Unhealthy
 from app.kafka.admin import reading
 from app.kafka.errors import BrokerUnavailable
 from app.kafka.event import EventRegistry
 from app.kafka.settings import KafkaSettings, client_options, reason_for
 from app.kafka.subscription import Subscription
-from app.runtime import Runtime
+from app.runtime import Lifespan, Runtime
 
 lag_events = Gauge("projection_lag_events", "Events not yet projected", ["projection"])
 lag_seconds = Gauge(
@@ -55,16 +54,14 @@ class Lag:
 
 
 async def measure(
-    settings: KafkaSettings,
-    registry: EventRegistry,
-    subscriptions: Sequence[Subscription] = SUBSCRIPTIONS,
+    settings: KafkaSettings, registry: EventRegistry, projectors: Sequence[Subscription]
 ) -> dict[str, Lag]:
     """The lag of each projection, by name. Raises BrokerUnavailable."""
-    topics = sorted({topic for s in subscriptions for topic in s.topics(registry)})
+    topics = sorted({topic for s in projectors for topic in s.topics(registry)})
     found = {}
     async with reading(settings, topics) as client, _administering(settings) as admin:
         client.pause(*client.assignment())  # nothing is fetched but what is asked for
-        for subscription in subscriptions:
+        for subscription in projectors:
             group = f"{settings.kafka_group_id}.{subscription.name}"
             of_it = subscription.topics(registry)
             partitions = [tp for tp in client.assignment() if tp.topic in of_it]
@@ -151,10 +148,15 @@ class Monitor:
     """Measures every few seconds, and keeps what it saw."""
 
     def __init__(
-        self, kafka: KafkaSettings, registry: EventRegistry, settings: ProjectionSettings
+        self,
+        kafka: KafkaSettings,
+        registry: EventRegistry,
+        projectors: Sequence[Subscription],
+        settings: ProjectionSettings,
     ) -> None:
         self._kafka = kafka
         self._registry = registry
+        self._projectors = projectors
         self._limit = settings.projections_max_lag_seconds
         self.seen: Mapping[str, Lag] = {}
         self.trouble: str | None = "not measured yet"
@@ -187,7 +189,7 @@ class Monitor:
         """Measure now. What goes wrong is told by `ready`, and the next look may succeed."""
         try:
             async with asyncio.timeout(MEASURE_TIMEOUT_SECONDS):
-                self.seen = await measure(self._kafka, self._registry)
+                self.seen = await measure(self._kafka, self._registry, self._projectors)
         except (BrokerUnavailable, KafkaError, TimeoutError) as error:
             self._fails(f"lag not measured: {error or 'no answer'}")
         except Exception as error:
@@ -208,10 +210,15 @@ class Monitor:
             lag_seconds.labels(name).set(lag.seconds)
 
 
-@asynccontextmanager
-async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
-    """Measure for the length of the block; readiness depends on it where the settings say so."""
-    monitor = Monitor(runtime.configuration.kafka, runtime.registry, load(ProjectionSettings))
-    runtime.health.add_ready("projections", monitor.ready)
-    async with monitor.watching():
-        yield
+def lifespan(projectors: Sequence[Subscription]) -> Lifespan:
+    """Measure how far those are, all the time; readiness depends on it where the settings say so."""
+
+    @asynccontextmanager
+    async def measuring(runtime: Runtime) -> AsyncIterator[None]:
+        settings = load(ProjectionSettings)
+        monitor = Monitor(runtime.configuration.kafka, runtime.registry, projectors, settings)
+        runtime.health.add_ready("projections", monitor.ready)
+        async with monitor.watching():
+            yield
+
+    return measuring

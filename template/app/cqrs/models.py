@@ -1,4 +1,4 @@
-"""The tables of the read side. Only projectors and rebuilds write them.
+"""The tables of the read models. Only projectors and rebuilds write them.
 
 There are no foreign keys: what a row refers to may come later than the row, or from a database
 that is not this one.
@@ -6,9 +6,8 @@ that is not this one.
 
 from datetime import date, datetime
 from decimal import Decimal
-from uuid import UUID
 
-from sqlalchemy import BigInteger, Date, DateTime, Index, Integer, Numeric, String, Uuid, func
+from sqlalchemy import BigInteger, Date, DateTime, Index, Integer, Numeric, String
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -71,17 +70,3 @@ class DailySalesRow(Base):
     day: Mapped[date] = mapped_column(Date, primary_key=True)
     orders: Mapped[int] = mapped_column(BigInteger)
     revenue: Mapped[Decimal] = mapped_column(Numeric(38, 2))
-
-
-class RebuildRow(Base):
-    """A rebuild that is under way, or that was interrupted. While its row is there, projectors
-    write to the shadow tables, too."""
-
-    __tablename__ = "projection_rebuilds"
-
-    projection: Mapped[str] = mapped_column(String(100), primary_key=True)
-    token: Mapped[UUID] = mapped_column(Uuid)
-    position: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    done: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    expected: Mapped[int] = mapped_column(BigInteger)
-    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

@@ -1,14 +1,80 @@
-"""The read model `order_views`: orders as they are listed and shown."""
+"""The read model `order_views`: orders as they are listed and shown, and what they are made of."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from typing import cast
 
-from sqlalchemy import Table
+from sqlalchemy import Table, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import selectinload
 
 from app.cqrs.models import OrderViewRow
-from app.cqrs.projection import OrderState, Projection, newest
+from app.cqrs.projection import Projection, newest
+from app.domain.orders import OrderItem
+from app.events.types import OrderStateEvent
+from app.models import OrderRow
+from app.repositories.orders import order_items
+
+
+@dataclass(frozen=True)
+class OrderState:
+    """An order as it was when it had come to `version`, at `updated_at`."""
+
+    id: int
+    version: int
+    user_id: int
+    status: str
+    items: tuple[OrderItem, ...]
+    total: Decimal
+    placed_at: datetime | None
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, event: OrderStateEvent) -> "OrderState":
+        items = tuple(OrderItem(line.sku, line.quantity, line.unit_price) for line in event.items)
+        return cls(
+            event.order_id,
+            event.order_version,
+            event.user_id,
+            event.status,
+            items,
+            event.total,
+            event.placed_at,
+            event.timestamp,
+        )
+
+
+class OrderTables:
+    """Orders, as SqlOrderRepository keeps them."""
+
+    async def count(self, session: AsyncSession) -> int:
+        return await session.scalar(select(func.count()).select_from(OrderRow)) or 0
+
+    async def after(self, session: AsyncSession, id: int, limit: int) -> list[OrderState]:
+        query = (
+            select(OrderRow)
+            .where(OrderRow.id > id)
+            .order_by(OrderRow.id)
+            .limit(limit)
+            .options(selectinload(OrderRow.items))
+        )
+        return [_state(row) for row in await session.scalars(query)]
+
+
+def _state(row: OrderRow) -> OrderState:
+    return OrderState(
+        row.id,
+        row.version,
+        row.user_id,
+        row.status,
+        order_items(row),
+        row.total,
+        row.created_at,
+        row.updated_at,
+    )
 
 
 async def write(

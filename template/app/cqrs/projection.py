@@ -4,15 +4,14 @@ import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import Generic, Protocol, TypeVar
+from uuid import UUID
 
-from sqlalchemy import MetaData, Table, text
+from sqlalchemy import BigInteger, DateTime, MetaData, String, Table, Uuid, func, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
 
-from app.cqrs.models import RebuildRow
-from app.domain.orders import OrderItem
-from app.events.types import OrderStateEvent, UserCreated
+from app.database import Base
 
 
 class Versioned(Protocol):
@@ -23,47 +22,6 @@ class Versioned(Protocol):
 
     @property
     def version(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class OrderState:
-    """An order as it was when it had come to `version`, at `updated_at`."""
-
-    id: int
-    version: int
-    user_id: int
-    status: str
-    items: tuple[OrderItem, ...]
-    total: Decimal
-    placed_at: datetime | None
-    updated_at: datetime
-
-    @classmethod
-    def of(cls, event: OrderStateEvent) -> "OrderState":
-        items = tuple(OrderItem(line.sku, line.quantity, line.unit_price) for line in event.items)
-        return cls(
-            event.order_id,
-            event.order_version,
-            event.user_id,
-            event.status,
-            items,
-            event.total,
-            event.placed_at,
-            event.timestamp,
-        )
-
-
-@dataclass(frozen=True)
-class Customer:
-    """A user's name, which does not change."""
-
-    id: int
-    username: str
-    version: int = 1
-
-    @classmethod
-    def of(cls, event: UserCreated) -> "Customer":
-        return cls(event.user_id, event.username)
 
 
 State = TypeVar("State", bound=Versioned)
@@ -112,6 +70,20 @@ class Projection(Generic[State]):
 
 def shadow_of(table: Table) -> Table:
     return table.to_metadata(MetaData(), name=f"{table.name}_shadow")
+
+
+class RebuildRow(Base):
+    """A rebuild that is under way, or that was interrupted. While its row is there, projectors
+    write to the shadow tables, too."""
+
+    __tablename__ = "projection_rebuilds"
+
+    projection: Mapped[str] = mapped_column(String(100), primary_key=True)
+    token: Mapped[UUID] = mapped_column(Uuid)
+    position: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    done: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    expected: Mapped[int] = mapped_column(BigInteger)
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
 async def project(

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from app.cqrs.customer_names import CUSTOMER_NAMES
+from app.cqrs.customer_names import CUSTOMER_NAMES, UserTable
 from app.cqrs.daily_sales import DAILY_SALES
-from app.cqrs.order_views import ORDER_VIEWS
-from app.cqrs.projection import Customer, OrderState
+from app.cqrs.order_views import ORDER_VIEWS, OrderState
 from app.cqrs.projector import project_customer_names, project_daily_sales, project_order_views
-from app.cqrs.rebuild import Rebuildable, Source, UserTable
+from app.cqrs.rebuild import AnyProjection, Rebuildable, Source
 from app.events.types import OrderCancelled, OrderCreated, OrderPaid, UserCreated
 from app.kafka.subscription import Subscription
 
@@ -24,8 +23,6 @@ SUBSCRIPTIONS = [
     ),
     Subscription(CUSTOMER_NAMES.name, {UserCreated: project_customer_names}, batch=True),
 ]
-
-AnyProjection = Rebuildable[OrderState] | Rebuildable[Customer]
 
 
 def rebuilt_from(orders: Source[OrderState]) -> Sequence[AnyProjection]:

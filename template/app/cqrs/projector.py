@@ -5,10 +5,10 @@ They take batches, because a projection has one writer at a time: a batch is one
 
 from collections.abc import Sequence
 
-from app.cqrs.customer_names import CUSTOMER_NAMES
+from app.cqrs.customer_names import CUSTOMER_NAMES, Customer
 from app.cqrs.daily_sales import DAILY_SALES
-from app.cqrs.order_views import ORDER_VIEWS
-from app.cqrs.projection import Customer, OrderState, project
+from app.cqrs.order_views import ORDER_VIEWS, OrderState
+from app.cqrs.projection import project
 from app.events.types import OrderStateEvent, UserCreated
 from app.unit_of_work import UnitOfWork
 

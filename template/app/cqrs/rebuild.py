@@ -5,29 +5,24 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import Table, delete, func, select, text
+from sqlalchemy import Table, delete, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
 
-from app.cqrs.models import RebuildRow
 from app.cqrs.projection import (
     REBUILD,
-    Customer,
-    OrderState,
     Projection,
+    RebuildRow,
     State,
     Versioned,
     shadow_of,
     take_turn,
 )
 from app.database import Database
-from app.models import OrderRow, User
-from app.repositories.orders import order_items
 
 # What PostgreSQL calls the copies of the indexes is its own affair; what tells an index from the
 # others of its table is what it is on.
@@ -98,47 +93,6 @@ class Source(Protocol[S_co]):
         """The next states above `id`, in the order of their ids; none at the end."""
 
 
-class OrderTables:
-    """Orders, as SqlOrderRepository keeps them."""
-
-    async def count(self, session: AsyncSession) -> int:
-        return await session.scalar(select(func.count()).select_from(OrderRow)) or 0
-
-    async def after(self, session: AsyncSession, id: int, limit: int) -> list[OrderState]:
-        query = (
-            select(OrderRow)
-            .where(OrderRow.id > id)
-            .order_by(OrderRow.id)
-            .limit(limit)
-            .options(selectinload(OrderRow.items))
-        )
-        return [_state(row) for row in await session.scalars(query)]
-
-
-class UserTable:
-    """Users and their names."""
-
-    async def count(self, session: AsyncSession) -> int:
-        return await session.scalar(select(func.count()).select_from(User)) or 0
-
-    async def after(self, session: AsyncSession, id: int, limit: int) -> list[Customer]:
-        query = select(User.id, User.username).where(User.id > id).order_by(User.id).limit(limit)
-        return [Customer(row.id, row.username) for row in await session.execute(query)]
-
-
-def _state(row: OrderRow) -> OrderState:
-    return OrderState(
-        row.id,
-        row.version,
-        row.user_id,
-        row.status,
-        order_items(row),
-        row.total,
-        row.created_at,
-        row.updated_at,
-    )
-
-
 log = structlog.get_logger(__name__)
 
 BATCH = 1000
@@ -180,6 +134,9 @@ class Rebuildable(Generic[State]):
                 return False
         except RebuildRefused:
             return True
+
+
+AnyProjection = Rebuildable[Any]  # whatever its states are
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 
-from app.domain import DomainError
+from app.domain import DomainError, EventOutOfPlace
 
 
 class OrderStatus(StrEnum):
@@ -78,10 +78,6 @@ class TransitionNotAllowed(DomainError):
 
     def __init__(self, order: Order, action: str) -> None:
         super().__init__(f"order {order.id} is {order.status}: only a placed order can be {action}")
-
-
-class EventOutOfPlace(Exception):
-    """The stored history is broken: this event cannot follow what came before it."""
 
 
 def place(order_id: int, user_id: int, items: Sequence[OrderItem]) -> list[OrderEvent]:

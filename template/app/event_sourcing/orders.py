@@ -2,13 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
-from uuid import UUID, uuid4, uuid5
 
 from sqlalchemy import exists, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import selectinload
 
-from app import tracing
 from app.domain.orders import (
     Order,
     OrderCancelled,
@@ -20,13 +18,26 @@ from app.domain.orders import (
 )
 from app.errors import VersionConflict
 from app.event_sourcing.category import Category, Data, EventType
-from app.event_sourcing.store import NO_STREAM, EventRow, EventStore, Loaded, NewEvent
+from app.event_sourcing.store import (
+    NO_STREAM,
+    EventRow,
+    EventStore,
+    Loaded,
+    NewEvent,
+    caused,
+    event_id,
+)
 from app.models import OrderRow, order_ids
-from app.repositories.orders import BindOrders, CommandRepeated, OrderTimes, order_items
+from app.repositories.orders import (
+    BindOrderQueries,
+    BindOrders,
+    CommandRepeated,
+    OrderFilter,
+    OrderTimes,
+    OrderView,
+    order_items,
+)
 from app.unit_of_work import UnitOfWork
-
-# Ids of events that a repetition of the same command gets again.
-_COMMANDS = UUID("6d1f2b0e-5a0c-4b53-9f5e-0d8a4c1b7e92")
 
 
 def order_placed_2(data: Data) -> Data:
@@ -94,24 +105,11 @@ class StoredOrders:
     def _with_ids(
         self, order_id: int, events: Sequence[OrderEvent], expected_version: int
     ) -> list[NewEvent[OrderEvent]]:
-        trace = tracing.current()
-        # What a consumer does is repeated with the event that it does it for.
-        command = trace.command_id or trace.causation_id
         subject = str(order_id)
         if expected_version == NO_STREAM:  # repeated, it would have another id
             self._placed += 1
             subject = f"new-{self._placed}"
-        told = {
-            "correlation_id": trace.correlation_id,
-            "causation_id": trace.causation_id,
-            "command_id": command,
-            "actor": trace.actor,
-        }
-        metadata = {name: value for name, value in told.items() if value is not None}
-        return [
-            NewEvent(_event_id(command, subject, ORDERS.type_of(event).name, n), event, metadata)
-            for n, event in enumerate(events)
-        ]
+        return caused(ORDERS, subject, events)
 
     async def _carried_out(self, new: Sequence[NewEvent[OrderEvent]]) -> Order | None:
         """What came of the command when it came first; None when it never did."""
@@ -122,15 +120,49 @@ class StoredOrders:
         return None if loaded is None else loaded.state
 
 
-def _event_id(command: str | None, subject: str, type: str, number: int) -> UUID:
-    if command is None:
-        return uuid4()
-    return uuid5(_COMMANDS, f"{ORDERS.name}/{subject}/{type}/{number}/{command}")
-
-
 def stored(project: Project | None = None) -> BindOrders:
     """Orders in the event store, for each unit of work."""
     return lambda uow: StoredOrders(uow, project)
+
+
+_Sessions = async_sessionmaker[AsyncSession]
+_PAGE = 500
+
+
+class OrderStreams:
+    """What `app events-store` asks of orders. `mend` writes what is read of one anew."""
+
+    category = ORDERS
+    compared = ("user_id", "items", "total", "status", "version")
+
+    def __init__(
+        self,
+        queries: BindOrderQueries,
+        mend: Callable[[AsyncSession, Loaded[Order]], Awaitable[None]] | None = None,
+    ) -> None:
+        self._queries = queries
+        self.mend = mend
+
+    def told(self, order: Order) -> str:
+        return order.status
+
+    async def view(self, sessions: _Sessions, order_id: int) -> OrderView | None:
+        return await self._queries(sessions).get(order_id)
+
+    async def views(
+        self, sessions: _Sessions, above: int, up_to: int | None
+    ) -> dict[int, OrderView]:
+        queries, before = self._queries(sessions), up_to and up_to + 1
+        found: dict[int, OrderView] = {}
+        while True:
+            page = await queries.page(OrderFilter(), before, _PAGE)
+            found |= {view.id: view for view in page if view.id > above}
+            if len(page) < _PAGE or page[-1].id <= above:
+                return found
+            before = page[-1].id
+
+    async def import_rows(self, session: AsyncSession, limit: int) -> int:
+        return await import_orders(session, limit)
 
 
 async def import_orders(session: AsyncSession, limit: int) -> int:
@@ -147,7 +179,7 @@ async def import_orders(session: AsyncSession, limit: int) -> int:
         told = {"actor": "import"}
         new = [
             NewEvent(
-                uuid5(_COMMANDS, f"{ORDERS.name}/{row.id}/{number}/import"),
+                event_id(ORDERS.name, row.id, number, "import"),
                 event,
                 told,
                 row.created_at if number == 0 else row.updated_at,

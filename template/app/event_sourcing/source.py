@@ -2,7 +2,7 @@
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.cqrs.projection import OrderState
+from app.cqrs.order_views import OrderState
 from app.domain.orders import Order
 from app.event_sourcing.orders import ORDERS
 from app.event_sourcing.store import EventStore, Loaded

@@ -18,7 +18,7 @@ from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Generic
-from uuid import UUID
+from uuid import UUID, uuid4, uuid5
 
 from prometheus_client import Counter
 from sqlalchemy import (
@@ -41,11 +41,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app import tracing
 from app.database import Base
 from app.errors import Unavailable, VersionConflict
 from app.event_sourcing.category import Category, E, S
 
 NO_STREAM = 0
+
+# Ids of events that a repetition of the same command gets again.
+_COMMANDS = UUID("6d1f2b0e-5a0c-4b53-9f5e-0d8a4c1b7e92")
 
 # The first half of the keys of advisory locks; any number will do that nobody else takes.
 _LOCK = 0x45564E54
@@ -109,6 +113,36 @@ class NewEvent(Generic[E]):
     event: E
     metadata: dict[str, str] = field(default_factory=dict)
     recorded_at: datetime | None = None  # the clock's, unless the event is older than the store
+
+
+def event_id(*parts: object) -> UUID:
+    """The same id for the same parts."""
+    return uuid5(_COMMANDS, "/".join(str(part) for part in parts))
+
+
+def caused(category: Category[E, S], subject: str, events: Sequence[E]) -> list[NewEvent[E]]:
+    """What the present command does to `subject`, with who caused it. The same command gives its
+    events the same ids when it comes again."""
+    trace = tracing.current()
+    # What a consumer does is repeated with the event that it does it for.
+    command = trace.command_id or trace.causation_id
+    told = {
+        "correlation_id": trace.correlation_id,
+        "causation_id": trace.causation_id,
+        "command_id": command,
+        "actor": trace.actor,
+    }
+    metadata = {name: value for name, value in told.items() if value is not None}
+    return [
+        NewEvent(
+            uuid4()
+            if command is None
+            else event_id(category.name, subject, category.type_of(event).name, number, command),
+            event,
+            metadata,
+        )
+        for number, event in enumerate(events)
+    ]
 
 
 @dataclass(frozen=True)

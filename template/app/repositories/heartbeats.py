@@ -1,6 +1,6 @@
 """Where heartbeats are kept, and how many were counted: the tables, and the queries on them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from sqlalchemy import BigInteger, DateTime, Identity, String, func, select
@@ -30,15 +30,29 @@ class HeartbeatCount(Base):
     heartbeats: Mapped[int] = mapped_column(BigInteger)
 
 
+class HeartbeatRepeated(Exception):
+    """This command was carried out before. `heartbeat` is what came of it then."""
+
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        super().__init__(f"the command that sent heartbeat {heartbeat.id} came twice")
+        self.heartbeat = heartbeat
+
+
 class HeartbeatRepository:
+    """Keeps heartbeats as rows. It is the seam: an event store can take its place."""
+
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
     async def add(self, source: str) -> Heartbeat:
+        """Raises HeartbeatRepeated where commands are remembered and this one is not new."""
         heartbeat = Heartbeat(source=source)
         self._session.add(heartbeat)
         await self._session.flush()
         return heartbeat
+
+
+BindHeartbeats = Callable[[AsyncSession], HeartbeatRepository]
 
 
 class HeartbeatCountRepository:

@@ -4,13 +4,13 @@ import hashlib
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from app.dependencies import IdempotencyDep, IdempotencyKey, SessionDep, UnitOfWorkDep
 from app.errors import responses, with_headers
 from app.events.heartbeats import Source
 from app.idempotency import Answer
-from app.repositories.heartbeats import HeartbeatCountRepository, HeartbeatRepository
+from app.repositories.heartbeats import BindHeartbeats, HeartbeatCountRepository
 from app.schemas import RequestModel, ResponseModel
 from app.services.heartbeats import HeartbeatService
 
@@ -32,8 +32,19 @@ class HeartbeatCountResponse(ResponseModel):
     heartbeats: int
 
 
-async def get_heartbeat_service(uow: UnitOfWorkDep) -> HeartbeatService:
-    return HeartbeatService(HeartbeatRepository(uow.session), uow.events)
+async def get_heartbeat_repository(request: Request) -> BindHeartbeats:
+    """Where heartbeats are kept, as `wiring` says."""
+    bind: BindHeartbeats = request.app.state.heartbeats
+    return bind
+
+
+HeartbeatRepositoryDep = Annotated[BindHeartbeats, Depends(get_heartbeat_repository)]
+
+
+async def get_heartbeat_service(
+    uow: UnitOfWorkDep, repository: HeartbeatRepositoryDep
+) -> HeartbeatService:
+    return HeartbeatService(repository(uow.session), uow.events)
 
 
 async def get_heartbeat_counts(session: SessionDep) -> HeartbeatCountRepository:
@@ -46,6 +57,8 @@ HeartbeatCountsDep = Annotated[
 ]
 
 router = APIRouter(prefix="/heartbeats", tags=["heartbeats"], responses=responses(422, 500, 503))
+# Apart, so that a module which knows more than the present count can answer for a source.
+present = APIRouter(prefix="/heartbeats", tags=["heartbeats"], responses=responses(422, 500, 503))
 
 
 @router.post(
@@ -80,7 +93,7 @@ async def send_heartbeat(
     return Response(answer.body, answer.status, answer.headers, "application/json")
 
 
-@router.get("/{source}", summary="Get how many heartbeats of a source were counted")
+@present.get("/{source}", summary="Get how many heartbeats of a source were counted")
 async def get_heartbeat_count(
     source: Annotated[Source, Path()], counts: HeartbeatCountsDep
 ) -> HeartbeatCountResponse:

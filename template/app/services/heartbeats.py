@@ -1,7 +1,7 @@
 """Commands on heartbeats."""
 
 from app.events.heartbeats import HeartbeatSent
-from app.repositories.heartbeats import Heartbeat, HeartbeatRepository
+from app.repositories.heartbeats import Heartbeat, HeartbeatRepeated, HeartbeatRepository
 from app.unit_of_work import EventPublisher
 
 
@@ -11,6 +11,11 @@ class HeartbeatService:
         self._events = events
 
     async def send(self, source: str) -> Heartbeat:
-        heartbeat = await self._heartbeats.add(source)
-        await self._events.publish(HeartbeatSent(heartbeat_id=heartbeat.id, source=source))
+        try:
+            heartbeat = await self._heartbeats.add(source)
+        except HeartbeatRepeated as repeated:
+            return repeated.heartbeat  # its event went out the first time
+        await self._events.publish(
+            HeartbeatSent(heartbeat_id=heartbeat.id, source=source, timestamp=heartbeat.sent_at)
+        )
         return heartbeat

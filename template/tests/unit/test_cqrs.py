@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.cqrs.daily_sales import Change, Sale, changes, newer
-from app.cqrs.projection import OrderState, newest
+from app.cqrs.order_views import OrderState
+from app.cqrs.projection import newest
 
 DAY = date(2025, 3, 1)
 

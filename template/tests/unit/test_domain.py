@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
+from app.domain import EventOutOfPlace
 from app.domain.orders import (
     EmptyOrder,
-    EventOutOfPlace,
     Order,
     OrderCancelled,
     OrderEvent,

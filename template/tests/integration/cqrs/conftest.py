@@ -10,13 +10,13 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import wiring
-from app.cqrs.customer_names import CUSTOMER_NAMES
+from app.cqrs.customer_names import CUSTOMER_NAMES, Customer, UserTable
 from app.cqrs.daily_sales import DAILY_SALES
-from app.cqrs.models import CustomerNameRow, DailySalesRow, OrderViewRow, RebuildRow, SaleRow
-from app.cqrs.order_views import ORDER_VIEWS
-from app.cqrs.projection import Customer, OrderState
+from app.cqrs.models import CustomerNameRow, DailySalesRow, OrderViewRow, SaleRow
+from app.cqrs.order_views import ORDER_VIEWS, OrderState, OrderTables
+from app.cqrs.projection import RebuildRow
 from app.cqrs.projections import SUBSCRIPTIONS
-from app.cqrs.rebuild import OrderTables, Rebuild, UserTable
+from app.cqrs.rebuild import Rebuild
 from app.database import Base, Database
 from app.domain.orders import OrderItem
 from app.kafka.event import BaseEvent

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from app.cqrs.models import CustomerNameRow, DailySalesRow, OrderViewRow, RebuildRow, SaleRow
+from app.cqrs.models import CustomerNameRow, DailySalesRow, OrderViewRow, SaleRow
+from app.cqrs.projection import RebuildRow
 from app.cqrs.queries import OrderDetailFilter, OrderViewQueries
 from app.cqrs.rebuild import Progress, RebuildRefused, RebuildSuperseded
 from app.events.types import OrderCreated

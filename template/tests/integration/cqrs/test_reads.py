@@ -24,9 +24,9 @@ from app import wiring
 from app.commands.projections import commands
 from app.cqrs import projections
 from app.cqrs.lag import Lag, Monitor, ProjectionSettings, committed_offsets, measure
+from app.cqrs.order_views import OrderTables
 from app.cqrs.projections import SUBSCRIPTIONS
 from app.cqrs.queries import DailySales, OrderDetailFilter, OrderViewQueries, SalesQueries
-from app.cqrs.rebuild import OrderTables
 from app.database import Database
 from app.domain.orders import OrderStatus
 from app.health import Health, Unhealthy
@@ -313,7 +313,7 @@ async def registry(kafka_settings: KafkaSettings) -> EventRegistry:
 
 def monitor(kafka: KafkaSettings, registry: EventRegistry, seconds: float | None) -> Monitor:
     settings = ProjectionSettings(projections_max_lag_seconds=seconds, _env_file=None)
-    return Monitor(kafka, registry, settings)
+    return Monitor(kafka, registry, SUBSCRIPTIONS, settings)
 
 
 async def test_lag_grows_until_the_projectors_run_and_is_gone_after_them(
@@ -323,14 +323,14 @@ async def test_lag_grows_until_the_projectors_run_and_is_gone_after_them(
     registry: EventRegistry,
     producer: KafkaProducer,
 ) -> None:
-    assert await measure(kafka_settings, registry) == dict.fromkeys(NAMES, Lag())
+    assert await measure(kafka_settings, registry, SUBSCRIPTIONS) == dict.fromkeys(NAMES, Lag())
 
     order_id = await shop.place(await shop.sign_up("ada"))
     await shop.pay(order_id)
     messages = [encode(event, registry, Trace("story")) for event in shop.events]
     assert await producer.send_all(messages) == [None] * 3
     await asyncio.sleep(1)
-    behind = await measure(kafka_settings, registry)
+    behind = await measure(kafka_settings, registry, SUBSCRIPTIONS)
     assert {name: lag.events for name, lag in behind.items()} == {
         "order-views": 2,
         "daily-sales": 2,
@@ -348,7 +348,7 @@ async def shop_projects(
     """The projectors run until they have caught up."""
     async with consuming(SUBSCRIPTIONS, registry, settings, shop.units, producer, Health()):
         await eventually(
-            lambda: measure(settings, registry),
+            lambda: measure(settings, registry, SUBSCRIPTIONS),
             lambda lags: lags == dict.fromkeys(NAMES, Lag()),
             seconds=30,
         )

@@ -2,8 +2,7 @@
 
 from app import wiring
 from app.cqrs.daily_sales import DAILY_SALES
-from app.cqrs.order_views import ORDER_VIEWS
-from app.cqrs.projection import OrderState
+from app.cqrs.order_views import ORDER_VIEWS, OrderState
 from app.event_sourcing.source import StoredOrderStates
 from app.events.types import OrderStateEvent
 from app.models import OrderRow

@@ -1,0 +1,276 @@
+"""Heartbeats as the streams of their sources: one transaction, history, and the command line."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from httpx import AsyncClient
+from sqlalchemy import func, select, text
+from typer.testing import CliRunner, Result
+
+from app import wiring
+from app.cli import cli as app_cli
+from app.database import Base, Database
+from app.domain import EventOutOfPlace
+from app.event_sourcing.heartbeats import (
+    SOURCES,
+    SourceHeard,
+    SourceState,
+    StoredHeartbeats,
+    evolve,
+)
+from app.event_sourcing.store import EventRow, EventStore, SnapshotRow
+from app.kafka.event import BaseEvent, EventRegistry
+from app.outbox.model import OutboxRow
+from app.outbox.publisher import OutboxPublisher
+from app.outbox.settings import OutboxSettings
+from app.repositories.heartbeats import Heartbeat, HeartbeatRepository
+from app.services.heartbeats import HeartbeatService
+from app.tracing import Trace, bound
+from app.unit_of_work import UnitsOfWork
+
+# Each version of each event, as it was stored. Lines are added, and never changed or taken out.
+GOLDEN = [
+    (
+        "source.heard",
+        1,
+        {"source_id": 3, "source": "door", "heartbeat_id": 7},
+        SourceHeard(source_id=3, source="door", heartbeat_id=7),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "version", "data", "event"), GOLDEN)
+def test_an_event_of_every_version_still_loads(
+    name: str, version: int, data: dict[str, Any], event: SourceHeard
+) -> None:
+    assert SOURCES.read(name, version, json.dumps(data)) == event
+    entry = SOURCES.type_of(event)
+    assert (name, version) != (entry.name, entry.version) or (
+        json.loads(entry.adapter.dump_json(event)) == data
+    )
+
+
+def test_every_version_has_a_golden_sample_and_none_is_published() -> None:
+    assert [(name, version) for name, version, *_ in GOLDEN] == [
+        (entry.name, version) for entry in SOURCES.types for version in range(1, entry.version + 1)
+    ]
+    assert not any(issubclass(entry.model, BaseEvent) for entry in SOURCES.types)
+
+
+def test_heartbeats_add_up_and_what_cannot_follow_is_refused() -> None:
+    first = evolve(None, SourceHeard(3, "door", 7))
+    assert evolve(first, SourceHeard(3, "door", 9)) == SourceState(3, "door", 2, 9)
+    for other in (SourceHeard(4, "door", 9), SourceHeard(3, "door", 7)):
+        with pytest.raises(EventOutOfPlace):
+            evolve(first, other)
+
+
+class Sensors:
+    """The heartbeats of some sources, through the service as it is wired, with the outbox."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        registry, published = EventRegistry("house", wiring.EVENTS), asyncio.Event()
+        options = OutboxSettings(_env_file=None)
+        self.units = UnitsOfWork(
+            database.sessions,
+            lambda session: OutboxPublisher(session, registry, options, 1_000_000, published),
+        )
+
+    async def send(self, *sources: str, command: str | None = None) -> list[Heartbeat]:
+        with bound(Trace("story", command_id=command, actor="ada")):
+            async with self.units.begin() as uow:
+                service = HeartbeatService(wiring.heartbeat_repository(uow.session), uow.events)
+                return [await service.send(source) for source in sources]
+
+    async def count(self, *models: type[Base]) -> list[int]:
+        async with self.database.sessions() as session:
+            counts = [await session.scalar(select(func.count()).select_from(m)) for m in models]
+            return [count or 0 for count in counts]
+
+    async def folded(self) -> list[SourceState]:
+        async with self.database.sessions() as session:
+            store = EventStore(session, SOURCES)
+            return [each.state for each in await store.load_many(await store.streams(0, 100))]
+
+
+@pytest.fixture
+def sensors(database: Database) -> Sensors:
+    return Sensors(database)
+
+
+# One transaction
+
+
+async def test_a_heartbeat_its_event_and_its_message_are_there_together(sensors: Sensors) -> None:
+    assert wiring.heartbeat_repository is StoredHeartbeats
+    first, second = await sensors.send("door", "door")
+    assert [state.last_heartbeat_id for state in await sensors.folded()] == [second.id]
+    assert first.id < second.id
+    async with sensors.database.sessions() as session:
+        stored = await EventStore(session, SOURCES).events(1)
+        rows = [*await session.scalars(select(Heartbeat).order_by(Heartbeat.id))]
+        sent = [json.loads(v) for v in await session.scalars(select(OutboxRow.value))]
+    assert [row.sent_at for row in rows] == [each.recorded_at for each in stored]
+    assert [datetime.fromisoformat(each["timestamp"]) for each in sent] == [
+        each.recorded_at for each in stored
+    ]
+    assert stored[0].metadata == {"correlation_id": "story", "actor": "ada"}
+
+
+async def test_nothing_is_left_of_a_transaction_that_fails(sensors: Sensors) -> None:
+    async def fail() -> None:
+        async with sensors.units.begin() as uow:
+            await HeartbeatService(StoredHeartbeats(uow.session), uow.events).send("door")
+            raise RuntimeError("at the end")
+
+    with pytest.raises(RuntimeError, match="at the end"):
+        await fail()
+    assert await sensors.count(EventRow, Heartbeat, OutboxRow) == [0, 0, 0]
+
+
+async def test_heartbeats_of_one_source_take_turns_and_none_is_refused(sensors: Sensors) -> None:
+    await asyncio.gather(*(sensors.send("door", "window") for _ in range(12)))
+    assert [(state.source, state.heartbeats) for state in await sensors.folded()] == [
+        ("door", 12),
+        ("window", 12),
+    ]
+    assert await sensors.count(EventRow, Heartbeat, OutboxRow) == [24, 24, 24]
+
+
+async def test_a_repeated_command_appends_and_publishes_nothing(sensors: Sensors) -> None:
+    first = await sensors.send("door", "door", command="key-1")
+    again = await sensors.send("door", "door", command="key-1")
+    assert [each.id for each in again] == [each.id for each in first]
+    assert await sensors.count(EventRow, Heartbeat, OutboxRow) == [2, 2, 2]
+    await sensors.send("door", command="key-2")
+    assert await sensors.count(EventRow) == [3]
+
+
+async def test_a_long_stream_gets_a_snapshot_and_loading_begins_there(
+    sensors: Sensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = replace(SOURCES, snapshot_every=2)
+    monkeypatch.setattr("app.event_sourcing.heartbeats.SOURCES", often)
+    await sensors.send(*["door"] * 5)
+    async with sensors.database.sessions() as session:
+        (row,) = await session.scalars(select(SnapshotRow))
+        loaded = await EventStore(session, SOURCES).load(1)
+    assert (row.version, row.state["heartbeats"]) == (4, 4)
+    assert loaded is not None
+    assert [loaded.state] == await sensors.folded()
+
+
+# Over HTTP
+
+
+async def source_of(client: AsyncClient, heartbeats: int) -> str:
+    source = f"door-{secrets.token_hex(6)}"
+    for _ in range(heartbeats):
+        await client.post("/heartbeats", json={"source": source}, headers={"X-Actor": "ada"})
+    return source
+
+
+async def test_a_source_has_a_history_page_by_page(client: AsyncClient) -> None:
+    url = f"/heartbeats/{await source_of(client, 3)}/events"
+    first = (await client.get(url, params={"limit": 2})).json()
+    rest = (await client.get(url, params={"after": first["next_after"]})).json()
+    events = first["events"] + rest["events"]
+    assert [event["version"] for event in events] == [1, 2, 3]
+    assert {event["type"] for event in events} == {"source.heard"}
+    assert events[0]["metadata"]["actor"] == "ada"
+    assert rest["next_after"] is None
+    assert (await client.get("/heartbeats/nobody/events")).status_code == 404
+
+
+async def test_a_count_is_shown_as_it_was(client: AsyncClient) -> None:
+    source = await source_of(client, 3)
+    url = f"/heartbeats/{source}"
+    events = (await client.get(f"{url}/events")).json()["events"]
+    second = datetime.fromisoformat(events[1]["recorded_at"])
+    moment = timedelta(microseconds=1)
+
+    async def at(time: datetime) -> Any:
+        return (await client.get(url, params={"at": time.isoformat()})).json()
+
+    assert (await client.get(url, params={"at_version": 2})).json() == await at(second)
+    assert await at(second) == {"source": source, "heartbeats": 2}
+    assert (await at(second - moment))["heartbeats"] == 1
+    assert (await at(second - timedelta(days=1)))["status"] == 404
+    assert (await client.get(url, params={"at_version": 4})).status_code == 404
+    both = {"at_version": "1", "at": second.isoformat()}
+    for parameters in (both, {"at": "yesterday"}, {"at_version": "0"}):
+        assert (await client.get(url, params=parameters)).status_code == 422
+
+
+# The command line
+
+Cli = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+def cli(sensors: Sensors, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.setenv("DATABASE_URL", migrated_database_url)
+
+    async def invoke(*arguments: str) -> Result:
+        # A thread, because the command has an event loop of its own.
+        return await asyncio.to_thread(
+            CliRunner().invoke, app_cli, ["events-store", *arguments], catch_exceptions=False
+        )
+
+    return invoke
+
+
+async def test_streams_and_their_events_are_shown(cli: Cli, sensors: Sensors) -> None:
+    await sensors.send("door", "door", command="key-1")
+    listed = (await cli("streams")).stdout.splitlines()
+    assert listed[0].startswith("1  version 2  door  ")
+    assert listed[-1] == "1 streams"
+    shown = (await cli("show", "1")).stdout
+    assert "source.heard\n  actor: ada\n  command_id: key-1\n  correlation_id: story\n" in shown
+    assert '"source": "door"' in shown
+    missing = await cli("show", "99")
+    assert (missing.exit_code, missing.stderr) == (1, "error: there is no source 99\n")
+
+
+CORRUPTIONS = {
+    "heartbeats is 1, its events say 2": "DELETE FROM heartbeats WHERE id = 1",
+    "heartbeats is 3, its events say 2": "INSERT INTO heartbeats (source) VALUES ('door')",
+    "has events, and is not read": "DELETE FROM heartbeats WHERE source = 'door'",
+}
+
+
+@pytest.mark.parametrize(("message", "corruption"), CORRUPTIONS.items())
+async def test_rows_that_differ_are_told_and_mended(
+    cli: Cli, sensors: Sensors, message: str, corruption: str
+) -> None:
+    await sensors.send("door", "door", "window")
+    assert (await cli("verify")).stdout == "2 streams, 0 differ, 0 mended\n"
+    async with sensors.database.engine.begin() as connection:
+        await connection.execute(text(corruption))
+    answer = await cli("verify", "--patience", "0")
+    assert answer.exit_code == 1
+    assert f"1: {message}" in answer.stdout
+    assert (await cli("verify", "--patience", "0", "--repair")).exit_code == 0
+    assert (await cli("verify")).stdout == "2 streams, 0 differ, 0 mended\n"
+
+
+async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, sensors: Sensors) -> None:
+    async with sensors.units.begin() as uow:
+        old = HeartbeatService(HeartbeatRepository(uow.session), uow.events)
+        for source in ("door", "window", "door"):
+            await old.send(source)
+    messages = await sensors.count(OutboxRow)
+    assert (await cli("import")).stdout == "2 sources imported\n"
+    assert (await cli("import")).stdout == "0 sources imported\n"
+    assert (await cli("verify")).stdout == "2 streams, 0 differ, 0 mended\n"
+    assert await sensors.count(OutboxRow) == messages
+    await sensors.send("door")
+    found = {state.source: state.heartbeats for state in await sensors.folded()}
+    assert found == {"door": 3, "window": 1}
