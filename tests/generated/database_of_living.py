@@ -2,6 +2,7 @@
 
 python database_of_living.py new     makes one and prints its URL
 python database_of_living.py fill    adds a user with an order
+python database_of_living.py beat    adds three heartbeats of two sources, to a lean service
 python database_of_living.py look    prints the rows of each table, as JSON
 """
 
@@ -21,6 +22,7 @@ INSERT INTO orders (id, user_id, status, total, version) VALUES (1, 1, 'placed',
 INSERT INTO order_items (order_id, position, sku, quantity, unit_price)
 VALUES (1, 0, 'tea', 3, 2.50);
 """
+BEAT = "INSERT INTO heartbeats (source) VALUES ('door'), ('window'), ('door')"
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
 
 
@@ -34,6 +36,9 @@ async def main(what: str) -> str:
                 return URL.set(database=name).render_as_string(hide_password=False)
             case "fill":
                 await connection.execute(FILL)
+                return "filled"
+            case "beat":
+                await connection.execute(BEAT)
                 return "filled"
             case _:
                 tables = [row[0] for row in await connection.fetch(TABLES)]

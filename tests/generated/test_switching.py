@@ -40,9 +40,9 @@ class Living:
         environment = self._workshop.shared(self.path)
         return self.service.run(*command, settings={**self._servers, **environment})
 
-    def fill(self) -> None:
+    def fill(self, what: str = "fill") -> None:
         self.run("app", "db", "upgrade")
-        self.run("python", "-P", str(DATABASE), "fill")
+        self.run("python", "-P", str(DATABASE), what)
 
     def rows(self) -> dict[str, list[str]]:
         """What is in each table, without Alembic's own."""
@@ -71,6 +71,17 @@ def start(history: Path, base: Service, workshop: Workshop, servers: Mapping[str
         return Living(Service(path, "living", {}, base.closing), workshop, servers)
 
     return living
+
+
+@pytest.fixture
+def living_lean(
+    history: Path, base: Service, workshop: Workshop, servers: Mapping[str, str]
+) -> Living:
+    """A lean service of the version that is being worked on: the first one had no such question."""
+    path = Path(mkdtemp(dir=workshop.folder)) / "my-service"
+    rendering.render(history, path, {"sample_domain": False})
+    released.keep(path)
+    return Living(Service(path, "living", {}, base.closing), workshop, servers)
 
 
 @dataclass(frozen=True)
@@ -156,15 +167,24 @@ def test_modules_that_are_switched_off_leave_a_whole_service_and_its_data(
     assert living.rows() == {table: before[table] for table in before if table in kept}
 
 
+EVERY_MODULE = ["outbox", "cqrs", "event_sourcing"]
+HEARTBEATS = {"heartbeats", "heartbeat_counts"}
+
+
 @pytest.mark.xdist_group("sample domain")
+@pytest.mark.parametrize(
+    ("modules", "tables"),
+    [([], HEARTBEATS), (EVERY_MODULE, {*HEARTBEATS, "sources", "source_streams"})],
+    ids=["base", "every module"],
+)
 def test_the_sample_domain_goes_and_its_tables_stay_with_their_data(
-    start: Start, history: Path
+    modules: list[str], tables: set[str], start: Start, history: Path
 ) -> None:
-    living = start([])
+    living = start(modules)
     living.fill()
     before = living.rows()
     living.update("sample_domain=false")
-    lean = {"sample_domain": False}
+    lean = {"sample_domain": False, "modules": modules}
     fresh = rendering.render(history, living.path.with_name("fresh"), lean)
     for path in rendering.files(fresh):
         assert (living.path / path).read_bytes() == (fresh / path).read_bytes(), path
@@ -173,5 +193,28 @@ def test_the_sample_domain_goes_and_its_tables_stay_with_their_data(
     assert left - {"uv.lock"} == {str(path) for path in rendering.files(fresh)}
     living.run("app", "db", "upgrade")
     after = living.rows()
-    assert after.keys() - before.keys() == {"heartbeats", "heartbeat_counts"}
+    assert after.keys() - before.keys() == tables
     assert {table: rows for table, rows in after.items() if table in before} == before
+
+
+@pytest.mark.xdist_group("lean")
+def test_the_modules_of_a_lean_service_take_over_what_was_there_before(
+    living_lean: Living, history: Path
+) -> None:
+    living = living_lean
+    living.fill("beat")
+    before = living.rows()
+    living.switch(EVERY_MODULE)
+    lean = {"sample_domain": False, "modules": EVERY_MODULE}
+    fresh = rendering.render(history, living.path.with_name("fresh"), lean)
+    for path in rendering.files(fresh):
+        assert (living.path / path).read_bytes() == (fresh / path).read_bytes(), path
+    living.run("app", "db", "upgrade")
+    assert "No new upgrade operations detected" in living.run("alembic", "check")
+    for command in ("projections rebuild sources", "events-store import"):
+        living.run("app", *command.split())
+    assert "2 streams, 0 differ" in living.run("app", "events-store", "verify")
+    after = living.rows()
+    assert {table: rows for table, rows in after.items() if table in before} == before
+    counts = {table: len(rows) for table, rows in after.items()}
+    assert (counts["sources"], counts["source_streams"], counts["events"]) == (2, 2, 3)

@@ -203,7 +203,7 @@ class SourceStreams:
 
 
 def _views() -> Select[int, str, int, int]:
-    """What the rows of `heartbeats` say of each source that has a stream, or had rows."""
+    """What the rows of `heartbeats` say of each source that has a stream."""
     return (
         select(
             SourceStreamRow.id,
@@ -238,24 +238,23 @@ router = APIRouter(prefix="/heartbeats", tags=["heartbeats"], responses=response
 _MAX_VERSION = 2**31 - 1
 
 
-async def get_source_store(session: SessionDep) -> "SourceStore":
-    return SourceStore(session)
-
-
 class SourceStore(EventStore[SourceHeard, SourceState]):
     """The streams of sources, by their names."""
 
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, SOURCES)
-        self._names = session
 
     async def stream_of(self, source: str) -> int:
         """Raises NotFound."""
         query = select(SourceStreamRow.id).where(SourceStreamRow.source == source)
-        found = await self._names.scalar(query)
+        found = await self._session.scalar(query)
         if found is None:
             raise NotFound("source", source)
         return found
+
+
+async def get_source_store(session: SessionDep) -> SourceStore:
+    return SourceStore(session)
 
 
 SourceStoreDep = Annotated[SourceStore, Depends(get_source_store, scope="function")]
