@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import matrix
+from tests import matrix, rendering
 from tests.generated.conftest import Service
 from tests.generated.workshop import Workshop
 from tests.matrix import Variant
@@ -42,14 +42,42 @@ def test_migrations_make_every_table_and_nothing_is_left_to_do(
     assert "No new upgrade operations detected" in said
 
 
-def test_own_tests(variant: Variant, service: Service, request: pytest.FixtureRequest) -> None:
+def test_own_tests(
+    variant: Variant,
+    service: Service,
+    workshop: Workshop,
+    repository: Path,
+    request: pytest.FixtureRequest,
+) -> None:
     """On the servers of the run; the smallest starts its own, as it does for whoever renders it."""
     smallest = variant == matrix.codes()[0]
     servers = {} if smallest else request.getfixturevalue("servers")
     where = "its own servers" if smallest else "shared servers"
     covered = ", ".join(matrix.covered_by(variant))
-    said = service.run("pytest", "-q", settings=servers)
+    left_out: list[str] = []
+    if variant.modules and not variant.sample_domain:
+        whole = Variant(variant.modules)
+        left_out = proved_elsewhere(service.path, workshop.rendered(whole, repository))
+        where += f", without {len(left_out)} files that {whole.code} runs"
+    said = service.run("pytest", "-q", *(f"--ignore={path}" for path in left_out), settings=servers)
     service.close_with(said, f"{where}; covers {covered}")
+
+
+def proved_elsewhere(service: Path, whole: Path) -> list[str]:
+    """The tests of the machinery on servers that `whole` has as well, of the same machinery."""
+    found = [
+        str(path)
+        for path in rendering.files(service)
+        if path.is_relative_to("tests/integration")
+        and path.name.startswith("test_")
+        and same(service / path, whole / path)
+    ]
+    assert found
+    return found
+
+
+def same(file: Path, other: Path) -> bool:
+    return other.exists() and file.read_bytes() == other.read_bytes()
 
 
 @of_base

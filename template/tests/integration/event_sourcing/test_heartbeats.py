@@ -271,6 +271,12 @@ async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, sensors:
     assert (await cli("import")).stdout == "0 sources imported\n"
     assert (await cli("verify")).stdout == "2 streams, 0 differ, 0 mended\n"
     assert await sensors.count(OutboxRow) == messages
+    async with sensors.database.sessions() as session:
+        times = [
+            *await session.scalars(select(EventRow.recorded_at).order_by(EventRow.recorded_at))
+        ]
+        rows = [*await session.scalars(select(Heartbeat.sent_at).order_by(Heartbeat.sent_at))]
+    assert times == rows
     await sensors.send("door")
     found = {state.source: state.heartbeats for state in await sensors.folded()}
     assert found == {"door": 3, "window": 1}

@@ -1,4 +1,4 @@
-"""The store by itself, with streams longer than an order's life."""
+"""The store by itself, with streams of its own."""
 
 import asyncio
 import random
