@@ -113,6 +113,7 @@ class StoredHeartbeats(HeartbeatRepository):
         before = await self._store.load(stream_id)
         version = NO_STREAM if before is None else before.version
         event = SourceHeard(stream_id, source, int(await self._session.scalar(_NEXT_ID) or 0))
+        state = evolve(None if before is None else before.state, event)
         self._added += 1
         new = caused(SOURCES, f"{source}-{self._added}", [event])
         try:
@@ -123,7 +124,6 @@ class StoredHeartbeats(HeartbeatRepository):
                 raise
             raise HeartbeatRepeated(earlier) from None
         if SOURCES.snapshot_is_due(version, version + 1):
-            state = evolve(None if before is None else before.state, event)
             loaded = Loaded(state, version + 1, appended.began_at, appended.recorded_at)
             await self._store.keep_snapshot(stream_id, loaded)
         heartbeat = _row(event, appended.recorded_at)
