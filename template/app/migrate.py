@@ -3,7 +3,7 @@ is there.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -72,11 +72,16 @@ class Schema:
             return
         if self._scripts is None:  # files are read: not in the event loop's thread
             self._scripts = await asyncio.to_thread(_scripts)
-        async with self._engine.connect() as connection:
-            run = await connection.run_sync(_revisions_of)
-        if pending := _pending(self._scripts, run):
+        if pending := _pending(self._scripts, await self._revisions()):
             raise MigrationsPending(pending)
         self._complete = True
+
+    async def _revisions(self) -> tuple[str, ...]:
+        # Alembic would ask more, and log two lines each time.
+        async with self._engine.connect() as connection:
+            if await connection.scalar(text("SELECT to_regclass('alembic_version')::text")) is None:
+                return ()
+            return tuple(await connection.scalars(text("SELECT version_num FROM alembic_version")))
 
 
 def _scripts() -> ScriptDirectory:
@@ -85,11 +90,7 @@ def _scripts() -> ScriptDirectory:
     return scripts
 
 
-def _revisions_of(connection: Connection) -> Sequence[str]:
-    return MigrationContext.configure(connection).get_current_heads()
-
-
-def _pending(scripts: ScriptDirectory, run: Collection[str]) -> list[str]:
+def _pending(scripts: ScriptDirectory, run: tuple[str, ...]) -> list[str]:
     """The migrations still to be run, oldest first, on a database with the revisions `run`.
 
     One that the service does not have makes the database newer: then there are none. So the old
@@ -98,7 +99,7 @@ def _pending(scripts: ScriptDirectory, run: Collection[str]) -> list[str]:
     there = {script.revision for script in scripts.walk_revisions()}
     if not there.issuperset(run):
         return []
-    pending = scripts.iterate_revisions("heads", tuple(run), implicit_base=True)
+    pending = scripts.iterate_revisions("heads", run, implicit_base=True)
     return [script.revision for script in pending][::-1]
 
 
@@ -124,7 +125,7 @@ def migrations_folder() -> Path:
 
 def _upgrade(connection: Connection, config: Config) -> None:
     there = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    run = _revisions_of(connection)
+    run = MigrationContext.configure(connection).get_current_heads()
     connection.rollback()  # Alembic would not commit in a transaction that is not its own
     if missing := sorted({*run} - there):
         raise MigrationMissing(
