@@ -194,7 +194,7 @@ class Relay:
             except Exception as error:  # it goes on, whatever it was: nothing else finds the rows
                 await self._database_trouble(error, waits)
                 continue
-            waits.over()
+            self._database_answers(waits)
             # While there is a queue of known buckets, new ones can wait a little.
             pause = _BUSY_SECONDS if moved and self._queue.empty() else pause * 2
             pause = min(pause, longest)
@@ -252,7 +252,7 @@ class Relay:
             more: set[int] = set()
             try:
                 more = await self._relay(buckets)
-                waits.over()
+                self._database_answers(waits)
             except Exception as error:  # the batch was rolled back, so nothing is lost
                 await self._database_trouble(error, waits)
             finally:
@@ -380,6 +380,10 @@ class Relay:
         monitor.outages.labels("database").inc()
         await self._sleep(waits.next())
 
+    def _database_answers(self, waits: "_Waits") -> None:
+        if waits.over() and not self._broker_away:
+            self.trouble = None  # also when there is nothing to send
+
     async def _sleep(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -391,13 +395,18 @@ class _Waits:
 
     def __init__(self) -> None:
         self._next, self._longest = _OUTAGE_SECONDS
+        self._waited = False
 
     def next(self) -> float:
         wait, self._next = self._next, min(self._next * 2, self._longest)
+        self._waited = True
         return wait * random.uniform(0.5, 1.0)
 
-    def over(self) -> None:
+    def over(self) -> bool:
+        """Begin anew; whether there was anything to wait for."""
+        waited, self._waited = self._waited, False
         self._next = _OUTAGE_SECONDS[0]
+        return waited
 
 
 class _MissingTopics:
