@@ -71,7 +71,7 @@ async def test_poison_ends_in_the_dlq_and_a_replay_applies_it_once(bench_of: Mak
     assert f"replayed {len(mendable) * 2} of {len(mendable) * 2}" in said, said
     assert f"{len(hopeless) * 2} left out" in said, said
     so_far = await replayed(bench)
-    last = replay(bench, rate=20)
+    last = replay(bench, rate=5)  # it has to outlast the start of the worker
     await eventually(lambda: replayed(bench), lambda sent: sent > so_far)
     bench.worker("mended", DRILL_MENDED="1")
     await asyncio.to_thread(last.communicate, timeout=30)
