@@ -1,6 +1,6 @@
 """Settings come from the environment and `.env`. Each module keeps its own class beside its reader."""
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,13 +31,13 @@ class Settings(EnvSettings):
 S = TypeVar("S", bound=EnvSettings)
 
 
-def load(settings: type[S]) -> S:
-    """Read `settings` from the environment.
+def load(settings: type[S], **given: Any) -> S:
+    """Read `settings` from the environment; what is given wins.
 
     Raises ConfigurationError with one line for each wrong variable.
     """
     try:
-        return settings()
+        return settings(**given)
     except ValidationError as error:
         raise ConfigurationError(_explain(settings, error)) from None
     except UnicodeDecodeError as error:

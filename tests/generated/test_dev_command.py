@@ -1,7 +1,11 @@
-"""`app dev` killed without warning: the next run finds what was left, and stops all of it."""
+"""`app dev` killed without warning: the next run finds what was left, and stops all of it.
+
+And a server of its own killed: it does not go on without.
+"""
 
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -9,8 +13,10 @@ import pytest
 from tests import demo, matrix
 from tests.generated.conftest import Service
 from tests.generated.test_round_trip import processes_below
+from tests.shell import environment
 
 SECONDS = 10
+START_SECONDS = 60
 
 # One run of `app dev` at a time in the folder of a service.
 pytestmark = pytest.mark.xdist_group(matrix.codes()[0].code)
@@ -21,9 +27,55 @@ def test_a_run_that_was_killed_is_mended_by_the_next(base: Service) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(SECONDS)
     assert processes_below(base.path) != [], "servers outlive a kill of what started them"
+    assert (base.path / ".dev" / "servers.json").exists(), "as does what it told of them"
+    assert "start `uv run app dev` in this folder, or set DATABASE_URL" in refusal(base, "db")
     with demo.running(base.path) as (address, _):
         demo.round_trip(address, demo.tail(base.path), demo.trip_of(base.path))
     deadline = time.monotonic() + SECONDS
     while processes_below(base.path) and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert processes_below(base.path) == []
+
+
+def refusal(service: Service, group: str) -> str:
+    """What the command of `group` that needs a server says when there is none."""
+    command = {"db": ("db", "upgrade"), "topics": ("topics", "list")}[group]
+    result = subprocess.run(
+        ("uv", "run", "--no-sync", "app", *command),
+        cwd=service.path,
+        env=environment("DATABASE_URL|KAFKA_"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    assert result.returncode == 1, result.stdout
+    return result.stderr
+
+
+def test_where_nothing_runs_a_command_says_what_to_start(base: Service) -> None:
+    said = refusal(base, "topics")
+    assert "start `uv run app dev` in this folder, or set KAFKA_BOOTSTRAP_SERVERS" in said
+    assert "using the servers" not in said
+
+
+@pytest.mark.parametrize(
+    ("server", "identity"),
+    [("Apache Kafka", "kafka/broker-1/server.pid"), ("PostgreSQL", "postgres/server.pid")],
+)
+def test_it_ends_with_a_server_that_ends_and_says_which(
+    base: Service, server: str, identity: str
+) -> None:
+    with demo.running(base.path, keep=True) as (_, process):
+        try:
+            os.kill(int((base.path / ".dev" / identity).read_text()), signal.SIGKILL)
+            code = process.wait(demo.STOP_SECONDS)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert code == 1
+    log = (base.path / "dev.log").read_text()
+    (line,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert f"{server} has ended by itself; its log is {base.path / '.dev'}" in line
     assert processes_below(base.path) == []

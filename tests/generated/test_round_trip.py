@@ -28,8 +28,7 @@ def the_story_is_told(service: Service, broker: str) -> None:
     options = ("--broker", broker, "--fresh")
     with demo.running(service.path, *options, settings=service.settings) as (address, _):
         correlation_id = demo.round_trip(address, demo.tail(service.path), trip)
-        broker = demo.broker_of(service.path)
-        event = demo.event(service.path, topic, broker, service.settings)
+        event = demo.event(service.path, topic, service.settings)
         story = demo.story(service.path, correlation_id)
     assert topic in event
     assert correlation_id in event

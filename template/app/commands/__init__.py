@@ -1,14 +1,55 @@
 """The command line, a module a group. `app/cli.py` says which are plugged in."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
 
-from app import wiring
-from app.config import Settings, load
+from app import config, wiring
+from app.config import ConfigurationError, EnvSettings, Settings
 from app.kafka.event import EventRegistry
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.kafka.topics import Topic, wanted
+
+S = TypeVar("S", bound=EnvSettings)
+
+
+def load(settings: type[S]) -> S:
+    """`settings` for a command: a server that nobody names is that of the `app dev` running here.
+
+    Raises ConfigurationError.
+    """
+    loaded = config.load(settings)
+    unnamed = settings.model_fields.keys() - loaded.model_fields_set
+    if unnamed.isdisjoint(("database_url", "kafka_bootstrap_servers")):
+        return loaded
+    found = {name: value for name, value in _dev_servers().items() if name in unnamed}
+    return config.load(settings, **found) if found else loaded
+
+
+def advice(settings: type[EnvSettings], name: str) -> str:
+    """What to do when the server that `name` is about is away, if nobody named one."""
+    named = name.lower() in load(settings).model_fields_set
+    return "" if named else f"; start `uv run app dev` in this folder, or set {name}"
+
+
+@cache  # it is said once
+def _dev_servers() -> dict[str, str]:
+    if not Path(".dev").is_dir():  # as in production, which has no development dependencies
+        return {}
+    from app.dev import addresses
+    from app.dev.process import DevelopmentDependencyMissing
+
+    try:
+        found = addresses.of_running()
+    except DevelopmentDependencyMissing as error:
+        raise ConfigurationError(str(error)) from error
+    if found:
+        print("using the servers of `app dev`", file=sys.stderr)
+    return found
 
 
 @dataclass(frozen=True)

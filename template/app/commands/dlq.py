@@ -10,10 +10,9 @@ from uuid import UUID
 import typer
 from aiokafka import ConsumerRecord
 
-from app.commands import Context
+from app.commands import Context, load
 from app.commands.events import one_line
 from app.commands.events import show as show_record
-from app.config import load
 from app.database import Database, DatabaseSettings
 from app.kafka import inbox
 from app.kafka.codec import Message

@@ -11,7 +11,7 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app import wiring
-from app.config import load
+from app.commands import load
 from app.database import Database, DatabaseSettings
 from app.domain import EventOutOfPlace
 from app.errors import VersionConflict

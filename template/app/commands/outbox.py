@@ -7,9 +7,9 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from app.commands import load
 from app.commands.events import one_line
 from app.commands.serve import Host, Port
-from app.config import load
 from app.database import Database, DatabaseSettings
 from app.outbox import monitor, store
 from app.outbox.model import HEADER_COLUMNS, ParkedRow

@@ -9,8 +9,7 @@ import typer
 from sqlalchemy import select
 
 from app import wiring
-from app.commands import Context
-from app.config import load
+from app.commands import Context, load
 from app.cqrs import lag
 from app.cqrs.projection import RebuildRow
 from app.cqrs.rebuild import BATCH, AnyProjection, Progress, RebuildRefused

@@ -19,6 +19,7 @@ from app import logs, migrate, wiring
 from app.commands import Context
 from app.config import Settings, load
 from app.database import Database, DatabaseSettings, DatabaseUnavailable
+from app.dev import addresses
 from app.dev.kafka import training
 from app.dev.process import DevelopmentServerError
 from app.dev.servers import BrokerChoice, Servers, say
@@ -30,6 +31,8 @@ from app.server import STOP_SIGNALS, listen, run
 
 HOST = "127.0.0.1"
 FOLDER = Path(".dev")
+
+_WATCH_SECONDS = 0.5
 
 
 class StopRequested(KeyboardInterrupt):
@@ -51,8 +54,11 @@ def run_dev(port: int, broker: BrokerChoice, fresh: bool) -> None:
                 try:
                     servers.start()
                     _use(servers)
-                    asyncio.run(_prepare())
-                    run(_announcing(create_app(set(Role)), servers, port), listener)
+                    with addresses.told(servers):
+                        asyncio.run(_prepare())
+                        run(_announcing(create_app(set(Role)), servers, port), listener)
+                    if servers.ended() is not None:
+                        sys.exit(1)  # it was said when it happened
                 finally:
                     _ignore_signals()  # what is being stopped is stopped; it takes seconds
                     servers.stop()
@@ -113,10 +119,31 @@ def _announcing(app: FastAPI, servers: Servers, port: int) -> FastAPI:
         async with lifespan(app):
             say(_where(servers, port))
             with training(FOLDER / "training") if servers.kafka else nullcontext():
-                yield
+                async with _watched(servers):
+                    yield
 
     app.router.lifespan_context = announced
     return app
+
+
+@asynccontextmanager
+async def _watched(servers: Servers) -> AsyncIterator[None]:
+    """Stop this process when one of its servers ends: without it nothing here would go on."""
+    watch = asyncio.create_task(_watch(servers), name="development-servers")
+    try:
+        yield
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+
+
+async def _watch(servers: Servers) -> None:
+    while True:
+        await asyncio.sleep(_WATCH_SECONDS)
+        if (ended := servers.ended()) is not None:
+            say(f"error: {ended}; stopping the rest, `uv run app dev` starts all of it again")
+            signal.raise_signal(signal.SIGTERM)
+            return
 
 
 def _where(servers: Servers, port: int) -> str:
@@ -133,7 +160,7 @@ def _where(servers: Servers, port: int) -> str:
   Try it:
     curl {api}{path} -H 'Content-Type: application/json' -d '{body}'
 
-  Ctrl-C stops all of it.
+  `uv run app ...` in this folder uses these servers. Ctrl-C stops all of it.
 """
 
 

@@ -367,6 +367,16 @@ def _is_alive(process: Any) -> bool:
         return False
 
 
+def started(pid: int) -> float | None:
+    """When the living process `pid` began, in seconds since 1970; none if there is none."""
+    psutil = _psutil()
+    try:
+        process = psutil.Process(pid)
+        return float(process.create_time()) if _is_alive(process) else None
+    except psutil.NoSuchProcess:
+        return None
+
+
 def _ignore_gone(action: Callable[[], object]) -> None:
     psutil = _psutil()
     try:

@@ -132,6 +132,14 @@ class Servers:
                 self.stop()
                 raise
 
+    def ended(self) -> str | None:
+        """Which server has ended though nobody stopped it, and where it said why; none if none has."""
+        if self.kafka is not None and not self.kafka.running():
+            return f"Apache Kafka has ended by itself; its log is {self.kafka.log()}"
+        if self.postgres is not None and not self.postgres.running:
+            return f"PostgreSQL has ended by itself; its log is {self.postgres.log}"
+        return None
+
     def stop(self) -> None:
         if self.mock is not None:
             self.mock.stop()

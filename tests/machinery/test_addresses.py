@@ -1,0 +1,113 @@
+"""Commands beside a running `app dev`."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import commands
+from app.commands import advice, load
+from app.database import DatabaseSettings
+from app.dev import addresses, process
+from app.dev.process import DevelopmentDependencyMissing, started
+from app.dev.servers import Servers
+from app.config import ConfigurationError
+from app.kafka.settings import KafkaSettings
+
+URL = "postgresql://postgres@127.0.0.1:20001/postgres"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a service in which nothing runs, and for which nothing is set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+    (tmp_path / ".dev").mkdir()
+    commands._dev_servers.cache_clear()
+    yield tmp_path
+    commands._dev_servers.cache_clear()
+
+
+def tell(**changes: Any) -> None:
+    """What a run of `app dev` in this process would have written."""
+    told = {
+        "process": os.getpid(),
+        "started": started(os.getpid()),
+        "settings": {"database_url": URL, "kafka_bootstrap_servers": "127.0.0.1:20002"},
+    }
+    addresses.FILE.write_text(json.dumps({**told, **changes}))
+
+
+def database_url() -> str:
+    return load(DatabaseSettings).database_url.get_secret_value()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_command_uses_the_running_servers_and_says_so_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tell()
+
+    assert load(KafkaSettings).kafka_bootstrap_servers == "127.0.0.1:20002"
+    assert database_url() == URL
+    assert capsys.readouterr().err == "using the servers of `app dev`\n"
+    assert advice(KafkaSettings, "KAFKA_BOOTSTRAP_SERVERS") == ""
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_the_environment_names_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell()
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
+
+    assert load(KafkaSettings).kafka_bootstrap_servers == "kafka.example:9092"
+    assert capsys.readouterr().err == ""
+    assert database_url() == URL
+
+
+def test_what_the_env_file_names_is_left_alone(folder: Path) -> None:
+    tell()
+    (folder / ".env").write_text("DATABASE_URL=postgresql://db.example/app\n")
+
+    assert database_url() == "postgresql://db.example/app"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("changes", [{"process": 2**22 + 1}, {"started": 1.0}])
+def test_what_a_killed_run_left_behind_misleads_nobody(changes: dict[str, Any]) -> None:
+    tell(**changes)  # nobody has its process id, or somebody else has
+
+    assert addresses.of_running() == {}
+    assert "localhost" in database_url()
+    assert advice(DatabaseSettings, "DATABASE_URL").endswith("or set DATABASE_URL")
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_is_told_ends_with_the_run_and_holds_no_address_that_was_given() -> None:
+    given = "postgresql://app:hunter2@db.example/app"
+    with Servers(Path(".dev"), "mock", database_url=given, say=lambda _: None) as servers:
+        with addresses.told(servers):
+            assert addresses.of_running() == {
+                "kafka_bootstrap_servers": servers.kafka_bootstrap_servers
+            }
+            assert "hunter2" not in addresses.FILE.read_text()
+        assert not addresses.FILE.exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_without_the_development_dependencies_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tell()
+
+    def missing() -> Any:
+        raise DevelopmentDependencyMissing("psutil")
+
+    monkeypatch.setattr(process, "_psutil", missing)
+    with pytest.raises(ConfigurationError, match="'psutil' is not installed"):
+        load(KafkaSettings)
