@@ -12,6 +12,7 @@ from tests.matrix import Variant
 from tests.rendering import ROOT
 
 MIGRATED = Path(__file__).with_name("migrated.py")
+REVISED = Path(__file__).with_name("revised.py")
 
 # Others look for processes that are left in the folder of this service.
 of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
@@ -40,6 +41,18 @@ def test_migrations_make_every_table_and_nothing_is_left_to_do(
     settings = {**servers, "PYTHONPATH": str(service.path)}
     said = service.run("python", str(MIGRATED), settings=settings)
     assert "No new upgrade operations detected" in said
+
+
+def test_a_column_becomes_a_migration_of_the_services_own_branch(
+    service: Service, servers: Mapping[str, str]
+) -> None:
+    settings = {**servers, "PYTHONPATH": str(service.path)}
+    said = service.run("python", str(REVISED), settings=settings)
+    assert "before: None\n" in said
+    assert "written: core_0002_add_nicknames.py\n" in said
+    assert "again: the database is not at the newest migrations: `app db upgrade` first\n" in said
+    assert said.count("after: None\n") == 2, "a living database and a fresh one are the same"
+    assert "empty: core_0003_by_hand.py\n" in said
 
 
 def test_own_tests(

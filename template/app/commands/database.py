@@ -1,6 +1,8 @@
 """The database: `app db …`."""
 
 import asyncio
+import os
+from typing import Annotated
 
 import typer
 
@@ -22,3 +24,24 @@ def upgrade() -> None:
     settings = load(DatabaseSettings)
     asyncio.run(migrate.upgrade(settings.database_url.get_secret_value()))
     typer.echo("the schema is up to date")
+
+
+@group.command()
+def revision(
+    message: Annotated[str, typer.Argument(help="What changes, in a few words.")],
+    empty: Annotated[
+        bool, typer.Option("--empty", help="Without steps, for what is written by hand.")
+    ] = False,
+) -> None:
+    """Write the next migration: from the database's tables to those that the code describes."""
+    if not message.isprintable() or {*message} & {'"', "\\"}:  # it goes into source code
+        raise typer.BadParameter("use one line without double quotes and backslashes")
+    # Migrations are written in development only.
+    from app.dev.revision import write
+
+    url = load(DatabaseSettings).database_url.get_secret_value()
+    path = asyncio.run(write(url, message, empty=empty))
+    if path is None:
+        typer.echo("the database has what the code describes: nothing to write")
+    else:
+        typer.echo(f"wrote {os.path.relpath(path)}: look through it, then `app db upgrade`")

@@ -1,0 +1,54 @@
+"""Run inside a rendered service: a table gets a column, by `app db revision` and `app db upgrade`."""
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+from sqlalchemy import Column, String
+
+from app import migrate, wiring
+from app.database import Base
+from app.dev.revision import NoRevision, write
+from tests.fixtures.servers import temporary_database
+
+TABLES = Base.metadata.tables
+assert wiring.ROUTERS  # imported for the tables of all that is plugged in
+
+
+async def revise(living: str, fresh: str) -> None:
+    await migrate.upgrade(living)
+    print("before:", await write(living, "Nothing"))
+    TABLES["users" if "users" in TABLES else "heartbeats"].append_column(
+        Column("nickname", String(50))
+    )
+    written = await write(living, "Add nicknames")
+    assert written is not None
+    try:
+        await judge(written, living, fresh)
+    finally:
+        written.unlink()
+
+
+async def judge(written: Path, living: str, fresh: str) -> None:
+    print("written:", written.name)
+    subprocess.run(("ruff", "check", written), check=True)
+    subprocess.run(("ruff", "format", "--check", written), check=True)
+    try:
+        await write(living, "Too early")
+    except NoRevision as refusal:
+        print("again:", refusal)
+    for url in (living, fresh):
+        await migrate.upgrade(url)
+        print("after:", await write(url, "Nothing"))
+    empty = await write(living, "By hand", empty=True)
+    assert empty is not None
+    print("empty:", empty.name)
+    empty.unlink()
+
+
+with (
+    temporary_database(os.environ["DATABASE_URL"]) as living,
+    temporary_database(os.environ["DATABASE_URL"]) as fresh,
+):
+    asyncio.run(revise(living, fresh))
