@@ -10,11 +10,11 @@ import pytest
 
 from app import commands
 from app.commands import advice, load
+from app.config import ConfigurationError
 from app.database import DatabaseSettings
 from app.dev import addresses, process
 from app.dev.process import DevelopmentDependencyMissing, started
 from app.dev.servers import Servers
-from app.config import ConfigurationError
 from app.kafka.settings import KafkaSettings
 
 URL = "postgresql://postgres@127.0.0.1:20001/postgres"

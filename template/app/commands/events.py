@@ -20,6 +20,7 @@ from app.events.schemas import (
     UnreadableFile,
     check_compatible,
     export,
+    has_sample,
     is_exported,
 )
 from app.kafka.admin import follow, reading
@@ -112,14 +113,19 @@ KEPT = Path("tests/events")
 
 @schemas.command("export")
 def export_schemas(folder: Folder = KEPT) -> None:
-    """Write the schema of each event's newest version. Refuses a change that readers could trip
-    over and that kept its major version."""
+    """Write the schema of each event's newest version, and a sample if it has none. Refuses a change
+    that readers could trip over and that kept its major version."""
     try:
+        without = [entry for entry in wiring.EVENTS if not has_sample(entry, folder)]
         written = export(wiring.EVENTS, folder)
     except (IncompatibleChange, UnreadableFile) as error:
         raise _failure(str(error)) from error
     for path in written:
         typer.echo(f"wrote {path}")
+    for entry in without:
+        made = has_sample(entry, folder)
+        todo = "is made up: put values into it that could be sent" if made else "has to be added"
+        typer.echo(f'{folder / entry.name}.json: "sample" of version {entry.version} {todo}')
     typer.echo(f"{len(written)} schemas written" if written else "all schemas were exported")
 
 

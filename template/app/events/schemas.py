@@ -5,13 +5,26 @@ was ever published its `schema` and a `sample`, a message as it was sent.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from app.kafka.event import EventType
 
 Schema = dict[str, Any]
+
+# What a made-up sample holds where nothing else is asked for; the first that fits a pattern is taken.
+_TEXTS = ["text", "1", "1.00", "TEXT"]
+_FORMATS = {
+    "uuid": "00000000-0000-4000-8000-000000000000",
+    "date-time": "2025-01-31T09:30:00.125000Z",
+    "date": "2025-01-31",
+    "email": "ada@example.com",
+    "uri": "https://example.com/",
+}
 
 # These say nothing about which messages are valid.
 _ANNOTATIONS = {"title", "description", "default", "examples"}
@@ -50,6 +63,7 @@ def kept_versions(name: str, folder: Path) -> dict[str, dict[str, Any]]:
 def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
     """Keep the schema of each newest version; return the files that are new or were changed.
 
+    A version that has no sample gets one that is made up, if its values can be guessed.
     Raises IncompatibleChange and UnreadableFile, before anything is written.
     """
     entries = list(event_types)
@@ -77,6 +91,11 @@ def is_exported(event_type: EventType, folder: Path) -> bool:
     """Whether the newest version's kept schema is that of the code. Raises UnreadableFile."""
     kept = kept_versions(event_type.name, folder).get(event_type.version, {})
     return kept.get("schema") == schema_of(event_type)
+
+
+def has_sample(event_type: EventType, folder: Path) -> bool:
+    """Whether a sample of the newest version is kept. Raises UnreadableFile."""
+    return "sample" in kept_versions(event_type.name, folder).get(event_type.version, {})
 
 
 def breaking_changes(old: Schema, new: Schema) -> Iterator[str]:
@@ -117,11 +136,57 @@ def _path(name: str, folder: Path) -> Path:
     return folder / f"{name}.json"
 
 
-def _write(event_type: EventType, folder: Path) -> Path | None:
-    if is_exported(event_type, folder):
+def made_up(event_type: EventType) -> Any | None:
+    """A message as the newest version is published, with values nobody sent; none if it is refused."""
+    schema = event_type.model.model_json_schema(mode="validation")  # of a Decimal it tells more
+    try:
+        event = event_type.model.model_validate(_value(schema, schema.get("$defs", {})))
+    except (ValidationError, RecursionError):  # such as a list of what itself has such a list
         return None
+    return event.model_dump(mode="json")
+
+
+def _value(schema: Schema, definitions: Schema) -> Any:
+    schema = _resolved(schema, definitions)
+    for known in ("const", "default"):
+        if known in schema:
+            return schema[known]
+    for several in ("examples", "enum"):
+        if several in schema:
+            return schema[several][0]
+    if "anyOf" in schema:
+        return _value(schema["anyOf"][0], definitions)
+    match schema.get("type"):
+        case "object":
+            properties: Schema = schema.get("properties", {})
+            return {name: _value(of, definitions) for name, of in properties.items()}
+        case "array":
+            return [_value(schema["items"], definitions)] if "items" in schema else []
+        case "integer" | "number":
+            return schema.get("minimum", 1)
+        case "boolean":
+            return True
+        case "string":
+            return _text(schema)
+    return None
+
+
+def _text(schema: Schema) -> str:
+    if schema.get("format") in _FORMATS:
+        return _FORMATS[schema["format"]]
+    fitting = (text for text in _TEXTS if re.search(schema.get("pattern", ""), text))
+    return next(fitting, _TEXTS[0])
+
+
+def _write(event_type: EventType, folder: Path) -> Path | None:
     versions = kept_versions(event_type.name, folder)
-    versions.setdefault(event_type.version, {})["schema"] = schema_of(event_type)
+    kept = versions.setdefault(event_type.version, {})
+    before = dict(kept)
+    kept["schema"] = schema_of(event_type)
+    if "sample" not in kept and (sample := made_up(event_type)) is not None:
+        kept["sample"] = sample
+    if kept == before:
+        return None
     path = _path(event_type.name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(versions, indent=2) + "\n")
