@@ -21,7 +21,11 @@ class TransactionalPublisher(EventPublisher, Protocol):
     """A publisher bound to one transaction."""
 
     async def committed(self) -> None:
-        """The transaction is durable: see to it that what was published goes out."""
+        """The transaction is durable: see to it that what was published goes out.
+
+        Never raises for what cannot be sent: nothing can be taken back any more. Without an outbox
+        it takes up to KAFKA_SEND_TIMEOUT_SECONDS, after which the events are lost, and reported.
+        """
 
 
 BindPublisher = Callable[[AsyncSession], TransactionalPublisher]
@@ -44,7 +48,12 @@ class UnitsOfWork:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[UnitOfWork]:
-        """A transaction that commits at the end of the block and rolls back on any exception."""
+        """A transaction that commits at the end of the block and rolls back on any exception.
+
+        The end of the block is also when its events go out. Without an outbox that takes up to
+        KAFKA_SEND_TIMEOUT_SECONDS while the broker is away, and then the block ends as it always
+        does, though the events are lost (see app/kafka/publisher.py).
+        """
         async with self._sessions() as session:
             publisher = self._bind(session)
             async with session.begin():

@@ -11,6 +11,7 @@ import pytest
 from tests.generated.conftest import Service
 
 COLLECT = Path(__file__).with_name("settings_of_service.py")
+METRICS = Path(__file__).with_name("metrics_of_service.py")
 UNKNOWN = Path(__file__).with_name("unknown_commands.py")
 
 
@@ -35,6 +36,14 @@ def test_the_readme_names_no_setting_that_is_not_there(
     named = set(re.findall(r"^\| `([A-Z][A-Z_]+)`", readme, re.MULTILINE))
     assert named
     assert named <= settings.keys()
+
+
+def test_the_documentation_names_every_metric(service: Service) -> None:
+    collected = service.run("python", "-P", str(METRICS)).split()
+    assert collected
+    pages = [page.read_text() for page in (service.path / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"`([a-z_]+)(?:`|\{)", page)}
+    assert set(collected) - named == set()
 
 
 def test_the_readme_names_no_command_that_is_not_there(service: Service) -> None:
