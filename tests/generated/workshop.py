@@ -26,9 +26,9 @@ START_SECONDS = 300  # the first start downloads the broker
 STOP_SECONDS = 60
 APP = """\
 #!{python}
-from app.cli import app
+from app.__main__ import main
 
-app()
+main()
 """
 
 

@@ -27,6 +27,7 @@ def told(servers: Servers, file: Path = FILE) -> Iterator[None]:
     if servers.broker_kind != "external":
         settings["kafka_bootstrap_servers"] = servers.kafka_bootstrap_servers
     process = os.getpid()
+    file.parent.mkdir(exist_ok=True)  # nobody has, where both servers were given
     written = file.with_suffix(".new")
     written.write_text(
         json.dumps({"process": process, "started": started(process), "settings": settings}) + "\n"
