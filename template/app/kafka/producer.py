@@ -344,9 +344,7 @@ async def _close(client: AIOKafkaProducer) -> None:
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
             await client.stop()
-    except (
-        Exception
-    ) as error:  # it is given up anyway; what it still held was reported to its sender
+    except Exception as error:  # it is given up anyway, and who sent what it holds was told
         log.warning("producer did not close cleanly", error=f"{type(error).__name__}: {error}")
         await client.client.close()
 
