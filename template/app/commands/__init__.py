@@ -26,8 +26,7 @@ def load(settings: type[S]) -> S:
     unnamed = settings.model_fields.keys() - loaded.model_fields_set
     if unnamed.isdisjoint(("database_url", "kafka_bootstrap_servers")):
         return loaded
-    found = {name: value for name, value in _dev_servers().items() if name in unnamed}
-    return config.load(settings, **found) if found else loaded
+    return config.load(settings, **_dev_servers())  # those of other classes are ignored
 
 
 def advice(settings: type[EnvSettings], name: str) -> str:

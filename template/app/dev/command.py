@@ -57,6 +57,7 @@ def run_dev(port: int, broker: BrokerChoice, fresh: bool) -> None:
                     with addresses.told(servers):
                         asyncio.run(_prepare())
                         run(_announcing(create_app(set(Role)), servers, port), listener)
+                        _ignore_signals()  # one may come twice: from the terminal and from uv
                     if servers.ended() is not None:
                         sys.exit(1)  # it was said when it happened
                 finally:
