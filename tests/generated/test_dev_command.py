@@ -54,6 +54,15 @@ def refusal(service: Service, group: str) -> str:
     return result.stderr
 
 
+def test_signals_that_come_again_change_nothing(base: Service) -> None:
+    with demo.running(base.path) as (_, process):
+        deadline = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < deadline:
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.1)
+    assert process.returncode == 0
+
+
 def test_where_nothing_runs_a_command_says_what_to_start(base: Service) -> None:
     said = refusal(base, "topics")
     assert "start `uv run app dev` in this folder, or set KAFKA_BOOTSTRAP_SERVERS" in said

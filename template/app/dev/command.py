@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from asyncpg import PostgresError
 from fastapi import FastAPI
@@ -47,7 +46,7 @@ def run_dev(port: int, broker: BrokerChoice, fresh: bool) -> None:
     """Run all of it until a signal. Exits with one line if it cannot start."""
     settings = load(Settings)
     logs.configure(settings.log_level, settings.log_format)
-    with _signals_interrupt():
+    with _signals_interrupt() as signals:
         try:
             with closing(listen(HOST, port)) as listener:
                 servers = _servers(broker, fresh)
@@ -56,12 +55,12 @@ def run_dev(port: int, broker: BrokerChoice, fresh: bool) -> None:
                     _use(servers)
                     with addresses.told(servers):
                         asyncio.run(_prepare())
-                        run(_announcing(create_app(set(Role)), servers, port), listener)
-                        _ignore_signals()  # one may come twice: from the terminal and from uv
+                        app = create_app(set(Role))
+                        run(_announcing(app, servers, port, signals), listener)
                     if servers.ended() is not None:
                         sys.exit(1)  # it was said when it happened
                 finally:
-                    _ignore_signals()  # what is being stopped is stopped; it takes seconds
+                    signals.ignored = True  # what is being stopped is stopped; it takes seconds
                     servers.stop()
         except DevelopmentServerError as error:
             sys.exit(f"error: {error}")
@@ -111,13 +110,14 @@ async def _check_database() -> None:
         await database.close()
 
 
-def _announcing(app: FastAPI, servers: Servers, port: int) -> FastAPI:
+def _announcing(app: FastAPI, servers: Servers, port: int, signals: "_Signals") -> FastAPI:
     """`app`, which says where everything is once it is up."""
     lifespan = app.router.lifespan_context
 
     @asynccontextmanager
     async def announced(app: FastAPI) -> AsyncIterator[None]:
         async with lifespan(app):
+            signals.ignored = True  # the server has its own way with the first, and that is enough
             say(_where(servers, port))
             with training(FOLDER / "training") if servers.kafka else nullcontext():
                 async with _watched(servers):
@@ -169,26 +169,32 @@ def _without_password(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
+class _Signals:
+    """What a stop signal does: raise StopRequested, so that `finally` stops the servers.
+
+    Once they are `ignored`, nothing. One often comes twice: from the terminal, and from uv.
+    """
+
+    def __init__(self) -> None:
+        self.ignored = False
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            _drop_output()
+        if not self.ignored:
+            raise StopRequested
+
+
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Turn every stop signal into StopRequested, so that `finally` stops the servers."""
-    before = {number: signal.signal(number, _interrupt) for number in STOP_SIGNALS}
+def _signals_interrupt() -> Iterator[_Signals]:
+    """Stop signals do what `_Signals` says; before and after the block, what they did before."""
+    signals = _Signals()
+    before = {number: signal.signal(number, signals) for number in STOP_SIGNALS}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    if number not in (signal.SIGINT, signal.SIGTERM):
-        _drop_output()
-    raise StopRequested
-
-
-def _ignore_signals() -> None:
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _drop_output() -> None:
