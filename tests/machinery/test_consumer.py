@@ -235,9 +235,12 @@ def delaying(*delays: timedelta) -> Subscription:
     return Subscription("billing", {MeterRead: handle}, retry=RetryPolicy(retry_after=delays))
 
 
-def settings(topic_hours: int, inbox_hours: int) -> KafkaSettings:
+def settings(topic_hours: int, inbox_hours: int, dlq_hours: int = 1) -> KafkaSettings:
     return KafkaSettings(
-        kafka_topic_retention_hours=topic_hours, inbox_retention_hours=inbox_hours, _env_file=None
+        kafka_topic_retention_hours=topic_hours,
+        kafka_dlq_retention_hours=dlq_hours,
+        inbox_retention_hours=inbox_hours,
+        _env_file=None,
     )
 
 
@@ -254,6 +257,13 @@ def test_the_inbox_must_outlast_the_topic_and_all_delays(
 
     warned = [entry for entry in logs if "INBOX_RETENTION_HOURS" in entry["event"]]
     assert bool(warned) is not enough
+
+
+@pytest.mark.parametrize(("inbox_hours", "enough"), [(99, False), (100, True)])
+def test_the_inbox_must_outlast_dead_letters_that_may_be_replayed_again(
+    inbox_hours: int, enough: bool
+) -> None:
+    assert check_inbox_retention(settings(24, inbox_hours, dlq_hours=100), []) is enough
 
 
 def test_the_defaults_are_enough() -> None:

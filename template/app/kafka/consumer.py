@@ -386,14 +386,16 @@ def _add_checks(
 def check_inbox_retention(settings: KafkaSettings, subscriptions: Sequence[Subscription]) -> bool:
     """Warn, and return False, when an event could come again after its inbox row is gone."""
     delays = [sum(s.retry.retry_after, timedelta()) for s in subscriptions]
-    needed = timedelta(hours=settings.kafka_topic_retention_hours) + max(
-        delays, default=timedelta()
+    needed = max(
+        timedelta(hours=settings.kafka_topic_retention_hours) + max(delays, default=timedelta()),
+        # A letter that was replayed stays where it is, and is known by its inbox row only.
+        timedelta(hours=settings.kafka_dlq_retention_hours),
     )
     if timedelta(hours=settings.inbox_retention_hours) >= needed:
         return True
     log.warning(
-        "INBOX_RETENTION_HOURS is too short: a message that is still in its topic could be applied"
-        " twice",
+        "INBOX_RETENTION_HOURS is too short: a message that is still in its topic, or a dead letter"
+        " that was replayed, could be applied twice",
         inbox_retention_hours=settings.inbox_retention_hours,
         needed_hours=needed.total_seconds() / 3600,
     )
