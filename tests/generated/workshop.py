@@ -24,11 +24,17 @@ from tests.shell import environment
 SERVERS = Path(__file__).with_name("servers_of_run.py")
 START_SECONDS = 300  # the first start downloads the broker
 STOP_SECONDS = 60
+# A service names where its command begins, and versions that were released name other places.
 APP = """\
 #!{python}
-from app.__main__ import main
+import os
+import tomllib
+from importlib import import_module
+from pathlib import Path
 
-main()
+project = tomllib.loads((Path(os.environ["PYTHONPATH"]) / "pyproject.toml").read_text())
+module, _, name = project["project"]["scripts"]["app"].partition(":")
+getattr(import_module(module), name)()
 """
 
 
