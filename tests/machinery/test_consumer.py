@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY as METRICS
@@ -499,8 +499,13 @@ class Ends:
     """As much of a client as the lag meter asks, of a broker that may be away."""
 
     away = False
+    error: KafkaError | None = None
+    asked = 0
 
     async def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
         if self.away:
             await asyncio.sleep(60)
         return dict.fromkeys(partitions, 10)
@@ -529,6 +534,19 @@ async def test_a_consumer_that_has_nothing_to_do_notices_that_the_broker_is_away
         client.away = False
         await eventually(lambda: asyncio.sleep(0, status.trouble is None))
         assert paused() == 0
+
+
+async def test_an_answer_that_is_an_error_is_no_broker_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "LAG_INTERVAL_SECONDS", 0.01)
+    status, client = ConsumerStatus("idle"), Ends()
+    client.error = IllegalStateError("no longer assigned")
+    meter = LagMeter(status, KafkaSettings(_env_file=None))
+    meter.handled({TopicPartition("t", 0): 7})
+    async with meter.measuring(client):
+        await eventually(lambda: asyncio.sleep(0, client.asked > 2))
+        assert status.trouble is None
 
 
 def test_a_broker_that_answers_does_not_end_the_wait_for_the_database() -> None:

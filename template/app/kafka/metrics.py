@@ -8,7 +8,7 @@ from enum import Enum
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 from prometheus_client import Counter, Gauge, Histogram
 
 from app.kafka.settings import KafkaSettings, reason_for
@@ -205,10 +205,11 @@ class LagMeter:
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     await self._measure_once(client)
-            except (KafkaError, TimeoutError) as error:
-                log.debug("lag not measured", consumer=self._consumer, error=repr(error))
+            except (TimeoutError, KafkaTimeoutError, KafkaConnectionError):
                 reason = await reason_for(KafkaConnectionError(), self._settings)
                 self._status.blocked(f"Kafka does not answer: {reason}", Waiting.BROKER)
+            except KafkaError as error:  # an answer, such as in the middle of a rebalance
+                log.debug("lag not measured", consumer=self._consumer, error=repr(error))
             else:
                 self._status.unblocked(Waiting.BROKER)
             await asyncio.sleep(LAG_INTERVAL_SECONDS)

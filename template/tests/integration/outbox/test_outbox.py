@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from httpx import ASGITransport, AsyncClient
@@ -27,7 +28,7 @@ from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import RetryPolicy, Subscription
 from app.kafka.topics import wanted
 from app.main import create_app, running
-from app.outbox import store
+from app.outbox import relay, store
 from app.outbox.monitor import Monitor
 from app.outbox.store import oldest
 from app.runtime import Configuration, Role
@@ -228,6 +229,24 @@ async def test_a_commit_in_the_api_wakes_up_the_relay_of_another_process(
         world.published = api.published
         await world.write(*moved(1))
         await world.is_empty()
+
+
+@pytest.mark.parametrize("pooler", [False, True])
+async def test_a_relay_listens_only_where_no_pooler_is_between(
+    migrated_database_url: str, monkeypatch: pytest.MonkeyPatch, pooler: bool
+) -> None:
+    listened: list[object] = []
+
+    @asynccontextmanager
+    async def listening(engine: object, _published: object) -> AsyncIterator[None]:
+        listened.append(engine)
+        yield
+
+    monkeypatch.setattr(relay, "listening", listening)
+    settings = configuration(migrated_database_url)
+    database = settings.database.model_copy(update={"database_pooler": pooler})
+    async with running({Role.RELAY}, replace(settings, database=database), FakeProducer()):
+        assert bool(listened) is not pooler
 
 
 async def has_said(http: AsyncClient, words: str) -> None:
