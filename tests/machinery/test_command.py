@@ -1,5 +1,6 @@
 """What `app dev` says when it cannot start. One line each, and nothing is left running."""
 
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from app import logs
 from app.config import ConfigurationError
 from app.dev import command, postgres
 from app.dev.process import free_port
+from app.server import STOP_SIGNALS
 
 
 def servers_of(folder: Path) -> list[int]:
@@ -29,7 +31,10 @@ def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest
     monkeypatch.setattr(logs, "configure", lambda *_: None)
     monkeypatch.setenv("DATABASE_URL", "")
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "")
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield monkeypatch
+    for number, handler in before.items():  # once `app dev` stops, they are ignored for good
+        signal.signal(number, handler)
     assert servers_of(tmp_path) == []
 
 

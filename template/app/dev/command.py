@@ -187,14 +187,16 @@ class _Signals:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[_Signals]:
-    """Stop signals do what `_Signals` says; before and after the block, what they did before."""
+    """Stop signals do what `_Signals` says. Those that are ignored are so to the end of the process:
+    what comes after the block is its exit, which has its code already."""
     signals = _Signals()
     before = {number: signal.signal(number, signals) for number in STOP_SIGNALS}
     try:
         yield signals
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Not by `signals`: Python forgets its own handlers a little before its process ends.
+            signal.signal(number, signal.SIG_IGN if signals.ignored else handler)
 
 
 def _drop_output() -> None:
