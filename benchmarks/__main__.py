@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import generation_peers
+from benchmarks.generation import workplace
 from benchmarks.page import page
 from benchmarks.plot import svg
 from benchmarks.results import Area, results
@@ -104,10 +105,8 @@ def measure(area: str, work: Path, rounds: int, scale: float) -> Area:
         return Area.of(json.loads(output.read_text()))
     print(f"\n== {area} ==", flush=True)
     if area == "generation":
-        folder = work / "generation"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        measured = generation_peers.measure(folder, generator(work), rounds)
+        with workplace() as folder:
+            measured = generation_peers.measure(folder, generator(work), rounds)
         output.write_text(json.dumps(measured.as_json()))
         return measured
     python = service(work)

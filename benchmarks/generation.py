@@ -3,7 +3,7 @@
 Copier's own start is most of a copy, and its git commands most of an update, so the ratios say what
 this template adds. The promises are that `copier copy --defaults` stays below 2, and `copier update`
 of a service that nobody edited below 2.5. All are timed in one run, taking turns, each in a folder
-of its own with everything from before on the disk: `python benchmarks/generation.py`.
+of its own: `python benchmarks/generation.py`.
 """
 
 import argparse
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ OLDER, NEWER = "v1000.0.0", "v1001.0.0"
 AUTHOR = ("-c", "user.name=Benchmark", "-c", "user.email=benchmark@example.com")
 COPIER = (sys.executable, "-m", "copier")
 QUIETLY = ("--quiet", "--defaults")
+_ROOM_BYTES = 4_000_000_000
 
 
 class Taken(NamedTuple):
@@ -39,8 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Time a copy with default answers, and an update.")
     parser.add_argument("--rounds", type=int, default=7)
     rounds: int = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with workplace() as folder:
         timed: dict[tuple[str, str], Callable[[], Taken]] = {}
         for label, template in {OURS: own_template(folder), FLOOR: plain(folder, 1)}.items():
             timed["copy", label] = partial(timed_copy, template, folder)
@@ -78,6 +79,23 @@ def report(what: str, taken: dict[tuple[str, str], list[Taken]], promise: float)
 def ratio_of(sides: Iterable[list[float]]) -> float:
     ours, floor = (statistics.median(side) for side in sides)
     return ours / floor
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A folder for what is written here, and by Copier; in memory, where there is room for it.
+
+    On a disk, each round would pay for those before it: ext4 passes over the inodes of files that were
+    deleted in the last minutes, and Copier deletes five clones of the template with each update.
+    """
+    memory = Path("/dev/shm")
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _ROOM_BYTES
+    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as name:
+        before, tempfile.tempdir = tempfile.tempdir, name
+        try:
+            yield Path(name)
+        finally:
+            tempfile.tempdir = before
 
 
 def own_template(folder: Path) -> Path:
@@ -144,8 +162,8 @@ def timed_update(
 
 
 def fresh(folder: Path) -> Path:
-    """Where nothing was before. Nothing is deleted until the end: the file system would work that
-    off during the next measurements, whosever they are."""
+    """Where nothing was before. Nothing is deleted until the end, which would be timed with what comes
+    after it."""
     return Path(tempfile.mkdtemp(dir=folder)) / "service"
 
 
@@ -153,7 +171,7 @@ def timed(*command: object, cwd: Path | None = None, env: Mapping[str, str] | No
     """How long a whole process takes. Only what it writes itself is left to write meanwhile."""
     # Python's bytecode is kept, as it is where Copier is installed: to compile all of it each time
     # would double what the smallest copy takes, and flatter every ratio to it.
-    environment = {**(os.environ if env is None else env)}
+    environment = {**(os.environ if env is None else env), "TMPDIR": tempfile.gettempdir()}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     os.sync()
     start, before = time.perf_counter(), os.times()

@@ -11,8 +11,9 @@
   example routers and GitHub's CI. Its hook would go on to install all dependencies, for as long as
   the network takes; uv is kept offline here, so that it stops after rendering and `git init`.
 
-Each takes place in a folder of its own, with all that was written before on the disk, and nothing is
-deleted between. Python's bytecode is there, as it is wherever a package is installed.
+Each takes place in a folder of its own, in memory where there is room: on a disk, files are slower to
+create the more were deleted in the last minutes, and Copier deletes its clones of the template.
+Python's bytecode is there, as it is wherever a package is installed.
 """
 
 import subprocess

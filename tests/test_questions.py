@@ -176,7 +176,7 @@ def test_awkward_but_legal_answers_arrive_unharmed(repository: Path, tmp_path: P
     assert project["authors"] == [
         {"name": matrix.AWKWARD["author_name"], "email": matrix.AWKWARD["author_email"]}
     ]
-    about = constants((service / "app" / "about.py").read_text())
+    about = constants((service / "app" / "__init__.py").read_text())
     assert about["PROJECT_NAME"] == matrix.AWKWARD["project_name"]
     assert about["DESCRIPTION"] == matrix.AWKWARD["description"]
     assert about["SERVICE_NAME"] == matrix.AWKWARD["service_name"]

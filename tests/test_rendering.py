@@ -212,7 +212,7 @@ def test_template_needs_no_trust() -> None:
     assert forbidden & rendering.configuration().keys() == set()
 
 
-WIRING = {"about.py.jinja", "cli.py.jinja", "wiring.py.jinja"}
+WIRING = {"__init__.py.jinja", "cli.py.jinja", "wiring.py.jinja"}
 
 
 def test_python_with_template_tags_is_limited_to_the_wiring() -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.about import SERVICE_NAME
+from app import SERVICE_NAME
 
 
 class ConfigurationError(Exception):

@@ -5,8 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
-from app import errors, health, wiring
-from app.about import DESCRIPTION, PROJECT_NAME
+from app import DESCRIPTION, PROJECT_NAME, errors, health, wiring
 from app.database import Database
 from app.dependencies import refuse_unknown_query
 from app.kafka.event import EventRegistry

@@ -4,7 +4,7 @@ import pytest
 import structlog
 from hypothesis import settings
 
-pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.service"]
+pytest_plugins = ["tests.fixtures", "tests.world"]
 
 
 # A busy machine is not a fault of the code, and these tests run after every change: for a long

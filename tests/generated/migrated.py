@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from tests.fixtures.servers import temporary_database
+from tests.fixtures import temporary_database
 
 with temporary_database(os.environ["DATABASE_URL"]) as url:
     for arguments in (("upgrade", "heads"), ("check",)):

@@ -9,8 +9,8 @@ from sqlalchemy import Column, String
 
 from app import migrate, wiring
 from app.database import Base
-from app.dev.revision import NoRevision, write
-from tests.fixtures.servers import temporary_database
+from app.migrate import NoRevision
+from tests.fixtures import temporary_database
 
 TABLES = Base.metadata.tables
 assert wiring.ROUTERS  # imported for the tables of all that is plugged in
@@ -18,11 +18,11 @@ assert wiring.ROUTERS  # imported for the tables of all that is plugged in
 
 async def revise(living: str, fresh: str) -> None:
     await migrate.upgrade(living)
-    print("before:", await write(living, "Nothing"))
+    print("before:", await migrate.revise(living, "Nothing"))
     TABLES["users" if "users" in TABLES else "heartbeats"].append_column(
         Column("nickname", String(50))
     )
-    written = await write(living, "Add nicknames")
+    written = await migrate.revise(living, "Add nicknames")
     assert written is not None
     try:
         await judge(written, living, fresh)
@@ -35,13 +35,13 @@ async def judge(written: Path, living: str, fresh: str) -> None:
     subprocess.run(("ruff", "check", written), check=True)
     subprocess.run(("ruff", "format", "--check", written), check=True)
     try:
-        await write(living, "Too early")
+        await migrate.revise(living, "Too early")
     except NoRevision as refusal:
         print("again:", refusal)
     for url in (living, fresh):
         await migrate.upgrade(url)
-        print("after:", await write(url, "Nothing"))
-    empty = await write(living, "By hand", empty=True)
+        print("after:", await migrate.revise(url, "Nothing"))
+    empty = await migrate.revise(living, "By hand", empty=True)
     assert empty is not None
     print("empty:", empty.name)
     empty.unlink()

@@ -1,6 +1,6 @@
 """The rendered service's own checks, run as its README says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from tests.rendering import ROOT
 
 MIGRATED = Path(__file__).with_name("migrated.py")
 REVISED = Path(__file__).with_name("revised.py")
+ON_SERVERS = {"tests/integration", *(f"tests/{module}" for module in matrix.choices("modules"))}
 
 # Others look for processes that are left in the folder of this service.
 of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
@@ -27,8 +28,7 @@ def test_format(service: Service) -> None:
 
 
 def test_types(service: Service, workshop: Workshop, mypy_cache: Path) -> None:
-    with workshop.locked("mypy"):  # two that write one cache would not find each other's work
-        service.run("mypy", "--cache-dir", str(mypy_cache))
+    check_types(service, workshop, mypy_cache)
 
 
 def test_direction_of_imports(service: Service) -> None:
@@ -81,7 +81,7 @@ def proved_elsewhere(service: Path, whole: Path) -> list[str]:
     found = [
         str(path)
         for path in rendering.files(service)
-        if path.is_relative_to("tests/integration")
+        if str(path.parent) in ON_SERVERS
         and path.name.startswith("test_")
         and same(service / path, whole / path)
     ]
@@ -93,17 +93,47 @@ def same(file: Path, other: Path) -> bool:
     return other.exists() and file.read_bytes() == other.read_bytes()
 
 
+MACHINERY = ROOT / "tests" / "machinery"
+
+
+SAMPLES = {"PYTHONPATH": str(MACHINERY), "MYPYPATH": str(MACHINERY)}
+
+
+def run_machinery(service: Service, tests: Sequence[str]) -> None:
+    """Tests of what no service changes are the template's to run, not each service's."""
+    # This repository's fixtures and its package `tests` are not theirs: those of the service are.
+    apart = ("--confcutdir", str(MACHINERY), "--import-mode", "importlib", "-p", "tests.conftest")
+    settings = ("-c", "pyproject.toml", "--rootdir", ".")
+    said = service.run("python", "-m", "pytest", "-q", *settings, *apart, *tests, settings=SAMPLES)
+    service.close_with(said, "tests/machinery")
+
+
+def tests_in(folder: Path) -> list[str]:
+    return [str(path) for path in sorted(folder.glob("test_*.py"))]
+
+
 @of_base
 def test_machinery(base: Service) -> None:
-    """Tests of what no service changes are the template's to run, not each service's."""
-    folder = str(ROOT / "tests" / "machinery")
-    # This repository's fixtures and its package `tests` are not theirs: those of the service are.
-    apart = ("--confcutdir", folder, "--import-mode", "importlib", "-p", "tests.conftest")
-    settings = ("-c", "pyproject.toml", "--rootdir", ".")
-    said = base.run("python", "-m", "pytest", "-q", *settings, *apart, folder)
-    base.close_with(said, "tests/machinery")
+    run_machinery(base, tests_in(MACHINERY))
 
 
 @of_base
-def test_types_of_the_machinery_tests(base: Service) -> None:
-    base.run("mypy", "--config-file", "pyproject.toml", str(ROOT / "tests" / "machinery"))
+def test_types_of_the_machinery_tests(base: Service, workshop: Workshop, mypy_cache: Path) -> None:
+    check_types(base, workshop, mypy_cache, tests_in(MACHINERY))
+
+
+def test_machinery_of_a_module(
+    variant: Variant, service: Service, workshop: Workshop, mypy_cache: Path
+) -> None:
+    """In the service with this module alone."""
+    if tests := tests_in(MACHINERY / variant.code):
+        run_machinery(service, tests)
+        check_types(service, workshop, mypy_cache, tests)
+
+
+def check_types(
+    service: Service, workshop: Workshop, cache: Path, paths: Sequence[str] = ()
+) -> None:
+    with workshop.locked("mypy"):  # two that write one cache would not find each other's work
+        options = ("--config-file", "pyproject.toml", "--cache-dir", str(cache))
+        service.run("mypy", *options, *paths, settings=SAMPLES)

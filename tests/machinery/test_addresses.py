@@ -12,9 +12,9 @@ from app import commands
 from app.commands import advice, load
 from app.config import ConfigurationError
 from app.database import DatabaseSettings
-from app.dev import addresses, process
+from app.dev import process
 from app.dev.process import DevelopmentDependencyMissing, started
-from app.dev.servers import Servers
+from app.dev.servers import ADDRESSES, Servers, of_running, told
 from app.kafka.settings import KafkaSettings
 
 URL = "postgresql://postgres@127.0.0.1:20001/postgres"
@@ -34,12 +34,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def tell(**changes: Any) -> None:
     """What a run of `app dev` in this process would have written."""
-    told = {
+    written = {
         "process": os.getpid(),
         "started": started(os.getpid()),
         "settings": {"database_url": URL, "kafka_bootstrap_servers": "127.0.0.1:20002"},
     }
-    addresses.FILE.write_text(json.dumps({**told, **changes}))
+    ADDRESSES.write_text(json.dumps({**written, **changes}))
 
 
 def database_url() -> str:
@@ -82,7 +82,7 @@ def test_what_the_env_file_names_is_left_alone(folder: Path) -> None:
 def test_what_a_killed_run_left_behind_misleads_nobody(changes: dict[str, Any]) -> None:
     tell(**changes)  # nobody has its process id, or somebody else has
 
-    assert addresses.of_running() == {}
+    assert of_running() == {}
     assert "localhost" in database_url()
     assert advice(DatabaseSettings, "DATABASE_URL").endswith("or set DATABASE_URL")
 
@@ -91,12 +91,10 @@ def test_what_a_killed_run_left_behind_misleads_nobody(changes: dict[str, Any]) 
 def test_what_is_told_ends_with_the_run_and_holds_no_address_that_was_given() -> None:
     given = "postgresql://app:hunter2@db.example/app"
     with Servers(Path(".dev"), "mock", database_url=given, say=lambda _: None) as servers:
-        with addresses.told(servers):
-            assert addresses.of_running() == {
-                "kafka_bootstrap_servers": servers.kafka_bootstrap_servers
-            }
-            assert "hunter2" not in addresses.FILE.read_text()
-        assert not addresses.FILE.exists()
+        with told(servers):
+            assert of_running() == {"kafka_bootstrap_servers": servers.kafka_bootstrap_servers}
+            assert "hunter2" not in ADDRESSES.read_text()
+        assert not ADDRESSES.exists()
 
 
 @pytest.mark.usefixtures("folder")

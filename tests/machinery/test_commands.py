@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
+from samples import (
+    NAMED_TOPIC,
+    REGISTRY,
+    TOPIC,
+    MeterNamed,
+    MeterRead,
+    meter_read,
+    record,
+)
 from typer.testing import CliRunner
 
 from app import wiring
@@ -25,15 +34,6 @@ from app.kafka.retry import dead_letter, replayed
 from app.kafka.subscription import Subscription
 from app.kafka.topics import Topic
 from app.tracing import Trace
-from tests.unit.samples import (
-    NAMED_TOPIC,
-    REGISTRY,
-    TOPIC,
-    MeterNamed,
-    MeterRead,
-    meter_read,
-    record,
-)
 
 
 async def handle(event: object, uow: object) -> None: ...

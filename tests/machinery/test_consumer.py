@@ -13,6 +13,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY as METRICS
+from samples import REGISTRY, TOPIC, MeterNamed, MeterRead, meter_read, record
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
@@ -26,8 +27,7 @@ from app.kafka.producer import FakeProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription, describe
 from app.unit_of_work import UnitOfWork, UnitsOfWork
-from tests.eventually import eventually
-from tests.unit.samples import REGISTRY, TOPIC, MeterNamed, MeterRead, meter_read, record
+from tests.fixtures import eventually
 
 
 async def handle(event: object, uow: object) -> None: ...

@@ -7,6 +7,18 @@ import pytest
 from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import (
+    EVENT_ID,
+    NAMED_TOPIC,
+    REGISTRY,
+    TOPIC,
+    MeterNamed,
+    MeterRead,
+    body,
+    meter_read,
+    record,
+    utc,
+)
 from sqlalchemy.exc import DBAPIError
 
 from app.kafka import codec as names
@@ -26,18 +38,6 @@ from app.kafka.retry import (
     stages,
 )
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
-from tests.unit.samples import (
-    EVENT_ID,
-    NAMED_TOPIC,
-    REGISTRY,
-    TOPIC,
-    MeterNamed,
-    MeterRead,
-    body,
-    meter_read,
-    record,
-    utc,
-)
 
 DELAYS = [timedelta(seconds=5), timedelta(minutes=10)]
 ERROR = ValueError("broken")

@@ -9,6 +9,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError, field_validator
+from samples import (
+    EVENT_ID,
+    NAMED_TOPIC,
+    REGISTRY,
+    TOPIC,
+    MeterNamed,
+    MeterRead,
+    body,
+    meter_read,
+    named_2,
+    named_3,
+)
 
 from app.kafka.codec import (
     Header,
@@ -31,18 +43,6 @@ from app.kafka.event import (
     check_topic_name,
 )
 from app.tracing import Trace
-from tests.unit.samples import (
-    EVENT_ID,
-    NAMED_TOPIC,
-    REGISTRY,
-    TOPIC,
-    MeterNamed,
-    MeterRead,
-    body,
-    meter_read,
-    named_2,
-    named_3,
-)
 
 HEADERS: st.SearchStrategy[list[Header]] = st.lists(
     st.tuples(st.sampled_from(["a", "b", "c"]), st.none() | st.binary(max_size=20))

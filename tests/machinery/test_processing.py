@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
+from samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, record
 from structlog.testing import capture_logs
 
 from app import tracing
@@ -21,7 +22,6 @@ from app.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscri
 from app.kafka.topics import origins
 from app.tracing import Trace
 from app.unit_of_work import UnitOfWork
-from tests.unit.samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, record
 
 PARTITION = TopicPartition(TOPIC, 0)
 DLQ = f"{TOPIC}.billing.dlq"

@@ -12,6 +12,7 @@ import pytest
 from aiokafka import errors as kafka_errors
 from prometheus_client import REGISTRY as METRICS
 from pydantic import SecretStr
+from samples import REGISTRY, TOPIC, MeterRead, meter_read
 from structlog.testing import capture_logs
 
 from app import tracing
@@ -24,7 +25,6 @@ from app.kafka.producer import Deadline, FakeProducer, KafkaProducer, Outcome, P
 from app.kafka.publisher import DirectPublisher, bind
 from app.kafka.settings import ClientCredentials, KafkaSettings, client_options
 from app.tracing import Trace
-from tests.unit.samples import REGISTRY, TOPIC, MeterRead, meter_read
 
 SECRET = "tr0ub4dor&3"
 

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
+from samples import meter_read
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -23,7 +24,6 @@ from app.database import Database, DatabaseSettings, DatabaseUnavailable, async_
 from app.kafka.event import BaseEvent
 from app.server import STOP_SIGNALS, PortTaken, Server, listen
 from app.unit_of_work import UnitsOfWork
-from tests.unit.samples import meter_read
 
 SECRET = "tr0ub4dor-3"
 

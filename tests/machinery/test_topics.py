@@ -8,6 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import REGISTRY, TOPIC, MeterNamed, MeterRead
 
 from app.kafka.admin import State, TopicAdmin, TopicCreationFailed
 from app.kafka.event import TOPIC_MAX_LENGTH, EventRegistry, EventType
@@ -25,7 +26,6 @@ from app.kafka.topics import (
     retry_topic,
     wanted,
 )
-from tests.unit.samples import REGISTRY, TOPIC, MeterNamed, MeterRead
 
 SETTINGS = KafkaSettings(
     kafka_topic_partitions=6,

@@ -39,11 +39,11 @@ def advice(settings: type[EnvSettings], name: str) -> str:
 def _dev_servers() -> dict[str, str]:
     if not Path(".dev").is_dir():  # as in production, which has no development dependencies
         return {}
-    from app.dev import addresses
     from app.dev.process import DevelopmentDependencyMissing
+    from app.dev.servers import of_running
 
     try:
-        found = addresses.of_running()
+        found = of_running()
     except DevelopmentDependencyMissing as error:
         raise ConfigurationError(str(error)) from error
     if found:

@@ -36,11 +36,8 @@ def revision(
     """Write the next migration: from the database's tables to those that the code describes."""
     if not message.isprintable() or {*message} & {'"', "\\"}:  # it goes into source code
         raise typer.BadParameter("use one line without double quotes and backslashes")
-    # Migrations are written in development only.
-    from app.dev.revision import write
-
     url = load(DatabaseSettings).database_url.get_secret_value()
-    path = asyncio.run(write(url, message, empty=empty))
+    path = asyncio.run(migrate.revise(url, message, empty=empty))
     if path is None:
         typer.echo("the database has what the code describes: nothing to write")
     else:

@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 from aiokafka import ConsumerRecord
 
-from app import wiring
-from app.about import DESCRIPTION, PROJECT_NAME
+from app import DESCRIPTION, PROJECT_NAME, wiring
 from app.commands import Context
 from app.events.asyncapi import document
 from app.events.schemas import (

@@ -4,14 +4,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from sqlalchemy import Table, func, select
+from sqlalchemy import BigInteger, Index, String, Table, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
 
-from app.cqrs.models import CustomerNameRow
 from app.cqrs.projection import Projection, newest
+from app.database import Base
 from app.events.types import UserCreated
 from app.models import User
+
+
+class CustomerNameRow(Base):
+    """What a user is called.
+
+    An order and its customer come on two streams, and either may be first. So neither writes into
+    the other's row: names have a table of their own, and are joined when a view is read. Whatever
+    the interleaving, both rows are there in the end, and until then the name is null.
+    """
+
+    __tablename__ = "customer_names"
+    __table_args__ = (Index(None, "username"),)
+
+    user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    username: Mapped[str] = mapped_column(String(50))
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,41 @@ from datetime import UTC, date
 from decimal import Decimal
 from typing import cast
 
-from sqlalchemy import Table, select
+from sqlalchemy import BigInteger, Date, Integer, Numeric, Table, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
 
-from app.cqrs.models import DailySalesRow, SaleRow
 from app.cqrs.order_views import OrderState
 from app.cqrs.projection import Projection, newest
+from app.database import Base
 
 PAID = "paid"
+
+
+class SaleRow(Base):
+    """What one order adds to the daily totals, in its newest version.
+
+    `day` is null for an order that adds nothing. The totals are always the sum of these rows, so
+    an event that comes twice or late takes back what the order added before.
+    """
+
+    __tablename__ = "sales"
+
+    order_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    version: Mapped[int] = mapped_column(Integer)
+    day: Mapped[date | None] = mapped_column(Date)
+    amount: Mapped[Decimal] = mapped_column(Numeric(22, 2))
+
+
+class DailySalesRow(Base):
+    """What was paid on a day (UTC)."""
+
+    __tablename__ = "daily_sales"
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    orders: Mapped[int] = mapped_column(BigInteger)
+    revenue: Mapped[Decimal] = mapped_column(Numeric(38, 2))
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,45 @@ from datetime import datetime
 from decimal import Decimal
 from typing import cast
 
-from sqlalchemy import Table, func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Index,
+    Integer,
+    Numeric,
+    String,
+    Table,
+    func,
+    select,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import Mapped, mapped_column, selectinload
 
-from app.cqrs.models import OrderViewRow
 from app.cqrs.projection import Projection, newest
+from app.database import Base
 from app.domain.orders import OrderItem
 from app.events.types import OrderStateEvent
 from app.models import OrderRow
 from app.repositories.orders import order_items
+
+
+class OrderViewRow(Base):
+    """An order as it is shown: one row, whatever the write side would have to join."""
+
+    __tablename__ = "order_views"
+    # For pages by id, filtered by either column.
+    __table_args__ = (Index(None, "user_id", "order_id"), Index(None, "status", "order_id"))
+
+    order_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    user_id: Mapped[int] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(String(20))
+    items: Mapped[list[dict[str, str | int]]] = mapped_column(JSONB)
+    item_count: Mapped[int] = mapped_column(BigInteger)
+    total: Mapped[Decimal] = mapped_column(Numeric(22, 2))
+    version: Mapped[int] = mapped_column(Integer)
+    placed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from decimal import Decimal
 from sqlalchemy import ScalarSelect, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from app.cqrs.models import CustomerNameRow, DailySalesRow, OrderViewRow
+from app.cqrs.customer_names import CustomerNameRow
+from app.cqrs.daily_sales import DailySalesRow
+from app.cqrs.order_views import OrderViewRow
 from app.domain.orders import OrderItem, OrderStatus
 from app.repositories.orders import OrderFilter, OrderView
 

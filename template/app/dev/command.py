@@ -18,10 +18,9 @@ from app import logs, migrate, wiring
 from app.commands import Context
 from app.config import Settings, load
 from app.database import Database, DatabaseSettings, DatabaseUnavailable
-from app.dev import addresses
 from app.dev.kafka import training
 from app.dev.process import DevelopmentServerError
-from app.dev.servers import BrokerChoice, Servers, say
+from app.dev.servers import BrokerChoice, Servers, say, told
 from app.kafka.admin import provision
 from app.kafka.settings import KafkaSettings
 from app.main import create_app
@@ -53,7 +52,7 @@ def run_dev(port: int, broker: BrokerChoice, fresh: bool) -> None:
                 try:
                     servers.start()
                     _use(servers)
-                    with addresses.told(servers):
+                    with told(servers):
                         asyncio.run(_prepare())
                         app = create_app(set(Role))
                         run(_announcing(app, servers, port, signals), listener)

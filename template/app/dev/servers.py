@@ -1,22 +1,29 @@
 """Both servers of the service, started side by side; what the environment names is left alone.
+Where they are while `app dev` runs, other commands in the same folder are told.
 
 Where Kafka's jars cannot be had, the wire-protocol broker inside confluent-kafka takes its place.
 """
 
+import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from app.dev.kafka import KafkaCluster
 from app.dev.postgres import PostgresServer
-from app.dev.process import JarsUnavailable, ServerFailed, development
+from app.dev.process import JarsUnavailable, ServerFailed, development, started
+
+ADDRESSES = Path(".dev/servers.json")
 
 _ANSWER_SECONDS = 10.0
+# What the system tells of a process moves a little when its clock is set.
+_CLOCK_SECONDS = 2.0
 
 
 class MockBroker:
@@ -206,3 +213,44 @@ class Servers:
 def _settle(futures: list[Future[None]]) -> None:
     for future in futures:
         future.exception()
+
+
+@contextmanager
+def told(servers: Servers, file: Path = ADDRESSES) -> Iterator[None]:
+    """Commands find `servers` for as long as the block lasts, or this process.
+
+    Only what runs here is told: an address that was given may hold a password.
+    """
+    settings = {}
+    if servers.postgres is not None:
+        settings["database_url"] = servers.database_url
+    if servers.broker_kind != "external":
+        settings["kafka_bootstrap_servers"] = servers.kafka_bootstrap_servers
+    process = os.getpid()
+    file.parent.mkdir(exist_ok=True)  # nobody has, where both servers were given
+    written = file.with_suffix(".new")
+    written.write_text(
+        json.dumps({"process": process, "started": started(process), "settings": settings}) + "\n"
+    )
+    written.replace(file)  # nobody reads half of it
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def of_running(file: Path = ADDRESSES) -> dict[str, str]:
+    """Settings that lead to the servers of the `app dev` that runs here; none if none does.
+
+    Raises DevelopmentDependencyMissing.
+    """
+    try:
+        told = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    since = started(told["process"])
+    # A process that was killed left its file behind; its id may be somebody else's by now.
+    if since is None or abs(since - told["started"]) > _CLOCK_SECONDS:
+        return {}
+    settings: dict[str, str] = told["settings"]
+    return settings

@@ -14,7 +14,7 @@ from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.helpers import create_ssl_context
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from app.about import SERVICE_NAME
+from app import SERVICE_NAME
 from app.config import ConfigurationError, EnvSettings
 
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 
 from pydantic import Field
 
@@ -9,7 +10,7 @@ from app.config import EnvSettings
 from app.domain import orders
 from app.domain.orders import Order, OrderEvent, OrderItem, evolve
 from app.errors import NotFound, Unavailable, Unprocessable, VersionConflict
-from app.events.integration import integration_event
+from app.events.types import OrderCancelled, OrderCreated, OrderLine, OrderPaid
 from app.repositories.orders import (
     CommandRepeated,
     OrderFilter,
@@ -124,3 +125,35 @@ class OrderReads:
             if asyncio.get_running_loop().time() >= deadline:
                 raise NotYetThere(f"order {order_id} has not reached version {min_version} here")
             await asyncio.sleep(_POLL_SECONDS)
+
+
+Published = OrderCreated | OrderPaid | OrderCancelled
+
+_PUBLISHED: dict[type[OrderEvent], type[Published]] = {
+    orders.OrderPlaced: OrderCreated,
+    orders.OrderPaid: OrderPaid,
+    orders.OrderCancelled: OrderCancelled,
+}
+
+
+def integration_event(
+    event: OrderEvent, order: Order, placed_at: datetime, at: datetime
+) -> Published:
+    """What to publish for `event`, which made `order` what it is now.
+
+    Internal events are as small as the decision was; integration events carry the full state, so
+    that readers in other services need neither our history nor a call back. The times are the write side's, so that whoever reads the events knows the same as it does.
+    """
+    return _PUBLISHED[type(event)](
+        timestamp=at,
+        order_id=order.id,
+        order_version=order.version,
+        user_id=order.user_id,
+        status=order.status.value,
+        items=tuple(
+            OrderLine(sku=item.sku, quantity=item.quantity, unit_price=item.unit_price)
+            for item in order.items
+        ),
+        total=order.total,
+        placed_at=placed_at,
+    )

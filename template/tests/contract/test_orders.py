@@ -6,7 +6,7 @@ import pytest
 from httpx import AsyncClient, Response
 
 from tests.contract.api import assert_problem, change, new_order, place, pointers, sign_up, unique
-from tests.eventually import eventually
+from tests.fixtures import eventually
 
 ITEMS = [
     {"sku": "tea-250g", "quantity": 2, "unit_price": "3.50"},

@@ -7,7 +7,7 @@ import pytest
 from httpx import AsyncClient
 
 from tests.contract.api import assert_problem, new_user, place, pointers, sign_up, unique
-from tests.eventually import eventually
+from tests.fixtures import eventually
 
 
 async def test_a_user_signs_up(client: AsyncClient) -> None:

@@ -30,8 +30,8 @@ from app.repositories.orders import (
 from app.unit_of_work import UnitOfWork, UnitsOfWork
 from tests.contract.api import assert_problem, change, new_order, new_user, sign_up
 from tests.contract.api import place as place_over_http
-from tests.eventually import eventually
-from tests.integration.conftest import Api, NoPublisher, failing_commit, failing_insert, serving
+from tests.fixtures import eventually
+from tests.world import Api, NoPublisher, failing_commit, failing_insert, serving
 
 
 async def test_signing_up_publishes_the_user(api: Api) -> None:

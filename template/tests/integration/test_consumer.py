@@ -1,25 +1,45 @@
-"""The consumer on a real database and broker: each effect once, in order by key, whatever fails."""
+"""The consumer on a real database and broker: each effect once, in order by key, whatever fails.
 
+And in trouble: delays, dead letters and replay, overload, rebalances, a database that is away.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from app.kafka import consumer as consumer_module
 from app.kafka.codec import header
+from app.kafka.consumer import Consumer
+from app.kafka.dlq import DeadLetter
 from app.kafka.errors import PermanentError
-from app.kafka.subscription import RetryPolicy, Subscription
+from app.kafka.retry import replayed
+from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 from app.unit_of_work import UnitOfWork
-from tests.eventually import eventually
-from tests.integration.conftest import (
+from tests.fixtures import eventually
+from tests.world import (
     Counted,
     World,
     counted,
     failing,
     in_order_by_key,
+    missing_table,
     record_effect,
 )
 
 FAST = RetryPolicy(attempts=3, initial=0.01, maximum=0.02)
+ONE_SECOND = timedelta(seconds=1)
+TWO_SECONDS = timedelta(seconds=2)
+
+
+def delaying(attempts: int, *delays: timedelta) -> RetryPolicy:
+    return RetryPolicy(attempts=attempts, initial=0.01, maximum=0.02, retry_after=list(delays))
 
 
 async def test_events_are_applied_in_order_by_key(world: World) -> None:
@@ -189,3 +209,280 @@ async def test_a_second_consumer_goes_on_where_the_first_stopped(world: World) -
         effects = await world.has_effects(60)
     assert len(effects) == 60
     assert in_order_by_key(effects)
+
+
+# In trouble
+
+
+async def test_a_delayed_message_is_applied_later_and_never_early(world: World) -> None:
+    attempts: list[datetime] = []
+
+    async def fail_once(event: Counted, uow: UnitOfWork) -> None:
+        attempts.append(datetime.now(UTC))
+        if len(attempts) == 1:
+            raise RuntimeError("not yet")
+        await record_effect(event, uow)
+
+    subscription = Subscription("counter", {Counted: fail_once}, retry=delaying(1, ONE_SECOND))
+    async with world.running(subscription):
+        await world.send(*counted(1))
+        await world.has_effects(1)
+        (delayed,) = await world.records(f"{world.topic}.counter.retry.1s")
+    due = datetime.fromisoformat(header(delayed.headers, "due-at") or "")
+    assert len(attempts) == 2
+    assert attempts[1] >= due >= attempts[0] + ONE_SECOND
+
+
+async def test_a_delayed_message_does_not_block_the_others(world: World) -> None:
+    first, *others = counted(20, keys=1)
+
+    async def fail_first(event: Counted, uow: UnitOfWork) -> None:
+        if event.number == 0:
+            raise RuntimeError("always")
+        await record_effect(event, uow)
+
+    subscription = Subscription(
+        "counter", {Counted: fail_first}, retry=delaying(1, timedelta(minutes=5))
+    )
+    async with world.running(subscription):
+        await world.send(first, *others)
+        effects = await world.has_effects(19)
+    assert [number for _, number in effects] == list(range(1, 20))
+
+
+async def test_attempts_and_first_failure_travel_through_the_delays_to_the_dead_letter(
+    world: World,
+) -> None:
+    subscription = Subscription(
+        "counter",
+        {Counted: failing(99, RuntimeError("for ever"))},
+        retry=delaying(2, ONE_SECOND, TWO_SECONDS),
+    )
+    async with world.running(subscription):
+        await world.send(*counted(1))
+        (record,) = await world.dead_letters("counter", 1)
+        (first_delay,) = await world.records(f"{world.topic}.counter.retry.1s")
+    letter = DeadLetter.of(record)
+    assert letter.attempts == 4  # two in place, one after each delay
+    assert (letter.origin, letter.consumer) == (world.topic, "counter")
+    assert letter.first_failed_at is not None
+    assert letter.last_failed_at is not None
+    assert letter.last_failed_at - letter.first_failed_at >= ONE_SECOND + TWO_SECONDS
+    assert header(first_delay.headers, "first-failed-at") == letter.first_failed_at.isoformat()
+    assert header(record.headers, "due-at") is None
+
+
+async def test_a_replayed_message_is_applied_once_however_often_it_is_replayed(
+    world: World,
+) -> None:
+    broken = Subscription(
+        "counter", {Counted: failing(99, RuntimeError("a bug"))}, retry=delaying(1)
+    )
+    mended = Subscription("counter", {Counted: record_effect})
+    async with world.running(broken):
+        await world.send(*counted(3))
+        letters = await world.dead_letters("counter", 3)
+    async with world.running(mended):
+        for _ in range(2):
+            assert await world.producer.send_all([replayed(x) for x in letters]) == [None] * 3
+        await world.has_effects(3)
+        await world.send(Counted(name="last", number=99))
+        await world.has_effects(4)
+        await asyncio.sleep(0.5)  # room for a second application, if there were one
+    assert sorted(number for _, number in await world.effects()) == [0, 1, 2, 99]
+
+
+async def test_a_replay_of_what_still_fails_is_no_overload(world: World) -> None:
+    patient = OverloadPolicy(window=5, threshold=1.0, probe_initial=60, probe_maximum=60)
+    subscription = Subscription("counter", {Counted: record_effect}, overload=patient)
+    async with world.running(subscription):
+        for event in counted(8):
+            await world.send(event)
+            await world.send_bytes(b"poison", event.key.encode())
+        letters = await world.dead_letters("counter", 8)
+        await world.producer.send_all([replayed(letter) for letter in letters])
+        await world.dead_letters("counter", 16)  # one wait for a probe would outlast this test
+
+
+async def test_a_replay_reaches_only_the_consumer_that_failed(world: World) -> None:
+    seen: list[int] = []
+
+    async def note(event: Counted, uow: UnitOfWork) -> None:
+        seen.append(event.number)
+
+    broken = Subscription("broken", {Counted: failing(1, RuntimeError("once"))}, retry=delaying(1))
+    async with world.running(broken, Subscription("other", {Counted: note})):
+        await world.send(*counted(1))
+        (letter,) = await world.dead_letters("broken", 1)
+        await world.producer.send(replayed(letter))
+        await world.has_effects(1)
+        await eventually(lambda: world.committed("other"), lambda offset: offset == 1)
+    assert seen == [0]
+    assert header(letter.headers, "ce_id") == header(replayed(letter).headers, "ce_id")
+
+
+ONCE = RetryPolicy(attempts=1)
+TOUCHY = OverloadPolicy(window=5, threshold=0.6, probe_initial=0.2, probe_maximum=0.4, probes=50)
+
+
+class Dependency:
+    """Something that a handler needs, and that can be down."""
+
+    def __init__(self) -> None:
+        self.up = True
+        self.calls = 0
+
+    async def handle(self, event: Counted, uow: UnitOfWork) -> None:
+        self.calls += 1
+        if not self.up:
+            raise RuntimeError("the dependency is down")
+        await record_effect(event, uow)
+
+
+async def test_an_overloaded_subscription_pauses_says_so_and_recovers(world: World) -> None:
+    dependency = Dependency()
+    subscription = Subscription(
+        "touchy", {Counted: dependency.handle}, retry=ONCE, overload=TOUCHY, concurrency=2
+    )
+    dependency.up = False
+    async with world.running(subscription) as (consumer,):
+        await world.send(*counted(100))
+        await eventually(lambda: asyncio.sleep(0, consumer.status.overload is not None))
+        ready = await world.health.ready()
+        assert "touchy" in str(ready.checks)
+        assert "down" in ready.checks["consumer touchy"]
+        paused = {"consumer": "touchy", "reason": "overload"}
+        assert REGISTRY.get_sample_value("kafka_consumer_paused", paused) == 1
+        calls = dependency.calls
+        await asyncio.sleep(1.0)
+        assert dependency.calls - calls <= 10  # probes, not the whole topic
+        dependency.up = True
+        await eventually(lambda: asyncio.sleep(0, consumer.status.overload is None))
+        lost = len(await world.records(f"{world.topic}.touchy.dlq"))
+        effects = await world.has_effects(100 - lost)
+        assert REGISTRY.get_sample_value("kafka_consumer_paused", paused) == 0
+    assert lost <= 5
+    assert in_order_by_key(effects)
+
+
+async def test_undecodable_messages_count_among_the_good_ones_of_their_batch(world: World) -> None:
+    patient = OverloadPolicy(window=10, threshold=0.6, probe_initial=60, probe_maximum=60)
+    subscription = Subscription("mixed", {Counted: record_effect}, overload=patient)
+    await world.create_topics(subscription)
+    events = counted(120)
+    for number, event in enumerate(events):
+        await world.send(event)
+        if number % 4 == 0:
+            await world.send_bytes(b"poison", event.key.encode())
+    async with world.running(subscription):
+        await world.has_effects(len(events))
+        await world.dead_letters("mixed", 30)  # one wait for a probe would outlast this test
+
+
+async def test_a_database_that_is_away_costs_no_attempt_and_no_message(world: World) -> None:
+    subscription = Subscription("patient", {Counted: record_effect}, retry=ONCE)
+    events = counted(10)
+    async with world.running(subscription) as (consumer,):
+        await world.send(*events[:5])
+        await world.has_effects(5)
+        async with connections_refused(world):
+            await world.send(*events[5:])
+            await eventually(lambda: asyncio.sleep(0, consumer.status.trouble is not None))
+            assert (await world.health.ready()).status == "unavailable"
+            assert (await world.health.live()).status == "ok"
+        effects = await world.has_effects(10)
+        assert await world.records(f"{world.topic}.patient.dlq") == []
+        await eventually(lambda: asyncio.sleep(0, consumer.status.trouble is None))
+    assert in_order_by_key(effects)
+
+
+async def test_a_table_that_is_not_there_yet_costs_no_attempt_and_no_message(
+    world: World,
+) -> None:
+    subscription = Subscription("early", {Counted: record_effect}, retry=ONCE)
+    async with world.running(subscription) as (consumer,):
+        async with missing_table(world.database, "effects"):
+            await world.send(*counted(3))
+            await eventually(lambda: asyncio.sleep(0, consumer.status.trouble is not None))
+            said = (await world.health.ready()).checks["consumer early"]
+        effects = await world.has_effects(3)
+        assert await world.records(f"{world.topic}.early.dlq") == []
+    assert said == 'Unhealthy: ProgrammingError: relation "effects" does not exist'
+    assert in_order_by_key(effects)
+
+
+@asynccontextmanager
+async def connections_refused(world: World) -> AsyncIterator[None]:
+    """The server takes no connection to the test's database, and has cut those that there were."""
+    url = world.database.engine.url
+    server = create_async_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    name = url.database
+    try:
+        async with server.connect() as connection:
+            await connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'))
+            cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+            await connection.execute(text(cut), {"name": name})
+            try:
+                yield
+            finally:
+                await connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
+    finally:
+        await server.dispose()
+
+
+async def test_a_slow_handler_keeps_its_membership(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(event: Counted, uow: UnitOfWork) -> None:
+        await asyncio.sleep(2.5)
+        await record_effect(event, uow)
+
+    impatient = {"max_poll_interval_ms": 1000, "heartbeat_interval_ms": 200}
+    options = Consumer._client_options
+    monkeypatch.setattr(Consumer, "_client_options", lambda self: {**options(self), **impatient})
+    monkeypatch.setattr(consumer_module, "KEEP_ALIVE_SECONDS", 0.3)
+    async with world.running(Subscription("slow", {Counted: slow})) as (consumer,):
+        assignments = consumer._assignments
+        await world.send(*counted(1))
+        await world.has_effects(1)
+        await eventually(lambda: world.committed("slow"), lambda offset: offset == 1)
+        assert consumer._assignments == assignments
+    assert await world.effects() == [("key-0", 0)]
+
+
+async def test_a_stop_finishes_what_is_in_flight_and_leaves_the_rest(world: World) -> None:
+    started = asyncio.Event()
+
+    async def steady(event: Counted, uow: UnitOfWork) -> None:
+        started.set()
+        await asyncio.sleep(0.02)
+        await record_effect(event, uow)
+
+    subscription = Subscription("steady", {Counted: steady}, batch_size=10)
+    await world.create_topics(subscription)
+    await world.send(*counted(100))
+    async with world.running(subscription):
+        await started.wait()
+    done = len(await world.effects())
+    assert 0 < done < 100
+    assert await world.committed("steady") == done
+    async with world.running(subscription):
+        effects = await world.has_effects(100)
+    assert len(effects) == 100
+    assert in_order_by_key(effects)
+
+
+async def test_a_stop_rolls_back_what_outlasts_the_drain_deadline(world: World) -> None:
+    started = asyncio.Event()
+
+    async def stuck(event: Counted, uow: UnitOfWork) -> None:
+        await record_effect(event, uow)
+        started.set()
+        await asyncio.sleep(60)
+
+    world.settings.kafka_drain_timeout_seconds = 0.5
+    async with world.running(Subscription("stuck", {Counted: stuck})):
+        await world.send(*counted(1))
+        await started.wait()
+    assert await world.effects() == []
+    assert await world.committed("stuck") == 0

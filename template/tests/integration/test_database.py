@@ -16,8 +16,8 @@ from sqlalchemy.pool import NullPool
 from app.database import Base, Database, async_url, summary
 from app.migrate import MigrationsPending, Schema, configuration, upgrade
 from app.wiring import FIRST_REQUEST
-from tests.fixtures.servers import temporary_database
-from tests.integration.conftest import serving
+from tests.fixtures import temporary_database
+from tests.world import serving
 
 
 @pytest.fixture

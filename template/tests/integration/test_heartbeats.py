@@ -14,8 +14,8 @@ from app.database import Database
 from app.events.heartbeats import HeartbeatSent, count_heartbeats
 from app.repositories.heartbeats import Heartbeat, HeartbeatCountRepository
 from app.unit_of_work import UnitsOfWork
-from tests.eventually import eventually
-from tests.integration.conftest import Api, NoPublisher, failing_commit, failing_insert, serving
+from tests.fixtures import eventually
+from tests.world import Api, NoPublisher, failing_commit, failing_insert, serving
 
 PROBLEM = "application/problem+json"
 INTERNAL_ERROR, SHUTTING_DOWN = "XX000", "57P01"

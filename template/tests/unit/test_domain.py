@@ -29,8 +29,8 @@ from app.domain.orders import (
     place,
 )
 from app.events import types
-from app.events.integration import integration_event
 from app.kafka.event import BaseEvent
+from app.services.orders import integration_event
 
 Command = Callable[[Any], list[OrderEvent]]
 

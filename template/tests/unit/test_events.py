@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from app import wiring
-from app.about import SERVICE_NAME
+from app import SERVICE_NAME, wiring
 from app.events.schemas import (
     IncompatibleChange,
     UnreadableFile,

@@ -34,10 +34,8 @@ from app.outbox.store import oldest
 from app.runtime import Configuration, Role
 from app.tracing import Trace
 from app.unit_of_work import UnitOfWork
-from tests.eventually import eventually
-from tests.fixtures.service import database_settings, settings_for
-from tests.integration.conftest import missing_table
-from tests.integration.outbox.conftest import (
+from tests.fixtures import database_settings, eventually, settings_for
+from tests.outbox.conftest import (
     MAX_BYTES,
     MOVED,
     TOPICS,
@@ -48,6 +46,7 @@ from tests.integration.outbox.conftest import (
     moved,
     outbox_settings,
 )
+from tests.world import missing_table
 
 
 async def numbers(world: World) -> list[int]:

@@ -17,8 +17,8 @@ from app.outbox import relay, store, wakeup
 from app.outbox.model import bucket_of
 from app.outbox.store import Filter
 from app.outbox.wakeup import announcing, listening
-from tests.eventually import eventually
-from tests.integration.outbox.conftest import (
+from tests.fixtures import eventually
+from tests.outbox.conftest import (
     MOVED,
     SOLD,
     TOPICS,

@@ -6,7 +6,7 @@ from app.cqrs.order_views import ORDER_VIEWS, OrderState
 from app.event_sourcing.source import StoredOrderStates
 from app.events.types import OrderStateEvent
 from app.models import OrderRow
-from tests.integration.event_sourcing.conftest import Cli, Shop
+from tests.event_sourcing.conftest import Cli, Shop
 
 EVENTS = {entry.name: entry.model for entry in wiring.EVENTS}
 

@@ -19,7 +19,7 @@ from app.repositories.users import UserRepository
 from app.services.orders import OrderService
 from app.tracing import Trace, bound
 from tests.contract.api import assert_problem, change, new_order, place, pointers, sign_up, unique
-from tests.integration.event_sourcing.conftest import ITEMS, Cli, Shop
+from tests.event_sourcing.conftest import ITEMS, Cli, Shop
 
 # One transaction
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import REGISTRY, MeterRead
 
 from app.kafka.codec import Message, encode
 from app.kafka.errors import BrokerUnavailable, MessageRejected, SendError, UnknownTopic
@@ -25,7 +26,6 @@ from app.outbox.model import (
 from app.outbox.relay import Batch, Unsendable
 from app.outbox.store import Pending
 from app.tracing import Trace, child_of
-from tests.unit.samples import REGISTRY, MeterRead
 
 
 def row(number: int, key: str = "k", topic: str = "a.b.c", attempts: int = 0) -> Pending:
@@ -204,7 +204,7 @@ def test_every_header_that_differs_between_messages_has_a_column() -> None:
     assert row["headers"] == {"ce_specversion": "1.0", "content-type": "application/json"}
 
 
-CONNECTOR = Path(__file__).parents[2] / "deploy" / "debezium" / "outbox-connector.json"
+CONNECTOR = Path("docs/outbox-debezium.json")  # of the service that the tests run in
 ROUTER = "transforms.outbox."
 
 

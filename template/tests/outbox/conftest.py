@@ -17,7 +17,7 @@ from app.outbox.publisher import OutboxPublisher
 from app.outbox.relay import Relay
 from app.outbox.settings import OutboxSettings
 from app.unit_of_work import UnitsOfWork
-from tests.eventually import eventually
+from tests.fixtures import eventually
 
 MAX_BYTES = 100_000
 

@@ -29,8 +29,7 @@ from app.main import create_app
 from app.runtime import Configuration, Role
 from app.tracing import Trace
 from app.unit_of_work import UnitOfWork, UnitsOfWork
-from tests.eventually import eventually
-from tests.fixtures.service import database_settings, settings_for
+from tests.fixtures import database_settings, eventually, settings_for
 
 
 class Counted(BaseEvent):

@@ -18,8 +18,8 @@ from app.models import OrderItemRow, OrderRow
 from app.outbox.model import OutboxRow
 from app.repositories.orders import SqlOrderRepository
 from app.unit_of_work import UnitOfWork
-from tests.fixtures.service import database_settings
-from tests.integration.event_sourcing.conftest import Cli, Shop
+from tests.event_sourcing.conftest import Cli, Shop
+from tests.fixtures import database_settings
 
 
 def run(coroutine: Any) -> Any:

@@ -40,9 +40,8 @@ from app.kafka.topics import wanted
 from app.repositories.orders import OrderFilter
 from app.tracing import Trace
 from tests.contract.api import assert_problem, change, new_user, place, pointers
-from tests.eventually import eventually
-from tests.fixtures.service import settings_for
-from tests.integration.cqrs.conftest import Shop
+from tests.cqrs.conftest import Shop
+from tests.fixtures import eventually, settings_for
 
 FILL = [
     "INSERT INTO customer_names SELECT n, 'u' || n FROM generate_series(1, 99) AS n",

@@ -10,10 +10,9 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import wiring
-from app.cqrs.customer_names import CUSTOMER_NAMES, Customer, UserTable
-from app.cqrs.daily_sales import DAILY_SALES
-from app.cqrs.models import CustomerNameRow, DailySalesRow, OrderViewRow, SaleRow
-from app.cqrs.order_views import ORDER_VIEWS, OrderState, OrderTables
+from app.cqrs.customer_names import CUSTOMER_NAMES, Customer, CustomerNameRow, UserTable
+from app.cqrs.daily_sales import DAILY_SALES, DailySalesRow, SaleRow
+from app.cqrs.order_views import ORDER_VIEWS, OrderState, OrderTables, OrderViewRow
 from app.cqrs.projection import RebuildRow
 from app.cqrs.projections import SUBSCRIPTIONS
 from app.cqrs.rebuild import Rebuild

@@ -28,8 +28,8 @@ from app.kafka.settings import KafkaSettings
 from app.kafka.topics import wanted
 from app.tracing import Trace
 from app.unit_of_work import UnitsOfWork
-from tests.eventually import eventually
-from tests.integration.conftest import Api, NoPublisher
+from tests.fixtures import eventually
+from tests.world import Api, NoPublisher
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from app.cqrs.models import CustomerNameRow, DailySalesRow, OrderViewRow, SaleRow
+from app.cqrs.customer_names import CustomerNameRow
+from app.cqrs.daily_sales import DailySalesRow, SaleRow
+from app.cqrs.order_views import OrderViewRow
 from app.cqrs.projection import RebuildRow
 from app.cqrs.queries import OrderDetailFilter, OrderViewQueries
 from app.cqrs.rebuild import Progress, RebuildRefused, RebuildSuperseded
 from app.events.types import OrderCreated
 from app.kafka.event import BaseEvent
 from app.migrate import configuration
-from tests.integration.cqrs.conftest import ORDER_TABLES, Shop
+from tests.cqrs.conftest import ORDER_TABLES, Shop
 
 End = Literal["placed", "paid", "cancelled"]
 

@@ -1,0 +1,240 @@
+"""Servers for tests, and the service on them.
+
+The servers are embedded ones, or those that DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS name. There are
+two ways to use them. `client` is one running service (API and consumers) for the whole session:
+tests over HTTP use data of their own. `database` and `kafka_settings` give a test a database that
+is emptied after it, and topics and groups that no other test has.
+"""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+import asyncpg
+import pytest
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+from pydantic import SecretStr
+from sqlalchemy import make_url, text
+
+from app import wiring
+from app.config import Settings
+from app.database import Base, Database, DatabaseSettings
+from app.dev.process import FileLock
+from app.dev.servers import BrokerChoice, Servers
+from app.kafka.admin import provision
+from app.kafka.event import EventRegistry
+from app.kafka.producer import KafkaProducer
+from app.kafka.settings import KafkaSettings
+from app.kafka.topics import wanted
+from app.main import create_app
+from app.migrate import upgrade
+from app.runtime import Configuration, Role
+
+T = TypeVar("T")
+
+
+async def eventually(
+    probe: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, seconds: float = 15.0
+) -> T:
+    """Call `probe` until its answer satisfies `until`; return that answer.
+
+    Raises AssertionError with the last answer when that takes longer than `seconds`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        answer = await probe()
+        if until(answer):
+            return answer
+        assert loop.time() < deadline, f"not within {seconds:g} s; the last answer was {answer!r}"
+        await asyncio.sleep(0.05)
+
+
+# Servers
+
+_FOLDER = Path(__file__).parents[1] / ".dev" / "tests"
+
+
+@pytest.fixture(scope="session")
+def servers_folder() -> Iterator[Path]:
+    """A folder of this session's own, so that sessions and xdist workers can run side by side.
+
+    Folders are used again: so the servers of a session that was killed are found and stopped.
+    """
+    for number in count():
+        folder = _FOLDER / str(number)
+        lock = FileLock(folder / "session.lock")
+        if lock.acquire():
+            break
+    yield folder
+    lock.release()
+
+
+@pytest.fixture(scope="session")
+def servers(servers_folder: Path) -> Iterator[Servers]:
+    """PostgreSQL and Kafka, fresh, started once a session."""
+    broker: BrokerChoice = "mock" if os.environ.get("TEST_BROKER") == "mock" else "kafka"
+    with Servers(servers_folder, broker, fresh=True, fsync=False) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def database_server_url(servers: Servers) -> str:
+    return servers.database_url
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap_servers(servers: Servers) -> str:
+    return servers.kafka_bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def real_kafka(servers: Servers) -> str:
+    """Bootstrap servers of a real broker, for what the mock broker cannot do."""
+    if servers.broker_kind == "mock":
+        reason = f"needs Apache Kafka, and there is only the mock broker: {servers.mock_reason}"
+        if os.environ.get("REQUIRE_REAL_SERVERS") == "1":
+            pytest.fail(f"{reason} (REQUIRE_REAL_SERVERS=1 forbids to skip this)", pytrace=False)
+        pytest.skip(reason)
+    return servers.kafka_bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def session_database_url(database_server_url: str) -> Iterator[str]:
+    """An empty database of this session's own, dropped at its end."""
+    with temporary_database(database_server_url) as url:
+        yield url
+
+
+@contextmanager
+def temporary_database(server_url: str) -> Iterator[str]:
+    """An empty database on the server, for the length of the block; its URL."""
+    name = f"test_{secrets.token_hex(6)}"  # not `random`, which test runners seed alike
+    _execute(server_url, f'CREATE DATABASE "{name}"')
+    try:
+        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        _execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _execute(server_url: str, statement: str) -> None:
+    async def run() -> None:
+        connection = await asyncpg.connect(_dsn(server_url))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    # A thread of its own, because the test session's event loop may be running in this one.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, run()).result()
+
+
+def _dsn(server_url: str) -> str:
+    """`server_url` without SQLAlchemy's driver part and its name for `sslmode`."""
+    url = make_url(server_url).set(drivername="postgresql")
+    if "ssl" in url.query:
+        query = dict(url.query)
+        query["sslmode"] = query.pop("ssl")
+        url = url.set(query=query)
+    return url.render_as_string(hide_password=False)
+
+
+# The service
+
+
+def unique_service_name() -> str:
+    """The first part of topics that no other test and no other session has."""
+    return f"test-{secrets.token_hex(5)}"
+
+
+def database_settings(url: str) -> DatabaseSettings:
+    return DatabaseSettings(database_url=SecretStr(url), _env_file=None)
+
+
+def settings_for(bootstrap_servers: str, service_name: str) -> KafkaSettings:
+    """Kafka settings of a service with that name, with waits that suit tests."""
+    return KafkaSettings(
+        kafka_bootstrap_servers=bootstrap_servers,
+        kafka_client_id=service_name,
+        kafka_group_id=service_name,
+        kafka_session_timeout_seconds=6,
+        kafka_drain_timeout_seconds=5,
+        _env_file=None,
+    )
+
+
+# One service for the whole session
+
+
+@pytest.fixture(scope="session")
+def live_database_url(database_server_url: str) -> Iterator[str]:
+    with temporary_database(database_server_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+async def live_app(live_database_url: str, kafka_bootstrap_servers: str) -> AsyncIterator[FastAPI]:
+    """The service with all its roles, running."""
+    name = unique_service_name()
+    configuration = Configuration(
+        Settings(service_name=name, _env_file=None),
+        settings_for(kafka_bootstrap_servers, name),
+        database_settings(live_database_url),
+    )
+    registry = EventRegistry(name, wiring.EVENTS)
+    topics = wanted(configuration.kafka, registry, wiring.SUBSCRIPTIONS)
+    await asyncio.gather(upgrade(live_database_url), provision(configuration.kafka, topics))
+    app = create_app(set(Role), configuration)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture(scope="session")
+async def client(live_app: FastAPI) -> AsyncIterator[AsyncClient]:
+    """HTTP to the running service, once it is ready."""
+    transport = ASGITransport(live_app, raise_app_exceptions=False)
+    async with AsyncClient(transport=transport, base_url="http://service") as http:
+        await eventually(
+            lambda: http.get("/health/ready"), lambda answer: answer.status_code == 200, seconds=30
+        )
+        yield http
+
+
+# Parts of the service, a test at a time
+
+
+@pytest.fixture(scope="session")
+async def migrated_database_url(session_database_url: str) -> str:
+    await upgrade(session_database_url)
+    return session_database_url
+
+
+@pytest.fixture
+async def database(migrated_database_url: str) -> AsyncIterator[Database]:
+    """A migrated database, emptied after the test."""
+    database = Database(database_settings(migrated_database_url))
+    yield database
+    tables = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
+    async with database.engine.begin() as connection:
+        await connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+    await database.close()
+
+
+@pytest.fixture
+def kafka_settings(kafka_bootstrap_servers: str) -> KafkaSettings:
+    """Settings with a group and a client id of the test's own."""
+    return settings_for(kafka_bootstrap_servers, unique_service_name())
+
+
+@pytest.fixture
+async def producer(kafka_settings: KafkaSettings) -> AsyncIterator[KafkaProducer]:
+    async with KafkaProducer(kafka_settings).running() as producer:
+        yield producer
