@@ -1,4 +1,4 @@
-"""Fixtures of every test: `servers` for the embedded servers, `service` for what runs on them."""
+"""What every test has: servers and the service on them (`fixtures`), the service in parts (`world`)."""
 
 import pytest
 import structlog
