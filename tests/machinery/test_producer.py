@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka import errors as kafka_errors
 from prometheus_client import REGISTRY as METRICS
 from pydantic import SecretStr
@@ -17,6 +18,7 @@ from structlog.testing import capture_logs
 
 from app import tracing
 from app.config import ConfigurationError, load
+from app.dev.servers import MockBroker
 from app.kafka import producer as producing
 from app.kafka.codec import Message, decode, header
 from app.kafka.errors import BrokerUnavailable, MessageRejected, MessageTooLarge, UnknownTopic
@@ -276,6 +278,7 @@ async def test_an_answer_without_a_token_is_an_error(
 MESSAGE = Message("a", b"k", b"v")
 SILENCE = "no acknowledgement, ever"
 NO_ROOM = "the partition's batch stays full"
+LATE = "acknowledged after 0.2 s"
 
 
 class Client:
@@ -299,7 +302,9 @@ class Client:
         self.stopped = True
 
     def partitions_for_topic(self, topic: str) -> set[int] | None:
-        return None if topic == "missing" else {0}
+        return None if topic == "missing" else set(range(40))  # each of `numbered` gets its own
+
+    available_partitions_for_topic = partitions_for_topic
 
     async def partitions_for(self, _topic: str) -> None:
         await asyncio.sleep(60)
@@ -308,27 +313,62 @@ class Client:
         return True
 
     async def send(
-        self, _topic: str, value: bytes | None, _key: bytes | None, headers: list[object]
+        self, topic: str, value: bytes | None, key: bytes | None, headers: list[object]
     ) -> "asyncio.Future[None]":
-        assert isinstance(headers, list)
-        fate = self.fate(value)
+        batch = self.create_batch()
+        batch.append(timestamp=None, key=key, value=value, headers=headers)
+        return await self.send_batch(batch, topic, partition=0)
+
+    def create_batch(self) -> "Batch":
+        return Batch(self.fate)
+
+    async def send_batch(
+        self, batch: "Batch", _topic: str, partition: int
+    ) -> "asyncio.Future[None]":
+        assert partition in range(40)
+        fate = next(filter(None, map(self.fate, batch.values)), None)
         if fate is NO_ROOM:
             await asyncio.sleep(60)
-        if isinstance(fate, TypeError):
+        if isinstance(fate, kafka_errors.ProducerClosed):
             raise fate
-        self.handed.append(value)
+        self.handed += batch.values
         loop = asyncio.get_running_loop()
         acknowledged: asyncio.Future[None] = loop.create_future()
         if isinstance(fate, Exception):
             loop.call_soon(acknowledged.set_exception, fate)
         elif fate is None:
             loop.call_soon(acknowledged.set_result, None)
+        elif fate is LATE:
+            loop.call_later(0.2, lambda: acknowledged.done() or acknowledged.set_result(None))
         return acknowledged
 
 
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
+class Batch:
+    """Two messages fill it."""
+
+    def __init__(self, fate: Callable[[bytes | None], Exception | str | None]) -> None:
+        self.values: list[bytes | None] = []
+        self._fate = fate
+
+    def append(
+        self, *, timestamp: None, key: bytes | None, value: bytes | None, headers: list[object]
+    ) -> object | None:
+        assert isinstance(headers, list)
+        fate = self._fate(value)
+        if isinstance(fate, TypeError):
+            raise fate
+        if len(self.values) == 2:
+            return None
+        self.values.append(value)
+        return self
+
+
+@pytest.fixture(params=["one by one", "in batches"])
+def client(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> type[Client]:
     """What the producers of this test have for a client: all is acknowledged, unless it is changed."""
+    monkeypatch.setattr(
+        producing, "_OWN_BATCHES_FROM", 1 if request.param == "in batches" else 1_000
+    )
 
     class OfThisTest(Client):
         made: list[Client] = []  # noqa: RUF012  (of the class: all that were made)
@@ -407,6 +447,18 @@ async def test_what_is_not_acknowledged_ends_with_its_deadline(
     assert kinds(outcomes) == [None, BrokerUnavailable, BrokerUnavailable]
 
 
+async def test_an_acknowledgement_that_comes_too_late_troubles_nobody(client: type[Client]) -> None:
+    troubles: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble))
+    client.fate = staticmethod(lambda _value: LATE)
+    async with connected(seconds=0.1) as producer:
+        outcomes = await producer.send_all(numbered(3))
+        await asyncio.sleep(0.2)
+
+    assert kinds(outcomes) == [BrokerUnavailable] * 3
+    assert troubles == []
+
+
 async def test_a_client_that_cannot_connect_says_why(client: type[Client]) -> None:
     client.start_error = kafka_errors.UnknownError("wrong password")
     large = Message("a", b"k", b"x" * 1000)
@@ -469,6 +521,63 @@ async def test_of_a_refused_batch_each_is_found_out_alone(client: type[Client]) 
     # What the replaced client still had passes when it is sent again.
     assert kinds(first) == [None, BrokerUnavailable, BrokerUnavailable]
     assert kinds(again) == [MessageRejected, None]
+
+
+async def test_what_the_client_is_closed_to_is_sent_again_by_another(client: type[Client]) -> None:
+    client.fate = staticmethod(
+        lambda _value: kafka_errors.ProducerClosed() if len(client.made) == 1 else None
+    )
+    async with connected() as producer:
+        assert kinds(await producer.send_all(numbered(3))) == [BrokerUnavailable] * 3
+        assert await producer.send_all(numbered(3)) == [None] * 3
+
+    assert len(client.made) == 2
+
+
+async def test_a_key_keeps_its_order_where_one_batch_has_no_room_for_all(
+    client: type[Client],
+) -> None:
+    values = [b"%d" % n for n in range(7)]
+    async with connected() as producer:
+        await producer.send_all([Message("a", b"k", value) for value in values])
+
+    assert client.made[0].handed == values
+
+
+async def test_a_key_has_one_partition_whether_its_messages_go_alone_or_with_many() -> None:
+    alone = [Message("a", b"k%d" % n, b"alone") for n in range(20)]
+    many = [Message("a", b"k%d" % (n % 20), b"%d" % n) for n in range(200)]
+    large = Message("a", b"k0", b"x" * (producing._BATCH_BYTES + 1))
+    keyless = Message("a", None, b"keyless", (("name", b"value"), ("null", None)))
+    with MockBroker() as mock:
+        async with KafkaProducer(
+            settings(kafka_bootstrap_servers=mock.bootstrap_servers)
+        ).running() as producer:
+            for message in alone:
+                await producer.send(message)
+            outcomes = await producer.send_all([*many, large, keyless])
+        records = await everything(mock.bootstrap_servers, 222)
+
+    assert outcomes == [None] * 202
+    for key in {message.key for message in alone}:
+        ours = [record for record in records if record.key == key]
+        assert len({record.partition for record in ours}) == 1
+        sent = [message.value for message in [*alone, *many, large] if message.key == key]
+        assert [record.value for record in ours] == sent
+    (found,) = [record for record in records if record.key is None]
+    assert (found.value, found.headers) == (keyless.value, keyless.headers)
+    assert len({record.partition for record in records}) > 1
+
+
+async def everything(servers: str, count: int) -> list[ConsumerRecord]:
+    """The first `count` records of topic `a`; those of a partition in their order."""
+    consumer = AIOKafkaConsumer("a", bootstrap_servers=servers, auto_offset_reset="earliest")
+    async with asyncio.timeout(30):
+        await consumer.start()
+        try:
+            return [await consumer.getone() for _ in range(count)]
+        finally:
+            await consumer.stop()
 
 
 async def test_what_the_client_cannot_take_is_an_error_of_the_caller(client: type[Client]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
+from aiokafka.partitioner import DefaultPartitioner
 from prometheus_client import Counter, Histogram
 
 from app.kafka import metrics
@@ -40,9 +41,15 @@ _OUT_OF_SEQUENCE = (
 # it sends the next batch there, so its own 16 kB would mean dozens of requests for what a relay or a
 # busy handler hands over at once.
 _BATCH_BYTES = 262_144
+# From so many messages on they get batches of their own, where each costs half as much. Fewer share
+# batches with what others send: a partition takes one batch after the other, and each is a wait.
+_OWN_BATCHES_FROM = 100
 _RECONNECT_SECONDS = (0.2, 5.0)
 _METADATA_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
+
+# For the client, too: a key has one partition, however its messages are handed over.
+_choose_partition = DefaultPartitioner()
 
 T = TypeVar("T")
 Outcome = SendError | None
@@ -83,6 +90,7 @@ class KafkaProducer:
             "compression_type": _compression(settings),
             "max_batch_size": min(_BATCH_BYTES, settings.kafka_max_message_bytes),
             "max_request_size": forwarded_limit(settings),
+            "partitioner": _choose_partition,
         }
         self._forwarded_limit = forwarded_limit(settings)
         self._seconds = settings.kafka_send_timeout_seconds
@@ -178,9 +186,10 @@ class KafkaProducer:
         handed: list[Handed] = []
         try:
             await self._hand_over_all(client, messages, handed)
-            await _all_done(handed)
+            await _all_done(dict.fromkeys(handed))
         finally:
-            outcomes += [self._outcome(client, one) for one in handed]
+            found = {one: self._outcome(client, one) for one in dict.fromkeys(handed)}
+            outcomes += [found[one] for one in handed]
 
     async def _hand_over_all(
         self, client: AIOKafkaProducer, messages: Sequence[Message], handed: list[Handed]
@@ -188,18 +197,21 @@ class KafkaProducer:
         """Give the client what nothing speaks against, in order."""
         unknown = await self._unknown_topics(client, {message.topic for message in messages})
         refused = RefusedKeys()
+        batches = _Batches(client)
+        few = len(messages) < _OWN_BATCHES_FROM
         for message in messages:
             one: Handed | None = (
                 refused.before(message) or self._too_large(message) or unknown.get(message.topic)
             )
             if one is None:
                 try:
-                    one = await _hand_over(client, message)
+                    one = await (_hand_over(client, message) if few else batches.add(message))
                 except kafka_errors.KafkaError as error:
                     one = self._failure(client, error)
             if isinstance(one, SendError):
                 refused.note(message, one)
             handed.append(one)
+        await batches.hand_over()
 
     def _outcome(self, client: AIOKafkaProducer, handed: Handed) -> Outcome:
         if isinstance(handed, SendError):
@@ -338,6 +350,74 @@ def _hand_over(client: AIOKafkaProducer, message: Message) -> Awaitable[asyncio.
         message.topic, message.value, message.key, headers=list(message.headers)
     )
     return sending
+
+
+class _Batches:
+    """Messages in batches of their own: those of a batch have one acknowledgement in common."""
+
+    def __init__(self, client: AIOKafkaProducer) -> None:
+        self._client = client
+        self._partitions: dict[str, tuple[list[int], list[int]]] = {}
+        self._open: dict[tuple[str, int], _Batch] = {}
+
+    async def add(self, message: Message) -> asyncio.Future[Any]:
+        """The acknowledgement to come, once the batches are handed over."""
+        place = message.topic, self._partition_of(message)
+        batch = self._open.get(place)
+        if batch is None or not batch.takes(message):
+            if batch is not None:
+                await batch.hand_over(self._client, *place)
+            batch = self._open[place] = _Batch(self._client)
+            batch.takes(message)
+        return batch.acknowledged
+
+    async def hand_over(self) -> None:
+        """Give the client what it does not have yet."""
+        for place, batch in self._open.items():
+            await batch.hand_over(self._client, *place)
+
+    def _partition_of(self, message: Message) -> int:
+        if message.topic not in self._partitions:
+            cluster = self._client.client.cluster
+            self._partitions[message.topic] = (
+                sorted(cluster.partitions_for_topic(message.topic)),
+                sorted(cluster.available_partitions_for_topic(message.topic)),
+            )
+        partition: int = _choose_partition(message.key, *self._partitions[message.topic])
+        return partition
+
+
+class _Batch:
+    """A batch of one partition."""
+
+    def __init__(self, client: AIOKafkaProducer) -> None:
+        self._builder = client.create_batch()
+        self.acknowledged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def takes(self, message: Message) -> bool:
+        """Whether it had room for `message`; an empty one has."""
+        added = self._builder.append(
+            timestamp=None, key=message.key, value=message.value, headers=list(message.headers)
+        )
+        return added is not None
+
+    async def hand_over(self, client: AIOKafkaProducer, topic: str, partition: int) -> None:
+        """Wait until the partition's last batch is on its way."""
+        try:
+            sent = await client.send_batch(self._builder, topic, partition=partition)
+        except kafka_errors.KafkaError as error:
+            self.acknowledged.set_exception(error)
+        else:
+            sent.add_done_callback(self._pass_on)
+
+    def _pass_on(self, sent: asyncio.Future[Any]) -> None:
+        error = sent.exception()
+        if self.acknowledged.done():
+            return  # given up
+        if error is None:
+            self.acknowledged.set_result(None)
+        else:
+            self.acknowledged.set_exception(error)
 
 
 async def _close(client: AIOKafkaProducer) -> None:
