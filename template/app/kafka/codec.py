@@ -1,9 +1,8 @@
 """Events to messages and back: JSON body, CloudEvents headers, versions brought up to date."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -51,8 +50,7 @@ REPLAYS = "replays"
 DISCARDS = "discards"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """Bytes for a topic. Nothing in it is interpreted any more.
 
     `forwarded` marks a message that Kafka had already accepted once: with the headers that tell

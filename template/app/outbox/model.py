@@ -142,11 +142,10 @@ def as_message(
 ) -> Message:
     """The message that was made a row; `columns` are those of HEADER_COLUMNS, in that order."""
     *own, ce_type, ce_source = columns
-    headers = [*_shared(ce_type, ce_source, others)]
-    for name, text in zip(_OWN, own, strict=True):
-        if text is not None:
-            headers.append((name, text.encode()))
-    return Message(topic, key, value, tuple(headers))
+    headers = [
+        (name, text.encode()) for name, text in zip(_OWN, own, strict=True) if text is not None
+    ]
+    return Message(topic, key, value, (*_shared(ce_type, ce_source, others), *headers))
 
 
 # Made once for all messages of a type: a relay reads thousands a second.
