@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, Response
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
@@ -134,7 +135,7 @@ async def test_checks_run_side_by_side(health: Health) -> None:
 
 
 async def test_metrics_are_given_in_the_format_of_prometheus() -> None:
-    kafka_metrics.messages_sent.labels("shop.meter.read").inc()
+    kafka_metrics.deliveries.add("shop.meter.read", 0.01)
     app = FastAPI()
     app.include_router(router)
     async with AsyncClient(transport=ASGITransport(app), base_url="http://service") as http:
@@ -144,6 +145,28 @@ async def test_metrics_are_given_in_the_format_of_prometheus() -> None:
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert 'kafka_messages_sent_total{topic="shop.meter.read"}' in answer.text
     assert "# TYPE kafka_message_latency_seconds histogram" in answer.text
+
+
+def test_deliveries_are_told_as_a_counter_and_a_histogram_would_tell_them() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    deliveries = kafka_metrics.Deliveries()
+    ours.register(deliveries)
+    sent = Counter(
+        "kafka_messages_sent_total", "Messages acknowledged by Kafka", ["topic"], registry=theirs
+    )
+    latency = Histogram(
+        "kafka_message_latency_seconds", "From send to acknowledgement", ["topic"], registry=theirs
+    )
+    for topic, seconds, messages in [("a", 0.001, 3), ("b", 0.005, 1), ("a", 7.5, 1), ("a", 60, 2)]:
+        deliveries.add(topic, seconds, messages)
+        for _ in range(messages):
+            sent.labels(topic).inc()
+            latency.labels(topic).observe(seconds)
+
+    told = generate_latest(theirs).decode().splitlines()
+    assert generate_latest(ours).decode().splitlines() == [
+        line for line in told if "_created" not in line
+    ]
 
 
 PROGRAM = """

@@ -2,14 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum
+from itertools import accumulate
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from app.kafka.settings import KafkaSettings, reason_for
 
@@ -19,12 +23,8 @@ log = structlog.get_logger(__name__)
 LAG_INTERVAL_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 
-messages_sent = Counter("kafka_messages_sent_total", "Messages acknowledged by Kafka", ["topic"])
 send_failures = Counter(
     "kafka_send_failures_total", "Messages that were not acknowledged", ["topic", "error"]
-)
-message_latency = Histogram(
-    "kafka_message_latency_seconds", "From send to acknowledgement", ["topic"]
 )
 events_lost = Counter(
     "kafka_events_lost_total",
@@ -74,6 +74,44 @@ paused = Gauge(
     "1 while the subscription takes nothing, by reason: overload or infrastructure",
     ["consumer", "reason"],
 )
+
+
+class Deliveries(Collector):
+    """Counts what Kafka has acknowledged, and how long that took, by topic.
+
+    Many at once, and one in a fraction of the time of a Counter and a Histogram: those two would be
+    half of what the service adds to a send.
+    """
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, list[int]] = {}
+        self._seconds: dict[str, float] = {}
+
+    def add(self, topic: str, seconds: float, messages: int = 1) -> None:
+        """`messages` were acknowledged, each after so many seconds."""
+        if topic not in self._buckets:
+            self._buckets[topic], self._seconds[topic] = [0] * len(Histogram.DEFAULT_BUCKETS), 0.0
+        self._buckets[topic][bisect_left(Histogram.DEFAULT_BUCKETS, seconds)] += messages
+        self._seconds[topic] += seconds * messages
+
+    def collect(self) -> Iterator[Metric]:
+        sent = CounterMetricFamily(
+            "kafka_messages_sent_total", "Messages acknowledged by Kafka", labels=["topic"]
+        )
+        latency = HistogramMetricFamily(
+            "kafka_message_latency_seconds", "From send to acknowledgement", labels=["topic"]
+        )
+        bounds = [*map(str, Histogram.DEFAULT_BUCKETS[:-1]), "+Inf"]
+        for topic, counts in list(self._buckets.items()):
+            up_to = list(accumulate(counts))
+            sent.add_metric([topic], up_to[-1])
+            latency.add_metric([topic], list(zip(bounds, up_to, strict=True)), self._seconds[topic])
+        yield sent
+        yield latency
+
+
+deliveries = Deliveries()
+REGISTRY.register(deliveries)
 
 
 def begin_at_zero(consumer: str, origins: Mapping[str, str]) -> None:

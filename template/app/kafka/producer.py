@@ -4,14 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.partitioner import DefaultPartitioner
-from prometheus_client import Counter, Histogram
 
 from app.kafka import metrics
 from app.kafka.codec import Message
@@ -481,12 +479,10 @@ async def _all_done(handed: Iterable[Handed]) -> None:
 
 
 def _count(topic: str, outcome: Outcome, seconds: float) -> None:
-    if outcome is not None:
+    if outcome is None:
+        metrics.deliveries.add(topic, seconds)
+    else:
         metrics.send_failures.labels(topic, type(outcome).__name__).inc()
-        return
-    sent, latency = _of_topic(topic)
-    sent.inc()
-    latency.observe(seconds)
 
 
 def _count_all(messages: Sequence[Message], outcomes: Sequence[Outcome], seconds: float) -> None:
@@ -497,16 +493,7 @@ def _count_all(messages: Sequence[Message], outcomes: Sequence[Outcome], seconds
         else:
             _count(message.topic, outcome, seconds)
     for topic, count in delivered.items():
-        sent, latency = _of_topic(topic)
-        sent.inc(count)
-        for _ in range(count):
-            latency.observe(seconds)
-
-
-@cache
-def _of_topic(topic: str) -> tuple[Counter, Histogram]:
-    # To look them up by their label costs as much as to count.
-    return metrics.messages_sent.labels(topic), metrics.message_latency.labels(topic)
+        metrics.deliveries.add(topic, seconds, count)
 
 
 class FakeProducer:
