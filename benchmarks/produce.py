@@ -5,7 +5,8 @@ idempotent, lz4, no linger. aiokafka fills batches of 16 KiB, which is what libr
 too; one side more has librdkafka's own sizes (up to 1 MB). librdkafka works in C, in a thread of its
 own, so its side has the second core. FastStream adds a correlation id to each message.
 
-- *all at once*: everything is handed over, then all acknowledgements are awaited.
+- *all at once*: everything is handed over, then all acknowledgements are awaited. The service makes
+  batches of up to 256 kB for that, each with one acknowledgement.
 - *32 senders* and *one sender*: each awaits the acknowledgement of a message before its next one.
 """
 
