@@ -329,7 +329,7 @@ class Client:
         fate = next(filter(None, map(self.fate, batch.values)), None)
         if fate is NO_ROOM:
             await asyncio.sleep(60)
-        if isinstance(fate, kafka_errors.ProducerClosed):
+        if isinstance(fate, kafka_errors.ProducerClosed | AssertionError):
             raise fate
         self.handed += batch.values
         loop = asyncio.get_running_loop()
@@ -339,8 +339,13 @@ class Client:
         elif fate is None:
             loop.call_soon(acknowledged.set_result, None)
         elif fate is LATE:
-            loop.call_later(0.2, lambda: acknowledged.done() or acknowledged.set_result(None))
+            loop.call_later(0.2, acknowledge, acknowledged)
         return acknowledged
+
+
+def acknowledge(acknowledged: "asyncio.Future[None]") -> None:
+    if not acknowledged.done():
+        acknowledged.set_result(None)
 
 
 class Batch:
@@ -532,6 +537,16 @@ async def test_what_the_client_is_closed_to_is_sent_again_by_another(client: typ
         assert await producer.send_all(numbered(3)) == [None] * 3
 
     assert len(client.made) == 2
+
+
+async def test_a_partition_that_is_gone_meanwhile_is_looked_for_again(
+    client: type[Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producing, "_OWN_BATCHES_FROM", 1)
+    client.fate = staticmethod(lambda _value: AssertionError() if len(client.made) == 1 else None)
+    async with connected() as producer:
+        assert kinds(await producer.send_all(numbered(3))) == [BrokerUnavailable] * 3
+        assert await producer.send_all(numbered(3)) == [None] * 3
 
 
 async def test_a_key_keeps_its_order_where_one_batch_has_no_room_for_all(

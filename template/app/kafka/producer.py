@@ -403,7 +403,7 @@ class _Batch:
         """Wait until the partition's last batch is on its way."""
         try:
             sent = await client.send_batch(self._builder, topic, partition=partition)
-        except kafka_errors.KafkaError as error:
+        except Exception as error:  # an AssertionError too, where the partition is gone meanwhile
             self.acknowledged.set_exception(error)
         else:
             sent.add_done_callback(self._pass_on)
