@@ -9,9 +9,9 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
+from typing import NamedTuple
 from uuid import UUID
 from zlib import crc32
 
@@ -119,16 +119,14 @@ class InboxUnavailable(Exception):
     """Nothing can be recorded as applied. `app db upgrade` makes a missing table."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A record and the event in it."""
 
     record: ConsumerRecord
     event: BaseEvent
 
 
-@dataclass(frozen=True, slots=True)
-class Undecodable:
+class Undecodable(NamedTuple):
     """A record in which there is no event, and why not."""
 
     record: ConsumerRecord
