@@ -108,25 +108,25 @@ def run_machinery(service: Service, tests: Sequence[str]) -> None:
     service.close_with(said, "tests/machinery")
 
 
-def tests_in(folder: Path) -> list[str]:
+def modules_in(folder: Path) -> list[str]:
     return [str(path) for path in sorted(folder.glob("test_*.py"))]
 
 
 @of_base
 def test_machinery(base: Service) -> None:
-    run_machinery(base, tests_in(MACHINERY))
+    run_machinery(base, modules_in(MACHINERY))
 
 
 @of_base
 def test_types_of_the_machinery_tests(base: Service, workshop: Workshop, mypy_cache: Path) -> None:
-    check_types(base, workshop, mypy_cache, tests_in(MACHINERY))
+    check_types(base, workshop, mypy_cache, modules_in(MACHINERY))
 
 
 def test_machinery_of_a_module(
     variant: Variant, service: Service, workshop: Workshop, mypy_cache: Path
 ) -> None:
     """In the service with this module alone."""
-    if tests := tests_in(MACHINERY / variant.code):
+    if tests := modules_in(MACHINERY / variant.code):
         run_machinery(service, tests)
         check_types(service, workshop, mypy_cache, tests)
 
