@@ -129,13 +129,7 @@ def test_a_module_comes_with_its_tables_and_keeps_the_data(
 
 
 def own_tests(service: Path, module: str) -> list[str]:
-    tests = (service / "tests").glob("*/**/test_*.py")
-    relative = (path.relative_to(service) for path in tests)
-    own = [
-        str(path)
-        for path in relative
-        if module in path.parts or path.stem.startswith(f"test_{module}")
-    ]
+    own = [str(path.relative_to(service)) for path in service.glob(f"tests/{module}/test_*.py")]
     assert own
     return own
 

@@ -245,12 +245,12 @@ def of_running(file: Path = ADDRESSES) -> dict[str, str]:
     Raises DevelopmentDependencyMissing.
     """
     try:
-        told = json.loads(file.read_text())
+        written = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
-    since = started(told["process"])
+    since = started(written["process"])
     # A process that was killed left its file behind; its id may be somebody else's by now.
-    if since is None or abs(since - told["started"]) > _CLOCK_SECONDS:
+    if since is None or abs(since - written["started"]) > _CLOCK_SECONDS:
         return {}
-    settings: dict[str, str] = told["settings"]
+    settings: dict[str, str] = written["settings"]
     return settings
