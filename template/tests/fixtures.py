@@ -3,7 +3,7 @@
 The servers are embedded ones, or those that DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS name. There are
 two ways to use them. `client` is one running service (API and consumers) for the whole session:
 tests over HTTP use data of their own. `database` and `kafka_settings` give a test a database that
-is emptied after it, and topics and groups that no other test has.
+is emptied before it, and topics and groups that no other test has.
 """
 
 import asyncio
@@ -219,12 +219,12 @@ async def migrated_database_url(session_database_url: str) -> str:
 
 @pytest.fixture
 async def database(migrated_database_url: str) -> AsyncIterator[Database]:
-    """A migrated database, emptied after the test."""
+    """A migrated database, emptied before the test: whatever ran before, and however it ended."""
     database = Database(database_settings(migrated_database_url))
-    yield database
     tables = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
     async with database.engine.begin() as connection:
         await connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+    yield database
     await database.close()
 
 
