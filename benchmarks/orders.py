@@ -34,7 +34,7 @@ from turns import Side, Stage, run
 from app import logs, wiring
 from app.database import Base, Database, DatabaseSettings
 from app.dev.process import free_port
-from app.events.registry import EVENTS
+from app.events.types import EVENTS
 from app.kafka.admin import provision
 from app.kafka.event import BaseEvent, EventRegistry
 from app.kafka.topics import wanted

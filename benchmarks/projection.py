@@ -21,8 +21,7 @@ from turns import TRACE, Side, Stage, Watch, run
 from app.cqrs.order_views import ORDER_VIEWS, OrderTables
 from app.cqrs.projections import SUBSCRIPTIONS
 from app.cqrs.rebuild import Rebuildable
-from app.events.registry import EVENTS
-from app.events.types import OrderCreated, OrderLine
+from app.events.types import EVENTS, OrderCreated, OrderLine
 from app.health import Health
 from app.kafka.codec import encode
 from app.kafka.consumer import consuming

@@ -20,11 +20,11 @@ from tests.shell import environment
 HERE = Path(__file__).parent
 # Settings that would replace the drills' own.
 SERVERS = "KAFKA_|DATABASE_|SERVICE_NAME|DRILL_"
-REGISTRY = """
+CONSUMERS = """
 
-from app.events import drill  # noqa: E402
+from app.events import drill, types  # noqa: E402
 
-EVENTS += drill.EVENTS
+types.EVENTS += drill.EVENTS
 SUBSCRIPTIONS = drill.SUBSCRIPTIONS or SUBSCRIPTIONS
 """
 
@@ -88,8 +88,8 @@ def render(service: Path, modules: Sequence[str] = ()) -> None:
         if not is_for(file.name, modules):
             file.unlink()
     shutil.copy(HERE / "handlers.py", service / "app" / "events" / "drill.py")
-    with (service / "app" / "events" / "registry.py").open("a") as registry:
-        registry.write(REGISTRY)
+    with (service / "app" / "events" / "handlers.py").open("a") as handlers:
+        handlers.write(CONSUMERS)
     for change in SHORTER:
         patch(service, *change)
     subprocess.run(

@@ -1,4 +1,4 @@
-"""What the consumers do. A handler's effects are committed with its inbox row, or not at all.
+"""The consumers, and what they do. A handler's effects are committed with its inbox row, or not at all.
 
 The effects here are counts on purpose: applied twice, they would be wrong.
 """
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from app.events.types import OrderCreated, PostPublished, UserCreated
+from app.kafka.subscription import Subscription
 from app.repositories.orders import InventoryRepository
 from app.repositories.users import ProfileRepository
 from app.unit_of_work import UnitOfWork
@@ -31,3 +32,10 @@ async def reserve_inventory(events: Sequence[OrderCreated], uow: UnitOfWork) -> 
         for line in event.items:
             quantities[line.sku] += line.quantity
     await InventoryRepository(uow.session).reserve(quantities)
+
+
+SUBSCRIPTIONS = [
+    Subscription("profiles", {UserCreated: create_profile}),
+    Subscription("post-counts", {PostPublished: count_posts}, batch=True),
+    Subscription("inventory", {OrderCreated: reserve_inventory}, batch=True),
+]

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from app.kafka.event import VERSION_PATTERN, BaseEvent, Payload
+from app.kafka.event import VERSION_PATTERN, BaseEvent, EventType, Payload
 
 # What fits the database. A message beyond it can never be handled, so it is refused when decoded.
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
@@ -91,3 +91,12 @@ class OrderCancelled(OrderStateEvent):
 def user_created_2(payload: Payload) -> Payload:
     """2.0.0 added `phone`, and nobody had been asked for it before."""
     return {**payload, "version": "2.0.0", "phone": None}
+
+
+EVENTS = [
+    EventType(UserCreated, upcasters={1: user_created_2}),
+    EventType(PostPublished),
+    EventType(OrderCreated),
+    EventType(OrderPaid),
+    EventType(OrderCancelled),
+]
