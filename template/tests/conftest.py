@@ -1,5 +1,7 @@
 """What every test has: servers and the service on them (`fixtures`), the service in parts (`world`)."""
 
+import sys
+
 import pytest
 import structlog
 from hypothesis import settings
@@ -24,5 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
             structlog.dev.ConsoleRenderer(
                 colors=False, exception_formatter=structlog.dev.plain_traceback
             ),
-        ]
+        ],
+        # Not to sys.stdout, which is a command's output while a test runs one.
+        logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
     )
