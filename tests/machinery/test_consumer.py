@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError, TopicAuthorizationFailedError
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY as METRICS
@@ -226,6 +226,65 @@ async def test_a_batch_does_not_outlive_the_client_it_was_fetched_with(
         await billing._work(FailingClient(), {PARTITION: [record()]})
 
     assert processor.stopped
+
+
+class Refusing(FailingClient):
+    """A client whose commits the broker refuses, until it does not."""
+
+    def __init__(self) -> None:
+        self.error: KafkaError | None = TopicAuthorizationFailedError()
+        self.asked = 0
+
+    async def commit(self, offsets: dict[TopicPartition, int]) -> None:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+
+
+def one_done() -> Progress:
+    progress = Progress({PARTITION: [record()]})
+    progress.done(record())
+    return progress
+
+
+async def test_between_two_commits_that_fail_there_is_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer_module, "COMMIT_AGAIN_SECONDS", (60, 60))
+    billing, client = consumer(), Refusing()
+    committing = asyncio.create_task(billing._commit(client, one_done()))
+    reason = await eventually(lambda: asyncio.sleep(0, billing.status.trouble))
+    assert reason == "the broker takes no offsets: TopicAuthorizationFailedError"
+    await asyncio.wait({committing}, timeout=0.2)
+    assert client.asked == 1
+
+    billing.status.draining.set()
+    async with asyncio.timeout(5):
+        await committing
+    assert client.asked == 2, "once more at the end"
+
+
+async def test_a_consumer_goes_on_when_the_broker_takes_its_offsets_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer_module, "COMMIT_AGAIN_SECONDS", (0.01, 0.01))
+    billing, client = consumer(), Refusing()
+    committing = asyncio.create_task(billing._commit(client, one_done()))
+    await eventually(lambda: asyncio.sleep(0, client.asked > 2))
+    client.error = None
+    async with asyncio.timeout(5):
+        await committing
+    assert billing.status.trouble is None
+
+
+async def test_with_other_partitions_the_trouble_with_the_last_ones_is_over() -> None:
+    billing = consumer()
+    billing.status.blocked("the broker takes no offsets")
+    await billing.on_partitions_revoked({PARTITION})
+    await billing.on_partitions_assigned({PARTITION})
+
+    assert billing.status.trouble is None
 
 
 DELAYS = [timedelta(hours=1), timedelta(hours=2)]
@@ -475,6 +534,19 @@ async def test_waiting_counts_as_progress(monkeypatch: pytest.MonkeyPatch) -> No
     assert status.seconds_without_progress < 50
 
 
+async def test_an_answer_of_the_broker_is_no_progress_of_a_handler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status = ConsumerStatus("billing")
+    monkeypatch.setattr(status, "_last_progress", time.monotonic() - 100)
+    status.blocked("Kafka does not answer", Waiting.BROKER)
+    status.unblocked(Waiting.BROKER)
+    assert status.seconds_without_progress >= 100
+
+    status.blocked("the database is away")
+    assert status.seconds_without_progress < 50
+
+
 async def test_a_wait_ends_at_once_when_the_consumer_drains() -> None:
     status = ConsumerStatus("billing")
     asyncio.get_running_loop().call_later(0.01, status.draining.set)
@@ -501,6 +573,15 @@ class Ends:
     away = False
     error: KafkaError | None = None
     asked = 0
+    beginning = 0
+
+    async def beginning_offsets(
+        self, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, self.beginning)
+
+    async def committed(self, tp: TopicPartition) -> None:
+        return None
 
     async def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         self.asked += 1
@@ -534,6 +615,44 @@ async def test_a_consumer_that_has_nothing_to_do_notices_that_the_broker_is_away
         client.away = False
         await eventually(lambda: asyncio.sleep(0, status.trouble is None))
         assert paused() == 0
+
+
+@pytest.mark.parametrize(
+    ("topic", "reset", "lag"),
+    [
+        ("shop.meter.read", "earliest", 6),
+        ("shop.meter.read", "latest", 0),
+        ("shop.meter.read.late.retry.5s", "latest", 6),
+        ("shop.meter.read.late.replay", "latest", 6),
+    ],
+)
+async def test_where_nothing_is_committed_the_lag_is_what_will_be_read(
+    topic: str, reset: str, lag: int
+) -> None:
+    client, tp = Ends(), TopicPartition(topic, 0)
+    client.beginning = 4
+    settings = KafkaSettings(kafka_auto_offset_reset=reset, _env_file=None)  # type: ignore[arg-type]
+    meter = LagMeter(ConsumerStatus("late"), settings)
+    meter.assigned([tp])
+    await meter._measure_once(client)
+
+    assert measured("late", topic) == lag
+
+
+async def test_what_was_deleted_unread_is_no_lag() -> None:
+    client, tp = Ends(), TopicPartition("shop.meter.read", 0)
+    meter = LagMeter(ConsumerStatus("late"), KafkaSettings(_env_file=None))
+    meter.assigned([tp])
+    meter.handled({tp: 3})
+    client.beginning = 9
+    await meter._measure_once(client)
+
+    assert measured("late", "shop.meter.read") == 1
+
+
+def measured(consumer: str, topic: str) -> float | None:
+    labels = {"consumer": consumer, "topic": topic, "partition": "0"}
+    return METRICS.get_sample_value("kafka_consumer_lag", labels)
 
 
 async def test_an_answer_that_is_an_error_is_no_broker_that_is_away(

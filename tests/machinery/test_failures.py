@@ -35,6 +35,7 @@ from app.kafka.retry import (
     discarded,
     due_at,
     replayed,
+    without_value,
     stages,
 )
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
@@ -214,6 +215,19 @@ def test_a_letter_that_does_not_say_where_it_came_from_cannot_be_replayed(missin
 
     with pytest.raises(ValueError, match="no dead letter of this service"):
         replayed(record(topic=letter.topic, headers=headers))
+
+
+def test_a_letter_without_its_value_tells_where_that_is_and_cannot_be_replayed() -> None:
+    headers: list[Header] = [(names.OMITTED_BYTES, b"not ours")]
+    letter = dead_letter(record(b"body", partition=2, offset=7, headers=headers), BILLING, TOPIC, 3, ERROR)
+    assert header(letter.headers, names.OMITTED_BYTES) is None
+    short = without_value(letter)
+
+    assert (short.topic, short.key, short.value) == (letter.topic, letter.key, b"")
+    sent = record(b"", topic=short.topic, headers=short.headers)
+    assert DeadLetter.of(sent).omitted_bytes == 4
+    with pytest.raises(ValueError, match=rf"4 bytes .* offset 7 of {TOPIC}\[2\]"):
+        replayed(sent)
 
 
 @pytest.mark.parametrize("value", [b"0", b"", b"-3", b"x", b"\xff", b"9" * 5000, None])

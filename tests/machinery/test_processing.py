@@ -247,6 +247,57 @@ async def test_an_error_that_utf_8_cannot_hold_is_dead_lettered_all_the_same() -
     assert header(dead.headers, names.ERROR_MESSAGE) == "? broken"
 
 
+async def test_a_handler_that_awaits_what_was_cancelled_fails_as_any_other() -> None:
+    async def handle(event: MeterRead, uow: UnitOfWork) -> None:
+        await apply(event, uow)
+        if event.count == 1:
+            cancelled = asyncio.get_running_loop().create_future()
+            cancelled.cancel()
+            await cancelled
+
+    world = World(handle)
+    progress = await world.process(*numbered(3))
+
+    assert world.units.effects == [0, 2]
+    assert world.dead == ["HandlerCancelled"]
+    assert progress.complete
+
+
+async def test_a_handler_that_is_cancelled_from_outside_has_not_failed() -> None:
+    begun = asyncio.Event()
+
+    async def handle(event: MeterRead, uow: UnitOfWork) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    world = World(handle)
+    working = asyncio.create_task(world.process(*numbered(3)))
+    await begun.wait()
+    working.cancel()
+
+    await asyncio.wait({working}, timeout=5)
+    assert working.cancelled()
+    assert world.dead == []
+
+
+@pytest.mark.parametrize("delays", [[], [timedelta(seconds=5)]])
+async def test_a_message_that_is_too_large_to_be_sent_on_stops_nobody(
+    delays: list[timedelta],
+) -> None:
+    policy = RetryPolicy(attempts=1, retry_after=delays)
+    world = World(failing_for(lambda event: event.count == 1, ValueError("broken")), retry=policy)
+    large = record(body(meter_read(count=1)) + b" " * 2_500_000, offset=1)
+    progress = await world.process(large, record(body(meter_read(count=7)), offset=2))
+
+    assert world.units.effects == [7]
+    (dead,) = world.producer.on(DLQ)
+    assert dead.value == b""
+    assert header(dead.headers, names.OMITTED_BYTES) == str(len(large.value))
+    assert header(dead.headers, names.ORIGIN_OFFSET) == "1"
+    assert header(dead.headers, names.ERROR_TYPE) == "ValueError"
+    assert progress.complete
+
+
 async def test_an_absent_database_is_waited_for_and_counts_no_attempt() -> None:
     world = World(apply, retry=RetryPolicy(attempts=1))
     world.units.failures = [DatabaseUnavailable("away"), DatabaseUnavailable("away")]

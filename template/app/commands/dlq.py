@@ -233,11 +233,12 @@ def _line(letter: DeadLetter, applied: bool) -> str:
     failed = letter.last_failed_at.isoformat(timespec="seconds") if letter.last_failed_at else "-"
     state = "applied" if applied else "waiting"
     replays = f" replayed={letter.replays}" if letter.replays else ""
+    omitted = f" omitted={letter.omitted_bytes}B" if letter.omitted_bytes else ""
     error = one_line(f"{letter.error_type}: {letter.error_message}")
     return (
         f"{letter.id}  {state}  {failed}  consumer={letter.consumer} from={letter.origin}"
         f"[{letter.origin_partition}]@{letter.origin_offset} key={letter.key or 'none'}"
-        f" attempts={letter.attempts}{replays}  {error}"
+        f" attempts={letter.attempts}{replays}{omitted}  {error}"
     )
 
 

@@ -49,6 +49,9 @@ REPLAYS = "replays"
 # What a record in a dead letter topic has that says of another one there that it is given up.
 DISCARDS = "discards"
 
+# How many bytes of value a dead letter had when that was too much for its topic, and was left out.
+OMITTED_BYTES = "omitted-bytes"
+
 
 class Message(NamedTuple):
     """Bytes for a topic. Nothing in it is interpreted any more.

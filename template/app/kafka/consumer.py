@@ -5,8 +5,8 @@ It runs for as long as the process: whatever Kafka or the database do, it waits 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ from app.kafka.producer import Producer
 from app.kafka.retry import due_at
 from app.kafka.settings import KafkaSettings, client_options, reason_for
 from app.kafka.subscription import Subscription
-from app.kafka.topics import is_delay_topic, origins
+from app.kafka.topics import begins_at_the_oldest, is_delay_topic, origins
 from app.unit_of_work import UnitsOfWork
 
 log = structlog.get_logger(__name__)
@@ -34,6 +34,7 @@ KEEP_ALIVE_SECONDS = 3.0
 COMMIT_TIMEOUT_SECONDS = 5.0
 CLOSE_TIMEOUT_SECONDS = 5.0
 RESTART_SECONDS = (0.2, 5.0)
+COMMIT_AGAIN_SECONDS = (0.1, 5.0)
 
 
 class TopicsMissing(Exception):
@@ -59,6 +60,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         self._subscription = subscription
         self._settings = settings
         self._origins = origins(subscription, registry)
+        self._reads_all = all(begins_at_the_oldest(topic, settings) for topic in self._origins)
         begin_at_zero(self.name, self._origins)
         self._processor = Processor(
             subscription, registry, self._origins, units, producer, self.status
@@ -125,7 +127,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         return {
             **client_options(settings),
             "group_id": f"{settings.kafka_group_id}.{self.name}",
-            "auto_offset_reset": settings.kafka_auto_offset_reset,
+            # `_reset` does it where not all topics begin at the same end.
+            "auto_offset_reset": "earliest" if self._reads_all else "none",
             "enable_auto_commit": False,
             "session_timeout_ms": int(settings.kafka_session_timeout_seconds * 1000),
             "heartbeat_interval_ms": int(settings.kafka_session_timeout_seconds * 1000 / 5),
@@ -174,8 +177,24 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 
     async def _poll(self, client: AIOKafkaConsumer, seconds: float) -> tuple[int, Batch]:
         """What is fetched, and under which assignment."""
-        fetched = await client.getmany(timeout_ms=int(seconds * 1000))
+        try:
+            fetched = await client.getmany(timeout_ms=int(seconds * 1000))
+        except kafka_errors.NoOffsetForPartitionError as error:
+            (tp,) = error.args
+            fetched = await self._reset(client, [tp])
+        except kafka_errors.OffsetOutOfRangeError as error:
+            (positions,) = error.args
+            fetched = await self._reset(client, positions)
         return self._assignments, fetched
+
+    async def _reset(self, client: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> Batch:
+        """Begin to read `partitions`, where nothing is committed, or no longer there."""
+        for tp in client.assignment().intersection(partitions):
+            if begins_at_the_oldest(tp.topic, self._settings):
+                await client.seek_to_beginning(tp)
+            else:
+                await client.seek_to_end(tp)
+        return {}
 
     def _keep(self, client: AIOKafkaConsumer, fetched: Mapping[TopicPartition, Any]) -> None:
         for tp, records in fetched.items():
@@ -251,31 +270,37 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 
     async def _commit(self, client: AIOKafkaConsumer, progress: Progress) -> None:
         """Commit what is done, waiting for the broker as long as the partitions are ours."""
-        while not await self._commit_once(client, progress):
+        wait, longest = COMMIT_AGAIN_SECONDS
+        while (refusal := await self._commit_once(client, progress)) is not None:
             if self.status.draining.is_set():
                 log.warning("offsets not committed before the end", consumer=self.name)
                 return
-            self.status.blocked("the broker takes no offsets")
+            self.status.blocked(f"the broker takes no offsets: {type(refusal).__name__}")
+            with suppress(Draining):  # once more, then
+                await self.status.wait(wait)
+            wait = min(wait * 2, longest)
         if self.status.trouble is not None:
             self.status.unblocked()
 
-    async def _commit_once(self, client: AIOKafkaConsumer, progress: Progress) -> bool:
+    async def _commit_once(
+        self, client: AIOKafkaConsumer, progress: Progress
+    ) -> TimeoutError | kafka_errors.KafkaError | None:
+        """Why the broker did not take the offsets; None when there is nothing left to commit."""
         offsets = progress.committable()
         if not offsets:
-            return True
+            return None
         try:
             async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
                 await client.commit(offsets)
         except (kafka_errors.CommitFailedError, kafka_errors.IllegalStateError) as error:
             # Another member has the partitions; what it handles again, the inbox recognises.
             log.info("offsets not committed", consumer=self.name, reason=str(error))
-            return True
+            return None
         except (TimeoutError, kafka_errors.KafkaError) as error:
-            log.debug("commit failed", consumer=self.name, error=repr(error))
-            return False
+            return error
         progress.committed(offsets)
         self._lag.handled(offsets)
-        return True
+        return None
 
     # Rebalances
 
@@ -291,7 +316,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         if not self._stopping.is_set():
             self.status.draining.clear()
         self.status.assigned = True
-        self.status.progressed()
+        self.status.unblocked()  # what it waited for was with the partitions that it had
         self._lag.assigned(assigned)
         log.info("partitions assigned", consumer=self.name, partitions=len(assigned))
 

@@ -32,6 +32,7 @@ class DeadLetter:
     replays: int
     error_type: str
     error_message: str
+    omitted_bytes: int
     first_failed_at: datetime | None
     last_failed_at: datetime | None
     discards: str | None  # another's id: that one is given up, and this is no dead letter itself
@@ -53,6 +54,7 @@ class DeadLetter:
             replays=header_number(record.headers, names.REPLAYS),
             error_type=text(names.ERROR_TYPE),
             error_message=text(names.ERROR_MESSAGE),
+            omitted_bytes=header_number(record.headers, names.OMITTED_BYTES),
             first_failed_at=header_time(record.headers, names.FIRST_FAILED_AT),
             last_failed_at=header_time(record.headers, names.LAST_FAILED_AT),
             discards=header(record.headers, names.DISCARDS),

@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from app.kafka.settings import KafkaSettings, reason_for
+from app.kafka.topics import begins_at_the_oldest
 
 log = structlog.get_logger(__name__)
 
@@ -191,7 +192,7 @@ class ConsumerStatus:
             log.warning("consumer waits", consumer=self.consumer, reason=reason)
         self._troubles[where] = reason
         paused.labels(self.consumer, "infrastructure").set(1)
-        self.progressed()
+        self._waited(where)
 
     def unblocked(self, where: Waiting = Waiting.WORK) -> None:
         after = self._troubles.pop(where, None)
@@ -199,7 +200,12 @@ class ConsumerStatus:
             log.info("consumer goes on", consumer=self.consumer, after=after)
         if not self._troubles:
             paused.labels(self.consumer, "infrastructure").set(0)
-        self.progressed()
+        self._waited(where)
+
+    def _waited(self, where: Waiting) -> None:
+        # Whether Kafka answers is asked beside the work: it tells nothing of a handler that hangs.
+        if where is Waiting.WORK:
+            self.progressed()
 
 
 class LagMeter:
@@ -259,17 +265,20 @@ class LagMeter:
         for tp in partitions:
             if self._handled.get(tp) is None:
                 await self._seed(client, tp)
+        beginnings = await client.beginning_offsets(partitions)
         ends = await client.end_offsets(partitions)
         for tp, end in ends.items():
             handled = self._handled.get(tp)
             if handled is not None:
+                # What retention has deleted waits for nobody any more.
                 gauge = lag.labels(self._consumer, tp.topic, tp.partition)
-                gauge.set(max(0, end - handled))
+                gauge.set(max(0, end - max(handled, beginnings[tp])))
                 self._measured.add(tp)
 
     async def _seed(self, client: AIOKafkaConsumer, tp: TopicPartition) -> None:
         offset = await client.committed(tp)
-        if offset is None:  # nothing committed yet: counted from the beginning
-            offset = (await client.beginning_offsets([tp]))[tp]
+        if offset is None:  # nothing committed yet: counted from where reading begins
+            whole = begins_at_the_oldest(tp.topic, self._settings)
+            offset = 0 if whole else (await client.end_offsets([tp]))[tp]
         if tp in self._handled and self._handled[tp] is None:
             self._handled[tp] = offset

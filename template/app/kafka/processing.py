@@ -23,7 +23,13 @@ from app import tracing
 from app.database import is_unavailable, summary, words_of
 from app.kafka import metrics
 from app.kafka.codec import CE_ID, CORRELATION_ID, Message, decode, header, trace_of
-from app.kafka.errors import BrokerUnavailable, PermanentError, SendError, UndecodableMessage
+from app.kafka.errors import (
+    BrokerUnavailable,
+    MessageTooLarge,
+    PermanentError,
+    SendError,
+    UndecodableMessage,
+)
 from app.kafka.event import BaseEvent, EventRegistry
 from app.kafka.inbox import claim
 from app.kafka.metrics import ConsumerStatus, Draining
@@ -36,6 +42,7 @@ from app.kafka.retry import (
     delay_after,
     delayed,
     due_at,
+    without_value,
 )
 from app.kafka.subscription import Subscription, describe
 from app.kafka.topics import is_replay_topic
@@ -117,6 +124,10 @@ def split(records: Sequence[ConsumerRecord], lanes: int) -> list[list[ConsumerRe
 
 class InboxUnavailable(Exception):
     """Nothing can be recorded as applied. `app db upgrade` makes a missing table."""
+
+
+class HandlerCancelled(Exception):
+    """A handler awaited something that had been cancelled. Nobody cancelled the handler."""
 
 
 class Delivery(NamedTuple):
@@ -224,7 +235,13 @@ class Processor:
             ids = [delivery.event.event_id for delivery in deliveries]
             new = await self._claim(uow, ids)
             fresh = _first_of_each(deliveries, new)
-            await self._handle(fresh, uow)
+            try:
+                await self._handle(fresh, uow)
+            except asyncio.CancelledError as error:
+                if _is_being_cancelled():
+                    raise
+                # As it is, it would end the lane without a word: no attempt, no dead letter.
+                raise HandlerCancelled("the handler awaited what had been cancelled") from error
         self._count(deliveries, fresh)
         self._tell(fresh)
         self._status.progressed()
@@ -327,20 +344,30 @@ class Processor:
             delay = delay_after(self._subscription, origin, record.topic)
         if delay is not None:
             message = delayed(record, self._subscription, origin, delay, attempts, error)
-            await self._forward(message)
-            metrics.messages_retried.labels(self._name, origin, "delay_topic").inc()
-            log.warning("message delayed", to=message.topic, **self._at_last(error, record))
-            return
+            if await self._forward(message):
+                metrics.messages_retried.labels(self._name, origin, "delay_topic").inc()
+                log.warning("message delayed", to=message.topic, **self._at_last(error, record))
+                return
         message = dead_letter(record, self._subscription, origin, attempts, error)
-        await self._forward(message)
+        if not await self._forward(message):
+            message = without_value(message)
+            await self._patiently(lambda: self._producer.send(message), _is_unsent)
         metrics.messages_dead_lettered.labels(self._name, origin).inc()
         log.error("message dead-lettered", to=message.topic, **self._at_last(error, record))
 
-    async def _forward(self, message: Message) -> None:
+    async def _forward(self, message: Message) -> bool:
+        """Send it on; False if it is larger than anything that the service sends."""
         # Until Kafka confirms it, the message is nowhere but on its own partition: keep at it,
         # whatever the reason for which it is not taken.
-        await self._patiently(lambda: self._producer.send(message), _is_unsent)
+        try:
+            await self._patiently(
+                lambda: self._producer.send(message),
+                lambda error: _is_unsent(error) and not isinstance(error, MessageTooLarge),
+            )
+        except MessageTooLarge:
+            return False
         self._status.progressed()
+        return True
 
     async def _give_up_undecodable(self, entry: Undecodable) -> None:
         self._failed(entry.record, entry.error, "permanent")
@@ -461,6 +488,11 @@ def _first_of_each(deliveries: Sequence[Delivery], new: set[UUID]) -> Sequence[D
             left.discard(delivery.event.event_id)
             fresh.append(delivery)
     return fresh
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _is_away(error: Exception) -> bool:

@@ -66,7 +66,7 @@ def dead_letter(
 ) -> Message:
     """`record` on its way to the dead letter topic: key, bytes and headers as they were."""
     history = _history(record, subscription, origin, attempts, error, datetime.now(UTC))
-    history |= {names.DUE_AT: None, names.DISCARDS: None}
+    history |= {names.DUE_AT: None, names.DISCARDS: None, names.OMITTED_BYTES: None}
     return Message(
         dead_letter_topic(origin, subscription.name),
         record.key,
@@ -77,10 +77,20 @@ def dead_letter(
     )
 
 
+def without_value(letter: Message) -> Message:
+    """A dead letter that is too large for its topic: where the message is, and what was wrong.
+
+    The message itself is on its own topic, for as long as that keeps it.
+    """
+    size = len(letter.value or b"")
+    headers = with_headers(letter.headers, {names.OMITTED_BYTES: str(size)})
+    return letter._replace(value=b"", headers=headers)
+
+
 def replayed(record: ConsumerRecord) -> Message:
     """A dead letter on its way back to the consumer that it failed in, and to no other.
 
-    Raises ValueError when the record does not say where it came from.
+    Raises ValueError when the record does not say where it came from, or is not whole.
     """
     origin = header(record.headers, names.ORIGIN_TOPIC)
     consumer = header(record.headers, names.CONSUMER)
@@ -88,6 +98,13 @@ def replayed(record: ConsumerRecord) -> Message:
         raise ValueError(
             f"offset {record.offset} of {record.topic} has no {names.ORIGIN_TOPIC} and"
             f" {names.CONSUMER} headers: it is no dead letter of this service"
+        )
+    if size := header_number(record.headers, names.OMITTED_BYTES):
+        place = f"{origin}[{header_number(record.headers, names.ORIGIN_PARTITION)}]"
+        raise ValueError(
+            f"offset {record.offset} of {record.topic} is without its value, whose {size} bytes were"
+            f" too many: it is at offset {header_number(record.headers, names.ORIGIN_OFFSET)} of"
+            f" {place}, for as long as that is kept"
         )
     changes: dict[str, str | None] = {
         names.REPLAYED_AT: datetime.now(UTC).isoformat(),

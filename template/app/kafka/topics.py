@@ -47,6 +47,15 @@ def is_replay_topic(topic: str) -> bool:
     return len(parts) == 5 and parts[4] == "replay"
 
 
+def begins_at_the_oldest(topic: str, settings: KafkaSettings) -> bool:
+    """Whether a consumer that has committed nothing reads what is in `topic` already.
+
+    What has failed is never passed over, whatever KAFKA_AUTO_OFFSET_RESET says of other topics.
+    """
+    has_failed = is_delay_topic(topic) or is_replay_topic(topic)
+    return has_failed or settings.kafka_auto_offset_reset == "earliest"
+
+
 def format_delay(delay: timedelta) -> str:
     """A delay as people write it: 5s, 10m, 2h."""
     seconds = int(delay.total_seconds())

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
+from aiokafka import ConsumerRecord
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -248,6 +249,29 @@ async def test_a_delayed_message_does_not_block_the_others(world: World) -> None
         await world.send(first, *others)
         effects = await world.has_effects(19)
     assert [number for _, number in effects] == list(range(1, 20))
+
+
+async def test_what_waits_in_a_delay_topic_is_read_though_others_begin_at_their_end(
+    world: World,
+) -> None:
+    world.settings = world.settings.model_copy(update={"kafka_auto_offset_reset": "latest"})
+    subscription = Subscription(
+        "counter",
+        {Counted: failing(1, RuntimeError("not yet"))},
+        retry=delaying(1, timedelta(seconds=3)),
+    )
+    await world.create_topics(subscription)
+    await world.send(Counted(name="old", number=0))
+
+    async def send_and_look() -> list[ConsumerRecord]:
+        await world.send(Counted(name="new", number=1))
+        return await world.records(f"{world.topic}.counter.retry.3s")
+
+    async with world.running(subscription):  # and stopped before the delay is over
+        waiting = await eventually(send_and_look)
+    async with world.running(subscription):
+        effects = await world.has_effects(len(waiting))
+    assert set(effects) == {("new", 1)}
 
 
 async def test_attempts_and_first_failure_travel_through_the_delays_to_the_dead_letter(
