@@ -1,5 +1,6 @@
 """The database: engine, sessions, and which of its errors mean that it is away."""
 
+import asyncio
 from typing import Any
 
 import asyncpg
@@ -33,8 +34,12 @@ _SCHEMA_CODES = {"42P01", "42703"}
 _UNAVAILABLE_CODES = {"25006", *_SCHEMA_CODES}
 
 
+# How long connections may take to be closed in good order.
+_CLOSE_SECONDS = 3.0
+
+
 class DatabaseUnavailable(Exception):
-    """No connection to PostgreSQL could be made."""
+    """No connection to PostgreSQL could be made, or there was no answer in time."""
 
 
 class Base(DeclarativeBase):
@@ -47,6 +52,9 @@ class DatabaseSettings(EnvSettings):
     """How to reach PostgreSQL.
 
     `database_url` is taken as `postgresql://…` or with a driver, with libpq's parameters (`sslmode`).
+    `database_command_timeout_seconds` is for statements of processes that serve, locks that they wait
+    for included: a database that has not answered by then is taken to be away, as a host that is
+    gone does not say so. Migrations and the command line have no such limit.
     `database_pooler` is for a transaction pooler between the service and the server (PgBouncer):
     no prepared statement is kept from one transaction to the next.
     """
@@ -56,6 +64,7 @@ class DatabaseSettings(EnvSettings):
     database_max_overflow: int = Field(10, ge=0)
     database_pool_timeout_seconds: float = Field(5.0, gt=0)
     database_connect_timeout_seconds: float = Field(5.0, gt=0)
+    database_command_timeout_seconds: float = Field(60.0, gt=0)
     database_pooler: bool = False
 
     @field_validator("database_url")
@@ -80,12 +89,17 @@ def async_url(database_url: str) -> URL:
 
 
 class Database:
-    """The connection pool and the sessions on it."""
+    """The connection pool and the sessions on it.
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    Statements take at most `database_command_timeout_seconds`, or as long as they need if `patient`.
+    """
+
+    def __init__(self, settings: DatabaseSettings, *, patient: bool = False) -> None:
+        limit = None if patient else settings.database_command_timeout_seconds
         self.engine = open_engine(
             settings.database_url.get_secret_value(),
             connect_seconds=settings.database_connect_timeout_seconds,
+            command_seconds=limit,
             pooler=settings.database_pooler,
             pool_size=settings.database_pool_size,
             max_overflow=settings.database_max_overflow,
@@ -101,16 +115,32 @@ class Database:
             await connection.execute(text("SELECT 1"))
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        """Close the connections; a server that does not answer is hung up on after a few seconds."""
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self.engine.dispose()
+        except TimeoutError:
+            event.listen(self.engine.sync_engine, "close", _hang_up)
+            await self.engine.dispose()
+
+
+def _hang_up(dbapi_connection: Any, _record: Any) -> None:
+    dbapi_connection.driver_connection.terminate()
 
 
 def open_engine(
-    database_url: str, *, connect_seconds: float = 5.0, pooler: bool = False, **options: Any
+    database_url: str,
+    *,
+    connect_seconds: float = 5.0,
+    command_seconds: float | None = None,
+    pooler: bool = False,
+    **options: Any,
 ) -> AsyncEngine:
     """An engine for `database_url`; `options` are those of SQLAlchemy's create_engine.
 
-    Where no connection can be made, whatever the reason, it raises DatabaseUnavailable. Its errors do
-    not repeat what statements were given, as that may be personal data.
+    Where no connection can be made, whatever the reason, and where a statement is not answered within
+    `command_seconds`, it raises DatabaseUnavailable. Its errors do not repeat what statements were
+    given, as that may be personal data.
     """
     url = async_url(database_url)
     libpq = _libpq_url(url)
@@ -120,7 +150,9 @@ def open_engine(
     async def connect(*_parts: Any, **_names: Any) -> Any:
         # SQLAlchemy hands over the URL in parts, of which asyncpg does not know all.
         try:
-            return await asyncpg.connect(libpq, timeout=connect_seconds, **cache)
+            return await asyncpg.connect(
+                libpq, timeout=connect_seconds, command_timeout=command_seconds, **cache
+            )
         except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             reason = str(error) or type(error).__name__  # a time-out has no words
             host = url.host or "a local socket"
@@ -139,6 +171,7 @@ def open_engine(
     )
     event.listen(engine.sync_engine, "checkout", _replace_closed_connection)
     event.listen(engine.sync_engine, "handle_error", _forget_row)
+    event.listen(engine.sync_engine, "handle_error", _take_for_away)
     return engine
 
 
@@ -153,6 +186,14 @@ def _forget_row(context: ExceptionContext) -> None:
     cause = context.original_exception.__cause__
     if isinstance(cause, asyncpg.PostgresError):
         cause.detail = None
+
+
+def _take_for_away(context: ExceptionContext) -> None:
+    # SQLAlchemy does not use the connection again after a time-out. Those in the pool would each have
+    # a wait of their own for a host that is gone.
+    if isinstance(context.original_exception, TimeoutError):
+        context.invalidate_pool_on_disconnect = True
+        raise DatabaseUnavailable("PostgreSQL did not answer a statement in time")
 
 
 def _libpq_url(url: URL) -> str:

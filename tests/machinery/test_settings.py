@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 from samples import meter_read
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -309,6 +310,99 @@ async def test_behind_a_pooler_no_prepared_statement_is_kept(
     await database.close()
 
     assert asked["statement_cache_size"] == 0
+
+
+class Link:
+    """TCP to PostgreSQL, that can die as it does when a host is gone: without a word."""
+
+    def __init__(self, server_url: str) -> None:
+        self._server_url = make_url(server_url)
+        self._dead = asyncio.Event()  # of the connections that are open
+        self._writers: list[asyncio.StreamWriter] = []
+
+    def die(self) -> None:
+        """Carry nothing more for the connections that are open; new ones work."""
+        self._dead.set()
+        self._dead = asyncio.Event()
+
+    async def open(self) -> str:
+        """Listen; the URL to connect to."""
+        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        host, port = self._listener.sockets[0].getsockname()
+        through = self._server_url.set(host=host, port=port)
+        return through.render_as_string(hide_password=False)
+
+    def close(self) -> None:
+        self._listener.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dead = self._dead
+        server = await asyncio.open_connection(self._server_url.host, self._server_url.port)
+        self._writers += [writer, server[1]]
+        await asyncio.gather(
+            self._carry(reader, server[1], dead), self._carry(server[0], writer, dead)
+        )
+
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dead: asyncio.Event
+    ) -> None:
+        while data := await reader.read(65_536):
+            if not dead.is_set():
+                writer.write(data)
+        if not dead.is_set():
+            writer.close()
+
+
+@pytest.fixture
+async def link(database_server_url: str) -> AsyncIterator[Link]:
+    link = Link(database_server_url)
+    yield link
+    link.close()
+
+
+def impatient(url: str, seconds: float) -> DatabaseSettings:
+    return DatabaseSettings(
+        database_url=SecretStr(url), database_command_timeout_seconds=seconds, _env_file=None
+    )
+
+
+async def open_two(database: Database) -> None:
+    """Leave two connections in the pool."""
+    async with database.engine.connect() as first, database.engine.connect() as second:
+        await first.execute(text("SELECT 1"))
+        await second.execute(text("SELECT 1"))
+
+
+async def test_a_connection_that_died_without_a_word_is_told_and_not_used_again(link: Link) -> None:
+    database = Database(impatient(await link.open(), seconds=3))
+    await open_two(database)
+    link.die()
+
+    with pytest.raises(DatabaseUnavailable) as away:
+        async with asyncio.timeout(30):
+            await database.ping()
+    await database.ping()  # neither on that one nor on the other
+    await database.close()
+
+    assert is_unavailable(away.value)
+
+
+async def test_closing_does_not_wait_for_a_server_that_does_not_answer(link: Link) -> None:
+    database = Database(impatient(await link.open(), seconds=60))
+    await open_two(database)
+    link.die()
+
+    async with asyncio.timeout(30):
+        await database.close()
+
+
+async def test_a_command_may_take_as_long_as_it_needs(database_server_url: str) -> None:
+    database = Database(impatient(database_server_url, seconds=0.1), patient=True)
+    async with database.engine.connect() as connection:
+        await connection.execute(text("SELECT pg_sleep(1)"))
+    await database.close()
 
 
 class Story:

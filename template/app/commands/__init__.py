@@ -1,7 +1,7 @@
 """The command line, a module a group. `app/cli.py` says which are plugged in."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,12 +9,14 @@ from typing import TypeVar
 
 from app import config, wiring
 from app.config import ConfigurationError, EnvSettings, Settings
+from app.database import Database, DatabaseSettings
 from app.kafka.event import EventRegistry
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.kafka.topics import Topic, wanted
 
 S = TypeVar("S", bound=EnvSettings)
+T = TypeVar("T")
 
 
 def load(settings: type[S]) -> S:
@@ -33,6 +35,18 @@ def advice(settings: type[EnvSettings], name: str) -> str:
     """What to do when the server that `name` is about is away, if nobody named one."""
     named = name.lower() in load(settings).model_fields_set
     return "" if named else f"; start `uv run app dev` in this folder, or set {name}"
+
+
+async def on_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do `work` on the service's database. Its statements may take as long as they need.
+
+    Raises ConfigurationError.
+    """
+    database = Database(load(DatabaseSettings), patient=True)
+    try:
+        return await work(database)
+    finally:
+        await database.close()
 
 
 @cache  # it is said once

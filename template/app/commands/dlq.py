@@ -10,10 +10,10 @@ from uuid import UUID
 import typer
 from aiokafka import ConsumerRecord
 
-from app.commands import Context, load
+from app.commands import Context, on_database
 from app.commands.events import one_line
 from app.commands.events import show as show_record
-from app.database import Database, DatabaseSettings
+from app.database import Database
 from app.kafka import inbox
 from app.kafka.codec import Message
 from app.kafka.dlq import DeadLetter, Filter, dead_letter_topics, is_readable, newest, read
@@ -207,16 +207,16 @@ async def _find(
 
 async def _applied(letters: Sequence[DeadLetter]) -> set[tuple[str, str, int, int]]:
     """The dead letters whose events the inbox knows: a replay has already succeeded."""
-    database = Database(load(DatabaseSettings))
     known: set[tuple[str, UUID]] = set()
-    try:
+
+    async def ask(database: Database) -> None:
         async with database.sessions() as session:
             for consumer in {letter.consumer for letter in letters}:
                 ids = [x.event_id for x in letters if x.consumer == consumer and x.event_id]
                 found = await inbox.applied(session, consumer, ids)
-                known |= {(consumer, event_id) for event_id in found}
-    finally:
-        await database.close()
+                known.update((consumer, event_id) for event_id in found)
+
+    await on_database(ask)
     return {x.identity for x in letters if x.event_id and (x.consumer, x.event_id) in known}
 
 

@@ -5,20 +5,19 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
 import typer
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app import wiring
-from app.commands import load
-from app.database import Database, DatabaseSettings
+from app.commands import on_database
+from app.database import Database
 from app.domain import EventOutOfPlace
 from app.errors import VersionConflict
 from app.event_sourcing.category import Category, UnknownEvent
 from app.event_sourcing.store import BrokenStream, EventStore, Loaded, StoredEvent
 
-T = TypeVar("T")
 State = Any  # of whatever the streams are about; it has an `id`
 View = Any  # what is read of it
 Mend = Callable[[AsyncSession, Loaded[State]], Awaitable[None]]
@@ -80,7 +79,7 @@ def streams(after: After = 0, limit: Limit = 100) -> None:
             found = await store.load_many(await store.streams(after, limit))
             return found, await store.count()
 
-    found, count = asyncio.run(_on_database(read))
+    found, count = asyncio.run(on_database(read))
     for loaded in found:
         began, changed = (
             moment.isoformat(timespec="seconds") for moment in (loaded.began_at, loaded.changed_at)
@@ -98,7 +97,7 @@ def show(id: StreamId) -> None:
         async with database.sessions() as session:
             return await EventStore(session, CATEGORY).events(id)
 
-    found = asyncio.run(_on_database(read))
+    found = asyncio.run(on_database(read))
     if not found:
         raise _failure(f"there is no {CATEGORY.name} {id}")
     for stored in found:
@@ -110,7 +109,7 @@ def verify(repair: Repair = False, patience: Patience = 5.0) -> None:
     """Work out every state from its events, and compare it with what is read; 1 if any differs."""
     if repair and STREAMS.mend is None:
         raise _failure("a read side is not mended, but filled anew: app projections rebuild")
-    count, faults = asyncio.run(_on_database(lambda d: _verify(d, repair, patience)))
+    count, faults = asyncio.run(on_database(lambda d: _verify(d, repair, patience)))
     left = [fault for fault in faults if not fault.mended]
     for fault in faults:
         typer.echo(f"{fault.id}: {fault.what}{'; mended' if fault.mended else ''}")
@@ -137,7 +136,7 @@ def import_rows() -> None:
             total += done
 
     try:
-        typer.echo(f"{asyncio.run(_on_database(work))} {CATEGORY.name}s imported")
+        typer.echo(f"{asyncio.run(on_database(work))} {CATEGORY.name}s imported")
     except VersionConflict as conflict:
         raise _failure(f"something else writes {CATEGORY.name}s: {conflict}") from conflict
 
@@ -237,14 +236,6 @@ async def _mend(database: Database, id: int) -> bool:
             return False
         await STREAMS.mend(session, loaded)
         return True
-
-
-async def _on_database(work: Callable[[Database], Awaitable[T]]) -> T:
-    database = Database(load(DatabaseSettings))
-    try:
-        return await work(database)
-    finally:
-        await database.close()
 
 
 def _whole(stored: StoredEvent[Any]) -> str:

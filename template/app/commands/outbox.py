@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from app.commands import load
+from app.commands import on_database
 from app.commands.events import one_line
 from app.commands.serve import Host, Port
-from app.database import Database, DatabaseSettings
+from app.database import Database
 from app.outbox import monitor, store
 from app.outbox.model import HEADER_COLUMNS, ParkedRow
 from app.outbox.store import Filter
@@ -28,8 +27,6 @@ def relay(host: Host = "127.0.0.1", port: Port = 8002) -> None:
     """
     serve({Role.RELAY}, host, port)
 
-
-T = TypeVar("T")
 
 group = typer.Typer(help="Events on their way to Kafka.", no_args_is_help=True)
 commands.add_typer(group, name="outbox")
@@ -58,7 +55,7 @@ def status(topic: TopicName = None, key: Key = None) -> None:
 @group.command()
 def show(event: Annotated[int, typer.Argument(help="As `app outbox status` prints it.")]) -> None:
     """Show one parked event: why, its headers, its body."""
-    rows = asyncio.run(_on_database(lambda database: _find(database, Filter([event]), None)))
+    rows = asyncio.run(on_database(lambda database: _find(database, Filter([event]), None)))
     if not rows:
         raise _failure(f"no event {event} is parked: `app outbox status` shows those that are")
     typer.echo(_whole(rows[0]))
@@ -76,9 +73,7 @@ def retry(
     meant = _meant(ids, topic, key, every)
     _say("would retry" if dry_run else "retrying", meant)
     if not dry_run:
-        count = asyncio.run(
-            _on_database(lambda database: store.retry(database.engine, _ids(meant)))
-        )
+        count = asyncio.run(on_database(lambda database: store.retry(database.engine, _ids(meant))))
         typer.echo(f"{count} events are on their way again")
 
 
@@ -95,7 +90,7 @@ def discard(
     _say("would discard" if dry_run else "discarding", meant)
     if not dry_run:
         count = asyncio.run(
-            _on_database(lambda database: store.discard(database.engine, _ids(meant)))
+            on_database(lambda database: store.discard(database.engine, _ids(meant)))
         )
         typer.echo(f"{count} events are gone")
 
@@ -106,7 +101,7 @@ def _meant(
     if not (ids or topic or key or every):
         raise _failure("say which events: their ids, --topic, --key or --all")
     only = Filter(ids or (), topic, key)
-    rows = asyncio.run(_on_database(lambda database: _find(database, only, False)))
+    rows = asyncio.run(on_database(lambda database: _find(database, only, False)))
     if missing := set(ids or ()) - {row.id for row in rows}:
         numbers = ", ".join(map(str, sorted(missing)))
         raise _failure(f"not parked: {numbers}; `app outbox status` shows the events that are")
@@ -126,20 +121,12 @@ async def _status(only: Filter) -> tuple[monitor.Standing, list[ParkedRow]]:
     async def look(database: Database) -> tuple[monitor.Standing, list[ParkedRow]]:
         return await monitor.standing(database.engine), await _find(database, only, False)
 
-    return await _on_database(look)
+    return await on_database(look)
 
 
 async def _find(database: Database, only: Filter, held: bool | None) -> list[ParkedRow]:
     async with database.sessions() as session:
         return await store.find(session, only, held)
-
-
-async def _on_database(work: Callable[[Database], Awaitable[T]]) -> T:
-    database = Database(load(DatabaseSettings))
-    try:
-        return await work(database)
-    finally:
-        await database.close()
 
 
 def _line(row: ParkedRow) -> str:

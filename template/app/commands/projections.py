@@ -2,20 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, TypeVar
+from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 from sqlalchemy import select
 
 from app import wiring
-from app.commands import Context, load
+from app.commands import Context, on_database
 from app.cqrs import lag
 from app.cqrs.projection import RebuildRow
 from app.cqrs.rebuild import BATCH, AnyProjection, Progress, RebuildRefused
-from app.database import Database, DatabaseSettings
-
-T = TypeVar("T")
+from app.database import Database
 
 commands = typer.Typer()
 group = typer.Typer(help="The read side and its projections.", no_args_is_help=True)
@@ -40,7 +38,7 @@ def status() -> None:
     """Show how far each projection is behind, and how its rebuild stands."""
     context = Context.from_environment()
     lags = asyncio.run(lag.measure(context.kafka, context.registry, wiring.PROJECTORS))
-    rebuilds = asyncio.run(_on_database(_rebuilds))
+    rebuilds = asyncio.run(on_database(_rebuilds))
     for entry in wiring.PROJECTIONS:
         name = entry.projection.name
         behind = lags[name]
@@ -56,7 +54,7 @@ def rebuild(name: Name, batch: BatchSize = BATCH) -> None:
     """
     entry = _find(name)
     try:
-        done = asyncio.run(_on_database(lambda database: _rebuild(entry, database, batch)))
+        done = asyncio.run(on_database(lambda database: _rebuild(entry, database, batch)))
     except RebuildRefused as refusal:
         raise _failure(str(refusal)) from refusal
     except KeyboardInterrupt:
@@ -70,7 +68,7 @@ def abandon_rebuild(name: Name) -> None:
     """Throw away what a rebuild left behind that was killed, so that projectors need not write to
     it any longer. A rebuild that runs stops."""
     entry = _find(name)
-    if asyncio.run(_on_database(lambda database: _abandon(entry, database))):
+    if asyncio.run(on_database(lambda database: _abandon(entry, database))):
         typer.echo(f"{name}: abandoned; the old one stays in place")
     else:
         typer.echo(f"{name}: there was no rebuild")
@@ -103,14 +101,6 @@ async def _rebuilds(database: Database) -> Mapping[str, str]:
             state = "runs" if await entry.is_running(database) else "was interrupted"
             said[row.projection] = f"; its rebuild {state} at {row.done} of {row.expected} rows"
     return said
-
-
-async def _on_database(work: Callable[[Database], Awaitable[T]]) -> T:
-    database = Database(load(DatabaseSettings))
-    try:
-        return await work(database)
-    finally:
-        await database.close()
 
 
 class _Reporter:
