@@ -52,14 +52,14 @@ class MigrationsNotFound(Exception):
     """The folder `migrations` is neither in the package nor beside it."""
 
 
-async def upgrade(database_url: str) -> None:
+async def upgrade(database_url: str, *, pooler: bool = False) -> None:
     """Run all migrations that are still to be run, of every module (`alembic upgrade heads`).
 
-    Two that start at once take turns. Raises MigrationMissing, MigrationsNotFound, what Alembic
+    Two that start at once take turns. `pooler` is as in DatabaseSettings. Raises MigrationMissing, MigrationsNotFound, what Alembic
     raises for a migration that fails, and what the driver raises when the database is away.
     """
     config = configuration()
-    engine = open_engine(database_url, poolclass=NullPool)
+    engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
     try:
         async with _turn(engine), engine.connect() as connection:
             await connection.run_sync(_upgrade, config)
@@ -155,11 +155,13 @@ async def _turn(engine: AsyncEngine) -> AsyncIterator[None]:
 
     It is asked for again and again instead of waited for: a statement that waits holds a snapshot,
     and a migration with CREATE INDEX CONCURRENTLY would wait for that for ever. It belongs to a
-    transaction, because behind a transaction pooler a session's lock would stay behind.
+    transaction, because behind a transaction pooler a session's lock would stay behind; and that one
+    is idle for as long as the migrations take.
     """
     async with engine.connect() as connection:
         while True:
             async with connection.begin():
+                await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
                 if await connection.scalar(
                     text("SELECT pg_try_advisory_xact_lock(:k)"), {"k": _LOCK}
                 ):
@@ -168,7 +170,9 @@ async def _turn(engine: AsyncEngine) -> AsyncIterator[None]:
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def revise(database_url: str, message: str, *, empty: bool = False) -> Path | None:
+async def revise(
+    database_url: str, message: str, *, empty: bool = False, pooler: bool = False
+) -> Path | None:
     """Write what leads from the tables of the database to those of the code; none if that is nothing.
 
     The database has to be at the newest migrations. With `empty`, the steps are left to be written.
@@ -180,7 +184,7 @@ async def revise(database_url: str, message: str, *, empty: bool = False) -> Pat
         raise NoRevision(f"{folder} is not in a project's folder: migrations are written there")
     # The settings of pyproject.toml have the hooks that format what is written.
     config = Config(toml_file=project, cmd_opts=Namespace(quiet=True), attributes={})
-    engine = open_engine(database_url, poolclass=NullPool)
+    engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
             return await connection.run_sync(_revise, config, message, empty)

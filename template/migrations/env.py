@@ -25,7 +25,11 @@ def migrate(connection: Connection) -> None:
 
 async def connect_and_migrate() -> None:
     settings = load(DatabaseSettings)
-    engine = open_engine(settings.database_url.get_secret_value(), poolclass=NullPool)
+    engine = open_engine(
+        settings.database_url.get_secret_value(),
+        pooler=settings.database_pooler,
+        poolclass=NullPool,
+    )
     async with engine.connect() as connection:
         await connection.run_sync(migrate)
     await engine.dispose()

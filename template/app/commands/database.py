@@ -22,7 +22,8 @@ def upgrade() -> None:
     `app dev` does so when it starts.
     """
     settings = load(DatabaseSettings)
-    asyncio.run(migrate.upgrade(settings.database_url.get_secret_value()))
+    url, pooler = settings.database_url.get_secret_value(), settings.database_pooler
+    asyncio.run(migrate.upgrade(url, pooler=pooler))
     typer.echo("the schema is up to date")
 
 
@@ -36,8 +37,9 @@ def revision(
     """Write the next migration: from the database's tables to those that the code describes."""
     if not message.isprintable() or {*message} & {'"', "\\"}:  # it goes into source code
         raise typer.BadParameter("use one line without double quotes and backslashes")
-    url = load(DatabaseSettings).database_url.get_secret_value()
-    path = asyncio.run(migrate.revise(url, message, empty=empty))
+    settings = load(DatabaseSettings)
+    url, pooler = settings.database_url.get_secret_value(), settings.database_pooler
+    path = asyncio.run(migrate.revise(url, message, empty=empty, pooler=pooler))
     if path is None:
         typer.echo("the database has what the code describes: nothing to write")
     else:

@@ -89,9 +89,9 @@ def _use(servers: Servers) -> None:
 
 async def _prepare() -> None:
     await _check_database()
-    context = Context.from_environment()
+    context, database = Context.from_environment(), load(DatabaseSettings)
     await asyncio.gather(
-        migrate.upgrade(load(DatabaseSettings).database_url.get_secret_value()),
+        migrate.upgrade(database.database_url.get_secret_value(), pooler=database.database_pooler),
         provision(context.kafka, context.topics()),
     )
 

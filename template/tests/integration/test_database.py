@@ -13,11 +13,14 @@ from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
+from typer.testing import CliRunner
 
+from app import migrate
+from app.cli import cli
 from app.database import Base, Database, async_url, summary
 from app.migrate import MigrationsPending, Schema, configuration, upgrade
 from app.wiring import FIRST_REQUEST
-from tests.fixtures import temporary_database
+from tests.fixtures import database_settings, temporary_database
 from tests.world import serving
 
 
@@ -65,6 +68,43 @@ async def test_upgrading_twice_changes_nothing(empty_database_url: str) -> None:
 async def test_processes_that_upgrade_at_once_take_turns(empty_database_url: str) -> None:
     await asyncio.gather(*(upgrade(empty_database_url) for _ in range(4)))
     assert "inbox" in await tables(empty_database_url)
+
+
+async def test_a_server_that_ends_idle_transactions_does_not_end_a_turn(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(database_settings(empty_database_url))
+    async with database.engine.begin() as connection:
+        name = await connection.scalar(text("SELECT quote_ident(current_database())"))
+        limit = "SET idle_in_transaction_session_timeout = '100ms'"
+        await connection.execute(text(f"ALTER DATABASE {name} {limit}"))
+    await database.close()
+
+    def slow_migration(connection: Connection, _config: Config) -> None:
+        connection.execute(text("SELECT pg_sleep(1)"))
+
+    monkeypatch.setattr(migrate, "_upgrade", slow_migration)
+    await upgrade(empty_database_url)
+
+
+async def test_behind_a_pooler_migrations_keep_no_prepared_statement(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    run_migrations = migrate._upgrade
+
+    def looking(connection: Connection, config: Config) -> None:
+        run_migrations(connection, config)
+        kept.extend(connection.scalars(text("SELECT name FROM pg_prepared_statements")))
+
+    monkeypatch.setattr(migrate, "_upgrade", looking)
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    monkeypatch.setenv("DATABASE_POOLER", "true")
+    invoke = CliRunner().invoke
+    result = await asyncio.to_thread(invoke, cli, ["db", "upgrade"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "inbox" in await tables(empty_database_url)
+    assert [name for name in kept if name] == []
 
 
 async def test_the_way_back_leaves_nothing(empty_database_url: str) -> None:
