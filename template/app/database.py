@@ -1,6 +1,7 @@
 """The database: engine, sessions, and which of its errors mean that it is away."""
 
 import asyncio
+import re
 from typing import Any
 
 import asyncpg
@@ -33,6 +34,9 @@ _UNAVAILABLE_CLASSES = ("08", "53", "57P")
 _SCHEMA_CODES = {"42P01", "42703"}
 _UNAVAILABLE_CODES = {"25006", *_SCHEMA_CODES}
 
+
+# The SQLSTATE class of values that do not fit, whether the server or asyncpg finds out.
+_DATA_EXCEPTION = "22"
 
 # How long connections may take to be closed in good order.
 _CLOSE_SECONDS = 3.0
@@ -170,7 +174,7 @@ def open_engine(
         url.set(query={}), connect_args=arguments, hide_parameters=True, **options
     )
     event.listen(engine.sync_engine, "checkout", _replace_closed_connection)
-    event.listen(engine.sync_engine, "handle_error", _forget_row)
+    event.listen(engine.sync_engine, "handle_error", _forget_values)
     event.listen(engine.sync_engine, "handle_error", _take_for_away)
     return engine
 
@@ -181,11 +185,25 @@ def _replace_closed_connection(dbapi_connection: Any, _record: Any, _proxy: Any)
         raise DisconnectionError("the server closed this connection")
 
 
-def _forget_row(context: ExceptionContext) -> None:
-    # DETAIL holds values of the row ("Key (email)=(…) already exists"), and tracebacks would show it.
+def _forget_values(context: ExceptionContext) -> None:
+    # DETAIL holds values of the row ("Key (email)=(…) already exists"), and what is said of a value
+    # that does not fit quotes it. Tracebacks would show both.
     cause = context.original_exception.__cause__
-    if isinstance(cause, asyncpg.PostgresError):
-        cause.detail = None
+    if not isinstance(cause, asyncpg.PostgresError):
+        return
+    cause.detail = None
+    if cause.sqlstate is not None and cause.sqlstate.startswith(_DATA_EXCEPTION):
+        said = _without_values(cause)
+        cause.__cause__ = None  # what asyncpg stumbled over
+        for error in (cause, context.original_exception, context.sqlalchemy_exception):
+            if error is not None:
+                error.args = (said,)
+
+
+def _without_values(error: asyncpg.PostgresError) -> str:
+    place = re.match(r"invalid input for query argument \$\d+", str(error))
+    said = place[0] if place else "data exception"
+    return f"{said} ({type(error).__name__}, SQLSTATE {error.sqlstate})"
 
 
 def _take_for_away(context: ExceptionContext) -> None:
@@ -227,7 +245,8 @@ def summary(error: BaseException) -> str:
 
 def words_of(error: BaseException) -> str:
     """What `error` says. Of the database's errors it is the first line: those that follow repeat the
-    statement, and values of the row."""
+    statement. Values are not in it (`_forget_values`), but for what a function of the service's own
+    says (RAISE)."""
     cause: BaseException = error
     if isinstance(error, StatementError) and error.orig is not None:
         cause = error.orig.__cause__ or error.orig

@@ -10,7 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, inspect, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from typer.testing import CliRunner
@@ -211,6 +211,33 @@ async def test_errors_do_not_tell_what_was_written(database: Database) -> None:
             await connection.execute(person, ada)
     said = 'duplicate key value violates unique constraint "people_pkey"'
     assert summary(refused.value) == f"IntegrityError: {said}"
+    told = "".join(traceback.format_exception(refused.value))
+    assert said in told
+    assert "ada@example.com" not in told
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (
+            "SELECT CAST(CAST(:value AS text) AS integer)",
+            "data exception (InvalidTextRepresentationError, SQLSTATE 22P02)",
+        ),
+        (
+            "SELECT CAST(:value AS uuid)",
+            "invalid input for query argument $1 (DataError, SQLSTATE 22000)",
+        ),
+    ],
+    ids=["refused by the server", "refused by the driver"],
+)
+async def test_errors_do_not_tell_a_value_that_does_not_fit(
+    database: Database, statement: str, said: str
+) -> None:
+    ada = {"value": "ada@example.com"}
+    async with database.engine.connect() as connection:
+        with pytest.raises(DBAPIError) as refused:
+            await connection.execute(text(statement), ada)
+    assert summary(refused.value) == f"DBAPIError: {said}"
     told = "".join(traceback.format_exception(refused.value))
     assert said in told
     assert "ada@example.com" not in told
