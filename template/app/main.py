@@ -6,10 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import Depends, FastAPI
 
 from app import DESCRIPTION, PROJECT_NAME, errors, health, wiring
+from app.config import load
 from app.database import Database
 from app.dependencies import refuse_unknown_query
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer, Producer
+from app.kafka.settings import client_options
 from app.migrate import Schema
 from app.runtime import Configuration, Resources, Role, Runtime
 from app.tracing import TracingMiddleware
@@ -24,9 +26,13 @@ def create_app(
     """The ASGI application of a process with `roles`.
 
     `configuration` is read from the environment unless given; `producer` takes the place of the
-    one that talks to Kafka. Raises ConfigurationError.
+    one that talks to Kafka. Raises ConfigurationError, for settings of modules and files of
+    certificates, too, so that it is told before anything starts.
     """
     chosen = configuration or Configuration.from_environment()
+    client_options(chosen.kafka)  # reads the files that it names
+    for settings in wiring.SETTINGS:
+        load(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

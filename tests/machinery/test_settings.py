@@ -14,15 +14,18 @@ import asyncpg
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from samples import meter_read
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from app import wiring
 from app.config import ConfigurationError, EnvSettings, Settings, load
 from app.database import Database, DatabaseSettings, DatabaseUnavailable, async_url, is_unavailable
 from app.kafka.event import BaseEvent
+from app.main import create_app
+from app.runtime import Role
 from app.server import STOP_SIGNALS, PortTaken, Server, listen
 from app.unit_of_work import UnitsOfWork
 
@@ -134,6 +137,30 @@ def test_a_right_database_url_is_not_shown_either(monkeypatch: pytest.MonkeyPatc
 
     assert SECRET not in repr(settings)
     assert SECRET not in settings.model_dump_json()
+
+
+class FeatureSettings(EnvSettings):
+    """Those of something that is plugged in."""
+
+    feature_size: int = Field(1, ge=1)
+
+
+def test_a_wrong_setting_of_what_is_plugged_in_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wiring, "SETTINGS", [FeatureSettings])
+    monkeypatch.setenv("FEATURE_SIZE", "0")
+
+    with pytest.raises(ConfigurationError, match="FEATURE_SIZE"):
+        create_app({Role.WORKER})
+
+
+def test_a_certificate_that_is_not_there_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SSL")
+    monkeypatch.setenv("KAFKA_SSL_CAFILE", "/nowhere/ca.pem")
+
+    with pytest.raises(ConfigurationError, match="KAFKA_SSL_CAFILE"):
+        create_app({Role.WORKER})
 
 
 def text_of(url: str) -> str:

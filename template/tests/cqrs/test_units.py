@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.config import ConfigurationError
 from app.cqrs.daily_sales import Change, Sale, changes, newer
 from app.cqrs.order_views import OrderState
 from app.cqrs.projection import newest
+from app.main import create_app
+from app.runtime import Role
 
 DAY = date(2025, 3, 1)
 
@@ -86,3 +89,9 @@ def test_the_newest_state_of_each_thing_is_left_by_id(states: list[Seen]) -> Non
 @given(st.lists(seen), st.randoms(use_true_random=False))
 def test_the_order_in_which_states_come_is_of_no_matter(states: list[Seen], random: object) -> None:
     assert newest(states) == newest(sorted(states, key=lambda state: -state.version))
+
+
+def test_a_wrong_setting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROJECTIONS_MAX_LAG_SECONDS", "0")
+    with pytest.raises(ConfigurationError, match="PROJECTIONS_MAX_LAG_SECONDS"):
+        create_app({Role.API})

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import REGISTRY, MeterRead
 
+from app.config import ConfigurationError
 from app.kafka.codec import Message, encode
 from app.kafka.errors import BrokerUnavailable, MessageRejected, SendError, UnknownTopic
 from app.kafka.producer import Outcome
+from app.main import create_app
 from app.outbox.model import (
     HEADER_COLUMNS,
     OutboxRow,
@@ -25,6 +28,7 @@ from app.outbox.model import (
 )
 from app.outbox.relay import Batch, Unsendable
 from app.outbox.store import Pending
+from app.runtime import Role
 from app.tracing import Trace, child_of
 
 
@@ -239,3 +243,9 @@ def test_the_headers_that_are_always_the_same_are_inserted() -> None:
         if name != "outbox"
     }
     assert inserted == {"ce_specversion": "1.0", "content-type": "application/json"}
+
+
+def test_a_wrong_setting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_BUCKETS", "0")
+    with pytest.raises(ConfigurationError, match="OUTBOX_BUCKETS"):
+        create_app({Role.RELAY})
