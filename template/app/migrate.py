@@ -55,8 +55,10 @@ class MigrationsNotFound(Exception):
 async def upgrade(database_url: str, *, pooler: bool = False) -> None:
     """Run all migrations that are still to be run, of every module (`alembic upgrade heads`).
 
-    Two that start at once take turns. `pooler` is as in DatabaseSettings. Raises MigrationMissing, MigrationsNotFound, what Alembic
-    raises for a migration that fails, and what the driver raises when the database is away.
+    Two that start at once take turns. `pooler` is as in DatabaseSettings.
+
+    Raises MigrationMissing, MigrationsNotFound, what Alembic raises for a migration that fails, and
+    what the driver raises when the database is away.
     """
     config = configuration()
     engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)

@@ -35,8 +35,8 @@ from app.kafka.retry import (
     discarded,
     due_at,
     replayed,
-    without_value,
     stages,
+    without_value,
 )
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 
@@ -219,7 +219,9 @@ def test_a_letter_that_does_not_say_where_it_came_from_cannot_be_replayed(missin
 
 def test_a_letter_without_its_value_tells_where_that_is_and_cannot_be_replayed() -> None:
     headers: list[Header] = [(names.OMITTED_BYTES, b"not ours")]
-    letter = dead_letter(record(b"body", partition=2, offset=7, headers=headers), BILLING, TOPIC, 3, ERROR)
+    letter = dead_letter(
+        record(b"body", partition=2, offset=7, headers=headers), BILLING, TOPIC, 3, ERROR
+    )
     assert header(letter.headers, names.OMITTED_BYTES) is None
     short = without_value(letter)
 
