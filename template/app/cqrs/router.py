@@ -113,7 +113,7 @@ async def list_daily_sales(
     """Days are those of UTC."""
     end = last or datetime.now(UTC).date()
     begin = first or max(end, date.min + timedelta(days=30)) - timedelta(days=30)
-    if not timedelta(0) <= end - begin < timedelta(days=_MOST_DAYS):
+    if not timedelta(0) <= end - begin <= timedelta(days=_MOST_DAYS):
         raise Unprocessable(
             f"first must not be after last, nor more than {_MOST_DAYS} days before it",
             pointer="/first",
