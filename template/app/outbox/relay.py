@@ -210,6 +210,8 @@ class Relay:
         async with asyncio.timeout(_STATEMENT_SECONDS), self._engine.begin() as connection:
             await store.limit_transaction(connection, _STATEMENT_SECONDS, _STATEMENT_SECONDS)
             found = await store.waiting_buckets(connection)
+        if not found and not self._broker_away:
+            self.trouble = None  # another relay has sent what waited
         random.shuffle(found)
         for bucket in found:
             if bucket in self._taken:

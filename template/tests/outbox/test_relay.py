@@ -157,6 +157,23 @@ async def test_while_the_broker_is_away_nothing_is_lost_and_no_attempt_is_counte
     assert in_order_by_key(world.delivered())
 
 
+async def test_after_an_outage_a_relay_is_well_again_though_another_sent_everything(
+    world: World,
+) -> None:
+    world.producer.available = False
+    away = FakeProducer(TOPICS)
+    away.available = False
+    async with world.relaying(), world.relaying(producer=away) as (idle,):
+        await world.write(*moved(1))
+        await eventually(lambda: asyncio.sleep(0, idle.trouble))
+        world.producer.available = True
+        await world.is_empty()
+        assert idle.trouble is not None
+        away.available = True
+        await eventually(lambda: asyncio.sleep(0, idle.trouble is None))
+    assert away.sent == []
+
+
 async def test_while_the_broker_is_away_no_transaction_is_open(world: World) -> None:
     world.producer.available = False
     async with world.relaying() as (running,):
