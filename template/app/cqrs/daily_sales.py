@@ -13,7 +13,7 @@ from datetime import UTC, date
 from decimal import Decimal
 from typing import cast
 
-from sqlalchemy import BigInteger, Date, Integer, Numeric, Table, select
+from sqlalchemy import BigInteger, Date, Integer, Numeric, Table, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -112,7 +112,8 @@ async def _sales(
 ) -> dict[int, Sale]:
     # Nobody else changes them before this transaction ends: it has the projection's turn.
     columns = (sales.c.order_id, sales.c.version, sales.c.day, sales.c.amount)
-    rows = await session.execute(select(*columns).where(sales.c.order_id.in_(order_ids)))
+    known = sales.c.order_id == func.any(list(order_ids))
+    rows = await session.execute(select(*columns).where(known))
     return {row.order_id: Sale(*row) for row in rows}
 
 

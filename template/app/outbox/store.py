@@ -13,6 +13,7 @@ from sqlalchemy import (
     String,
     bindparam,
     delete,
+    func,
     insert,
     select,
     text,
@@ -247,7 +248,7 @@ class Filter:
     def conditions(self) -> list[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = []
         if self.ids:
-            found.append(ParkedRow.id.in_(self.ids))
+            found.append(_in(self.ids))
         if self.topic is not None:
             found.append(ParkedRow.topic == self.topic)
         if self.key is not None:
@@ -289,7 +290,7 @@ async def _lock_keys(connection: AsyncConnection, ids: Sequence[int]) -> set[Ord
     buckets = {bucket_of(*message, division) for message in messages for division in divisions}
     await connection.execute(
         select(OutboxBucket.bucket)
-        .where(OutboxBucket.bucket.in_(buckets))
+        .where(OutboxBucket.bucket == func.any(list(buckets)))
         .order_by(OutboxBucket.bucket)
         .with_for_update()
     )
@@ -299,7 +300,8 @@ async def _lock_keys(connection: AsyncConnection, ids: Sequence[int]) -> set[Ord
 async def _free(connection: AsyncConnection, keys: Iterable[OrderKey]) -> list[int]:
     """The rows of `keys` that are held although nothing before them is parked any more."""
     query = select(ParkedRow.id, ParkedRow.topic, ParkedRow.key, ParkedRow.held)
-    rows = (await connection.execute(query.where(ParkedRow.key.in_({k for _, k in keys})))).all()
+    of_keys = ParkedRow.key == func.any(list({key for _, key in keys}))
+    rows = (await connection.execute(query.where(of_keys))).all()
     blocked = {order_key(row.topic, row.key) for row in rows if not row.held}
     free = set(keys) - blocked
     return [row.id for row in rows if row.held and order_key(row.topic, row.key) in free]
@@ -313,4 +315,5 @@ async def _put_back(connection: AsyncConnection, ids: Sequence[int]) -> int:
 
 
 def _in(ids: Sequence[int]) -> ColumnElement[bool]:
-    return ParkedRow.id.in_(ids)
+    # One argument: a statement has at most 32,767, and more rows than that may be held.
+    return ParkedRow.id == func.any(list(ids))

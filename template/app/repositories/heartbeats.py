@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from sqlalchemy import BigInteger, DateTime, Identity, String, func, select
+from sqlalchemy import ARRAY, BigInteger, DateTime, Identity, String, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -67,9 +67,13 @@ class HeartbeatCountRepository:
         """Add to the count of each source. Rows are locked in the order of their sources."""
         if not heartbeats:
             return
-        new = insert(HeartbeatCount).values(
-            [{"source": source, "heartbeats": n} for source, n in sorted(heartbeats.items())]
+        sources, numbers = zip(*sorted(heartbeats.items()), strict=True)
+        # As two arrays: a statement has at most 32,767 arguments.
+        rows = select(
+            func.unnest(literal(sources, ARRAY(String))),
+            func.unnest(literal(numbers, ARRAY(BigInteger))),
         )
+        new = insert(HeartbeatCount).from_select(["source", "heartbeats"], rows)
         total = HeartbeatCount.heartbeats + new.excluded.heartbeats
         await self._session.execute(
             new.on_conflict_do_update(

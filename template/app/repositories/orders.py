@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Protocol
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ARRAY, BigInteger, String, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import joinedload, selectinload
@@ -212,9 +212,13 @@ class InventoryRepository:
         """Add to what is reserved of each SKU. Rows are locked in the order of their SKUs."""
         if not quantities:
             return
-        new = upsert(InventoryLevel).values(
-            [{"sku": sku, "reserved": quantity} for sku, quantity in sorted(quantities.items())]
+        skus, counts = zip(*sorted(quantities.items()), strict=True)
+        # As two arrays: a statement has at most 32,767 arguments, and a batch may have more SKUs.
+        rows = select(
+            func.unnest(literal(skus, ARRAY(String))),
+            func.unnest(literal(counts, ARRAY(BigInteger))),
         )
+        new = upsert(InventoryLevel).from_select(["sku", "reserved"], rows)
         total = InventoryLevel.reserved + new.excluded.reserved
         await self._session.execute(
             new.on_conflict_do_update(index_elements=[InventoryLevel.sku], set_={"reserved": total})

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import and_, exists, func, select
+from sqlalchemy import ARRAY, BigInteger, and_, exists, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -75,12 +75,13 @@ class ProfileRepository:
         """Add to each author's number of posts, whether or not the profile exists yet."""
         if not posts:
             return
-        new = insert(Profile).values(
-            [
-                {"user_id": author, "posts_published": number}
-                for author, number in sorted(posts.items())
-            ]
+        authors, numbers = zip(*sorted(posts.items()), strict=True)
+        # As two arrays: a statement has at most 32,767 arguments.
+        rows = select(
+            func.unnest(literal(authors, ARRAY(BigInteger))),
+            func.unnest(literal(numbers, ARRAY(BigInteger))),
         )
+        new = insert(Profile).from_select(["user_id", "posts_published"], rows)
         total = Profile.posts_published + new.excluded.posts_published
         await self._session.execute(
             new.on_conflict_do_update(

@@ -27,6 +27,7 @@ from app.repositories.orders import (
     SqlOrderQueries,
     SqlOrderRepository,
 )
+from app.repositories.users import ProfileRepository
 from app.unit_of_work import UnitOfWork, UnitsOfWork
 from tests.contract.api import assert_problem, change, new_order, new_user, sign_up
 from tests.contract.api import place as place_over_http
@@ -448,6 +449,16 @@ async def test_a_batch_counts_every_order_and_every_line(
         inventory = InventoryRepository(session)
         assert await inventory.reserved("tea") == 6
         assert await inventory.reserved("cup") == 2
+
+
+async def test_a_batch_may_have_more_skus_and_authors_than_a_statement_has_arguments(
+    units: UnitsOfWork,
+) -> None:
+    async with units.begin() as uow:
+        inventory = InventoryRepository(uow.session)
+        await inventory.reserve({f"sku-{number}": number for number in range(40_000)})
+        assert await inventory.reserved("sku-39999") == 39_999
+        await ProfileRepository(uow.session).add_posts(dict.fromkeys(range(40_000), 1))
 
 
 async def test_an_order_without_items_reserves_nothing(units: UnitsOfWork) -> None:

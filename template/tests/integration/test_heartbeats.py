@@ -232,6 +232,15 @@ async def test_a_batch_counts_every_heartbeat(units: UnitsOfWork) -> None:
         assert (await counts.of("door"), await counts.of("window")) == (3, 1)
 
 
+async def test_a_batch_may_have_more_sources_than_a_statement_has_arguments(
+    units: UnitsOfWork,
+) -> None:
+    async with units.begin() as uow:
+        counts = HeartbeatCountRepository(uow.session)
+        await counts.add({f"door-{number}": number for number in range(40_000)})
+        assert await counts.of("door-39999") == 39_999
+
+
 async def test_batches_with_the_same_sources_wait_instead_of_deadlocking(
     units: UnitsOfWork,
 ) -> None:

@@ -3,11 +3,12 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import is_unavailable
 from app.kafka.codec import Message
@@ -415,6 +416,26 @@ async def test_discarding_the_parked_row_frees_its_key(world: World) -> None:
         await eventually(lambda: world.rows("outbox_parked"), lambda rows: not rows)
         await world.is_empty()
     assert world.delivered() == [("key-0", 1), ("key-0", 2)]
+
+
+@pytest.mark.parametrize(("what", "count"), [(store.retry, 40_000), (store.discard, 1)])
+async def test_more_rows_than_a_statement_has_arguments_can_be_freed(
+    world: World, what: Callable[[AsyncEngine, Sequence[int]], Awaitable[int]], count: int
+) -> None:
+    bucket = bucket_of(MOVED, b"k", world.settings.outbox_buckets)
+    held = text(
+        "INSERT INTO outbox_parked (id, held, reason, bucket, topic, key, value)"
+        " SELECT n, n > 1, 'why', :bucket, :topic, 'k', '' FROM generate_series(1, 40000) AS n"
+    )
+    async with world.database.engine.begin() as connection:
+        await connection.execute(held, {"bucket": bucket, "topic": MOVED})
+    assert await what(world.database.engine, [1]) == count
+    assert await world.rows("outbox_parked") == []
+
+
+async def test_more_rows_than_a_statement_has_arguments_can_be_found(world: World) -> None:
+    async with world.database.sessions() as session:
+        assert await store.find(session, Filter(range(40_000))) == []
 
 
 async def test_a_row_with_a_long_key_can_be_parked(world: World) -> None:
