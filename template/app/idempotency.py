@@ -113,6 +113,13 @@ EXPIRED_AT_ONCE = 10
 class IdempotencyKeyReused(Unprocessable):
     title = "This Idempotency-Key belongs to another request"
 
+    def __init__(self) -> None:
+        super().__init__(
+            "the Idempotency-Key was sent before with another body: use a new one",
+            pointer="/Idempotency-Key",
+            location="header",
+        )
+
 
 class Idempotency:
     """Keeps answers in the transaction of the work, so that neither exists without the other."""
@@ -135,9 +142,5 @@ class Idempotency:
             await self._keys.delete_expired(KEEP, EXPIRED_AT_ONCE)
             return answer
         if earlier.fingerprint != fingerprint:
-            raise IdempotencyKeyReused(
-                "the Idempotency-Key was sent before with another body: use a new one",
-                pointer="/Idempotency-Key",
-                location="header",
-            )
+            raise IdempotencyKeyReused
         return earlier.answer

@@ -27,6 +27,7 @@ from app.event_sourcing.store import (
     caused,
     event_id,
 )
+from app.idempotency import IdempotencyKeyReused
 from app.models import OrderRow, order_ids
 from app.repositories.orders import (
     BindOrderQueries,
@@ -94,6 +95,9 @@ class StoredOrders:
             earlier = await self._carried_out(new)
             if earlier is None:
                 raise
+            # Paying and cancelling have no content: their ids tell of the order and of what is done.
+            if (earlier.user_id, earlier.items) != (order.user_id, order.items):
+                raise IdempotencyKeyReused from None
             raise CommandRepeated(earlier) from None
         loaded = Loaded(order, order.version, appended.began_at, appended.recorded_at)
         if ORDERS.snapshot_is_due(expected_version, order.version):

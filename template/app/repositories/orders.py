@@ -47,8 +47,8 @@ class OrderRepository(Protocol):
         """Store `order`, which `events` brought from `expected_version` (0: it is new) to its own.
 
         Raises VersionConflict when the stored version is another one, and CommandRepeated where
-        commands are remembered and this one is not new. Either way nothing is stored, and the
-        transaction can go on.
+        commands are remembered and this one is not new, or IdempotencyKeyReused if it was another
+        one then. In each case nothing is stored, and the transaction can go on.
         """
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -47,10 +47,12 @@ class Shop:
     def orders(uow: UnitOfWork) -> OrderService:
         return OrderService(wiring.order_repository(uow), UserRepository(uow.session), uow.events)
 
-    async def place(self, command: str | None = None) -> Order:
+    async def place(
+        self, command: str | None = None, user_id: int = 7, items: Sequence[OrderItem] = ITEMS
+    ) -> Order:
         with bound(Trace("story", command_id=command, actor="ada")):
             async with self.units.begin() as uow:
-                return await self.orders(uow).place(7, ITEMS)
+                return await self.orders(uow).place(user_id, items)
 
     async def pay(self, order_id: int, expected: set[int] | None = None) -> Order:
         async with self.units.begin() as uow:

@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 from httpx import AsyncClient
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from app import wiring
+from app.database import Database
 from app.domain import DomainError
-from app.domain.orders import Order
+from app.domain.orders import Order, TransitionNotAllowed
 from app.event_sourcing.orders import ORDERS
 from app.event_sourcing.store import EventRow, EventStore, SnapshotRow
+from app.idempotency import IdempotencyKey, IdempotencyKeyReused
 from app.kafka.event import EventRegistry
+from app.models import User
 from app.outbox.model import OutboxRow
 from app.repositories.orders import SqlOrderRepository
 from app.repositories.users import UserRepository
@@ -20,6 +23,7 @@ from app.services.orders import OrderService
 from app.tracing import Trace, bound
 from tests.contract.api import assert_problem, change, new_order, place, pointers, sign_up, unique
 from tests.event_sourcing.conftest import ITEMS, Cli, Shop
+from tests.world import Api
 
 # One transaction
 
@@ -76,6 +80,28 @@ async def test_a_repeated_command_appends_and_publishes_nothing(shop: Shop) -> N
     assert await shop.place(command="key-1") == order
     assert await shop.count(EventRow) == await shop.count(OutboxRow) == 2
     assert (await shop.place(command="key-2")).id != order.id
+
+
+async def test_a_command_that_comes_again_as_another_one_is_refused(shop: Shop) -> None:
+    order = await shop.place(command="key-1")
+    await shop.pay(order.id)
+    with pytest.raises(IdempotencyKeyReused):
+        await shop.place(command="key-1", items=ITEMS[:1])
+    async with shop.units.begin() as uow:
+        uow.session.add(User(id=8, email="bob@example.com", username="bob"))
+    with pytest.raises(IdempotencyKeyReused):
+        await shop.place(command="key-1", user_id=8)
+    assert await shop.count(EventRow) == await shop.count(OutboxRow) == 2
+
+
+async def test_one_key_pays_or_cancels_an_order_and_never_both(shop: Shop) -> None:
+    order = await shop.place(command="key-1")
+    with bound(Trace("story", command_id="key-1")):
+        paid = await shop.pay(order.id)
+        for settle in (shop.pay, shop.cancel):
+            with pytest.raises(TransitionNotAllowed):
+                await settle(order.id)
+    assert await shop.folded() == [paid]
 
 
 async def test_commands_that_come_twice_at_once_are_carried_out_once(shop: Shop) -> None:
@@ -147,6 +173,21 @@ async def test_an_order_has_a_history(client: AsyncClient) -> None:
     assert (first["actor"], first["correlation_id"]) == ("ada", "story")
     assert first["command_id"] == headers["Idempotency-Key"]
     assert second["actor"] is second["command_id"] is None
+
+
+async def test_a_key_that_was_forgotten_belongs_to_its_request_still(
+    api: Api, database: Database
+) -> None:
+    headers = {"Idempotency-Key": "key-1"}
+    order = new_order(await sign_up(api.http))
+    first = await api.http.post("/orders", json=order, headers=headers)
+    async with database.sessions() as session, session.begin():
+        await session.execute(delete(IdempotencyKey))
+    other = {**order, "user_id": await sign_up(api.http)}
+    answer = await api.http.post("/orders", json=other, headers=headers)
+    assert pointers(assert_problem(answer, 422)) == ["header /Idempotency-Key"]
+    again = await api.http.post("/orders", json=order, headers=headers)
+    assert (again.status_code, again.json()) == (201, first.json())
 
 
 async def test_a_history_comes_in_pages(client: AsyncClient) -> None:
