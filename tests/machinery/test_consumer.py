@@ -305,21 +305,21 @@ def settings(topic_hours: int, inbox_hours: int, dlq_hours: int = 1) -> KafkaSet
 
 @pytest.mark.parametrize(
     ("inbox_hours", "delays", "enough"),
-    [(24, [], True), (23, [], False), (27, DELAYS, True), (26, DELAYS, False)],
+    [(48, [], True), (47, [], False), (51, DELAYS, True), (50, DELAYS, False)],
 )
 def test_the_inbox_must_outlast_the_topic_and_all_delays(
     inbox_hours: int, delays: list[timedelta], enough: bool
 ) -> None:
     subscriptions = [delaying(), delaying(*delays)]
     with capture_logs() as logs:
-        assert check_inbox_retention(settings(24, inbox_hours), subscriptions) is enough
+        assert check_inbox_retention(settings(48, inbox_hours), subscriptions) is enough
 
     warned = [entry for entry in logs if "INBOX_RETENTION_HOURS" in entry["event"]]
     assert bool(warned) is not enough
 
 
-@pytest.mark.parametrize(("inbox_hours", "enough"), [(99, False), (100, True)])
-def test_the_inbox_must_outlast_dead_letters_that_may_be_replayed_again(
+@pytest.mark.parametrize(("inbox_hours", "enough"), [(124, False), (125, True)])
+def test_the_inbox_must_outlast_dead_letters_whose_segment_is_deleted_a_day_late(
     inbox_hours: int, enough: bool
 ) -> None:
     assert check_inbox_retention(settings(24, inbox_hours, dlq_hours=100), []) is enough

@@ -140,7 +140,9 @@ def test_topics_have_the_settings_of_the_service() -> None:
 
     assert {(t.partitions, t.replication_factor) for t in by_name.values()} == {(6, 2)}
     assert by_name[TOPIC].config == {"retention.ms": str(48 * 3_600_000)}
-    assert by_name[f"{TOPIC}.billing.dlq"].config["retention.ms"] == str(100 * 3_600_000)
+    dead_letters = by_name[f"{TOPIC}.billing.dlq"].config
+    assert dead_letters["retention.ms"] == str(100 * 3_600_000)
+    assert dead_letters["segment.ms"] == str(24 * 3_600_000)
 
 
 def test_a_message_of_the_largest_size_still_fits_when_it_is_forwarded() -> None:

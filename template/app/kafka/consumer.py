@@ -22,7 +22,7 @@ from app.kafka.producer import Producer
 from app.kafka.retry import due_at
 from app.kafka.settings import KafkaSettings, client_options, reason_for
 from app.kafka.subscription import Subscription
-from app.kafka.topics import begins_at_the_oldest, is_delay_topic, origins
+from app.kafka.topics import DEAD_LETTER_OVERTIME, begins_at_the_oldest, is_delay_topic, origins
 from app.unit_of_work import UnitsOfWork
 
 log = structlog.get_logger(__name__)
@@ -414,7 +414,7 @@ def check_inbox_retention(settings: KafkaSettings, subscriptions: Sequence[Subsc
     needed = max(
         timedelta(hours=settings.kafka_topic_retention_hours) + max(delays, default=timedelta()),
         # A letter that was replayed stays where it is, and is known by its inbox row only.
-        timedelta(hours=settings.kafka_dlq_retention_hours),
+        timedelta(hours=settings.kafka_dlq_retention_hours) + DEAD_LETTER_OVERTIME,
     )
     if timedelta(hours=settings.inbox_retention_hours) >= needed:
         return True

@@ -54,7 +54,7 @@ class KafkaSettings(EnvSettings):
     kafka_topic_replication_factor: int = Field(1, ge=1)
     kafka_topic_retention_hours: int = Field(7 * 24, ge=1)
     kafka_dlq_retention_hours: int = Field(30 * 24, ge=1)
-    inbox_retention_hours: int = Field(30 * 24, ge=1)
+    inbox_retention_hours: int = Field(32 * 24, ge=1)
 
     @field_validator("kafka_enable_auto_commit")
     @classmethod

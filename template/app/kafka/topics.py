@@ -8,6 +8,11 @@ from app.kafka.event import TOPIC_MAX_LENGTH, EventRegistry
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 
+# Kafka deletes whole segments, once their last record is old enough. Its own default is a week.
+DEAD_LETTER_SEGMENT = timedelta(days=1)
+# How much longer than its retention a dead letter may stay: Kafka looks every few minutes.
+DEAD_LETTER_OVERTIME = DEAD_LETTER_SEGMENT + timedelta(hours=1)
+
 # What the headers of a failed message may add to it.
 FORWARDED_HEADROOM_BYTES = 1_000_000
 
@@ -99,7 +104,7 @@ def _of_consumer(
             settings,
             dead_letter_topic(origin, subscription.name),
             settings.kafka_dlq_retention_hours,
-            roomy,
+            {"segment.ms": _milliseconds(DEAD_LETTER_SEGMENT), **roomy},
         )
         passing = [replay_topic(origin, subscription.name)]
         passing += [
@@ -122,8 +127,12 @@ def _topic(
         name,
         settings.kafka_topic_partitions,
         settings.kafka_topic_replication_factor,
-        {"retention.ms": str(retention_hours * 3_600_000), **(config or {})},
+        {"retention.ms": _milliseconds(timedelta(hours=retention_hours)), **(config or {})},
     )
+
+
+def _milliseconds(time: timedelta) -> str:
+    return str(time // timedelta(milliseconds=1))
 
 
 def _checked(topic: str) -> str:
