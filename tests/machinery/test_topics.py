@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
+from aiokafka.admin.config_resource import ConfigResource
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import REGISTRY, TOPIC, MeterNamed, MeterRead
 
-from app.kafka.admin import State, TopicAdmin, TopicCreationFailed
+from app.kafka.admin import State, TopicAdmin, TopicCreationFailed, TopicsUnreadable
 from app.kafka.event import TOPIC_MAX_LENGTH, EventRegistry, EventType
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import RetryPolicy, Subscription
@@ -174,6 +175,8 @@ class FakeAdminClient:
         self.refused = refused or {}
         self.created: list[NewTopic] = []
         self.described: list[str] = []
+        self.replication = 1
+        self.configs: dict[str, dict[str, str]] = {}
 
     async def list_topics(self) -> list[str]:
         return list(self.partitions)
@@ -181,10 +184,33 @@ class FakeAdminClient:
     async def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
         self.described += names
         return [
-            {"topic": name, "partitions": [{"partition": n} for n in range(count)]}
+            {
+                "topic": name,
+                "partitions": [
+                    {"partition": n, "replicas": [*range(self.replication)]} for n in range(count)
+                ],
+            }
             for name in names
             if (count := self.partitions.get(name)) is not None
         ]
+
+    async def describe_configs(self, asked: list[ConfigResource]) -> list[Any]:
+        assert self.controller == 1, "a mock broker has no DescribeConfigs"
+        resources: list[tuple[object, ...]] = [
+            (
+                self.refused.get(resource.name, 0),
+                "",
+                resource.resource_type,
+                resource.name,
+                [
+                    (key, value, False, 5, False, [])
+                    for key, value in self.configs.get(resource.name, {}).items()
+                    if key in resource.configs
+                ],
+            )
+            for resource in asked
+        ]
+        return [type("Answer", (), {"resources": resources})()]
 
     async def describe_cluster(self) -> dict[str, Any]:
         return {"controller_id": self.controller, "brokers": [{"node_id": 1}]}
@@ -199,7 +225,50 @@ async def test_wanted_topics_are_compared_with_what_is_there() -> None:
     states = await TopicAdmin(FakeAdminClient({"a": 3, "b": 1, "other": 9})).compare(WANTED)
 
     assert [state.state for state in states] == [State.PRESENT, State.DIFFERENT, State.MISSING]
-    assert states[1].detail == "1 partitions, the settings say 3"
+    assert states[1].detail == "1 partitions, wanted 3"
+
+
+async def test_a_topic_with_fewer_replicas_differs() -> None:
+    client = FakeAdminClient({"a": 3, "b": 2})
+    client.replication = 1
+    wanted_topics = [Topic("a", 3, 3), Topic("b", 3, 3)]
+    states = await TopicAdmin(client).compare(wanted_topics)
+
+    assert {state.state for state in states} == {State.DIFFERENT}
+    assert [state.detail for state in states] == [
+        "replication 1, wanted 3",
+        "2 partitions, wanted 3; replication 1, wanted 3",
+    ]
+
+
+async def test_a_topic_with_other_settings_differs_and_what_is_not_asked_for_does_not_count() -> (
+    None
+):
+    client = FakeAdminClient({"a": 3, "b": 3})
+    client.configs = {"b": {"retention.ms": "60000", "cleanup.policy": "compact"}}
+    states = await TopicAdmin(client).compare(WANTED[:2])
+
+    assert [state.state for state in states] == [State.PRESENT, State.DIFFERENT]
+    assert states[1].detail == "retention.ms 60000, wanted 5"
+    client.configs["b"]["retention.ms"] = "5"
+    assert (await TopicAdmin(client).compare(WANTED[:2]))[1].state is State.PRESENT
+
+
+async def test_a_mock_broker_is_not_asked_for_settings() -> None:
+    client = FakeAdminClient({"b": 3})
+    client.controller = -1
+
+    assert [state.state for state in await TopicAdmin(client).compare(WANTED[1:2])] == [
+        State.PRESENT
+    ]
+
+
+async def test_settings_that_may_not_be_read_are_an_error_and_hinder_no_creation() -> None:
+    admin = TopicAdmin(FakeAdminClient({"a": 3, "b": 3}, refused={"b": 29}))
+
+    with pytest.raises(TopicsUnreadable, match="b: TopicAuthorizationFailedError"):
+        await admin.compare(WANTED)
+    assert await admin.create(WANTED) == ["c"]
 
 
 async def test_only_missing_topics_are_made_with_their_settings() -> None:

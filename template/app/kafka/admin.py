@@ -1,13 +1,15 @@
 """Topics on the broker: which exist, which are missing or differ, making them, and reading them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
 from app.kafka.errors import BrokerUnavailable, MessagingError
@@ -19,6 +21,10 @@ _TOPIC_ALREADY_EXISTS = 36  # Kafka protocol error code
 
 class TopicCreationFailed(MessagingError):
     """The broker made some of the topics, but not all. The message names the others and why."""
+
+
+class TopicsUnreadable(MessagingError):
+    """The broker does not tell the settings of some topics. The message names them and why."""
 
 
 class State(StrEnum):
@@ -62,12 +68,35 @@ class TopicAdmin:
             await client.close()
 
     async def compare(self, topics: Sequence[Topic]) -> list[TopicState]:
-        """What the broker has of each of `topics`."""
+        """What the broker has of each of `topics`. Raises TopicsUnreadable."""
         existing = set(await self._client.list_topics())
         names = [topic.name for topic in topics if topic.name in existing]
         found = await self._client.describe_topics(names) if names else []
         described = {topic["topic"]: topic["partitions"] for topic in found}
-        return [_compared(topic, described.get(topic.name)) for topic in topics]
+        configs = await self._configs([topic for topic in topics if topic.name in described])
+        return [
+            _compared(topic, described.get(topic.name), configs.get(topic.name, {}))
+            for topic in topics
+        ]
+
+    async def _configs(self, topics: Sequence[Topic]) -> dict[str, dict[str, str]]:
+        """What the broker has of the settings that each of `topics` has; a mock tells none."""
+        asked = [
+            ConfigResource(ConfigResourceType.TOPIC, topic.name, topic.config)
+            for topic in topics
+            if topic.config
+        ]
+        if not asked or not await self._has_controller():
+            return {}
+        found, refused = {}, {}
+        for answer in await self._client.describe_configs(asked):
+            for code, message, _type, name, entries in answer.resources:
+                if code:
+                    refused[name] = _reason(code, message)
+                found[name] = {key: value for key, value, *_ in entries}
+        if refused:
+            raise TopicsUnreadable(f"settings of topics cannot be read: {_told(refused)}")
+        return found
 
     async def partitions(self, topics: Sequence[str]) -> list[TopicPartition]:
         """The partitions of those of `topics` that exist."""
@@ -85,8 +114,8 @@ class TopicAdmin:
 
         Existing topics are left as they are. Raises TopicCreationFailed.
         """
-        states = await self.compare(topics)
-        missing = [state.topic for state in states if state.state is State.MISSING]
+        existing = set(await self._client.list_topics())
+        missing = [topic for topic in topics if topic.name not in existing]
         if not missing:
             return []
         if not await self._has_controller():
@@ -95,13 +124,12 @@ class TopicAdmin:
             return [topic.name for topic in missing]
         answer = await self._client.create_topics([_new(topic) for topic in missing])
         failed = {
-            name: f"{for_code(code).__name__}{': ' + message if message else ''}"
+            name: _reason(code, message)
             for name, code, message in answer.topic_errors
             if code not in (0, _TOPIC_ALREADY_EXISTS)
         }
         if failed:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-            raise TopicCreationFailed(f"topics not created: {reasons}")
+            raise TopicCreationFailed(f"topics not created: {_told(failed)}")
         return [topic.name for topic in missing]
 
     async def _has_controller(self) -> bool:
@@ -115,13 +143,34 @@ async def provision(settings: KafkaSettings, topics: Sequence[Topic]) -> list[st
         return await admin.create(topics)
 
 
-def _compared(topic: Topic, partitions: list[dict[str, object]] | None) -> TopicState:
+def _compared(
+    topic: Topic, partitions: Sequence[Mapping[str, Any]] | None, config: Mapping[str, str]
+) -> TopicState:
     if partitions is None:
         return TopicState(topic, State.MISSING)
+    differences = "; ".join(_differences(topic, partitions, config))
+    return TopicState(topic, State.DIFFERENT if differences else State.PRESENT, differences)
+
+
+def _differences(
+    topic: Topic, partitions: Sequence[Mapping[str, Any]], config: Mapping[str, str]
+) -> Iterator[str]:
     if len(partitions) != topic.partitions:
-        detail = f"{len(partitions)} partitions, the settings say {topic.partitions}"
-        return TopicState(topic, State.DIFFERENT, detail)
-    return TopicState(topic, State.PRESENT)
+        yield f"{len(partitions)} partitions, wanted {topic.partitions}"
+    replicas = {len(partition["replicas"]) for partition in partitions}
+    for count in sorted(replicas - {topic.replication_factor}):
+        yield f"replication {count}, wanted {topic.replication_factor}"
+    for name, value in topic.config.items():
+        if config.get(name, value) != value:
+            yield f"{name} {config[name]}, wanted {value}"
+
+
+def _reason(code: int, message: str | None) -> str:
+    return f"{for_code(code).__name__}{': ' + message if message else ''}"
+
+
+def _told(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
 def _new(topic: Topic) -> NewTopic:

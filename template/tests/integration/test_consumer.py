@@ -16,12 +16,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.kafka import consumer as consumer_module
+from app.kafka.admin import TopicAdmin
 from app.kafka.codec import header
 from app.kafka.consumer import Consumer
 from app.kafka.dlq import DeadLetter
 from app.kafka.errors import PermanentError
 from app.kafka.retry import replayed
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
+from app.kafka.topics import wanted
 from app.unit_of_work import UnitOfWork
 from tests.fixtures import eventually
 from tests.world import (
@@ -210,6 +212,30 @@ async def test_a_second_consumer_goes_on_where_the_first_stopped(world: World) -
         effects = await world.has_effects(60)
     assert len(effects) == 60
     assert in_order_by_key(effects)
+
+
+async def test_topics_are_compared_with_all_that_they_are_made_with(
+    world: World, real_kafka: str
+) -> None:
+    subscription = Subscription("counter", {Counted: record_effect})
+    await world.create_topics(subscription)
+
+    async def compared(**settings: int) -> dict[str, str]:
+        asked = world.settings.model_copy(update=settings)
+        async with TopicAdmin.connected(asked) as admin:
+            states = await admin.compare(wanted(asked, world.registry, [subscription]))
+        return {state.topic.name: f"{state.state}: {state.detail}" for state in states}
+
+    await eventually(compared, lambda found: set(found.values()) == {"present: "})
+    asked_for = {
+        "kafka_topic_partitions": 4,
+        "kafka_topic_replication_factor": 2,
+        "kafka_topic_retention_hours": 1,
+    }
+    assert (await compared(**asked_for))[world.topic] == (
+        "different: 3 partitions, wanted 4; replication 1, wanted 2;"
+        " retention.ms 604800000, wanted 3600000"
+    )
 
 
 # In trouble
