@@ -631,7 +631,7 @@ async def test_where_nothing_is_committed_the_lag_is_what_will_be_read(
 ) -> None:
     client, tp = Ends(), TopicPartition(topic, 0)
     client.beginning = 4
-    settings = KafkaSettings(kafka_auto_offset_reset=reset, _env_file=None)  # type: ignore[arg-type]
+    settings = KafkaSettings(kafka_auto_offset_reset=reset, _env_file=None)
     meter = LagMeter(ConsumerStatus("late"), settings)
     meter.assigned([tp])
     await meter._measure_once(client)
