@@ -23,6 +23,7 @@ from app.commands.dlq import _left_out, _line, _summary, _utc
 from app.commands.dlq import commands as dlq_commands
 from app.commands.events import commands, show
 from app.commands.topics import _line as topic_line
+from app.dev.servers import MockBroker
 from app.events import schemas
 from app.events.asyncapi import document
 from app.kafka import codec as names
@@ -93,6 +94,44 @@ def test_to_discard_everything_has_to_be_asked_for() -> None:
 
     assert result.exit_code == 1
     assert "--all" in result.output
+
+
+CONSUMERS = ", ".join(subscription.name for subscription in wiring.SUBSCRIPTIONS)
+
+
+@pytest.mark.parametrize("command", ["list", "replay", "discard"])
+def test_a_consumer_that_does_not_exist_is_refused_with_those_that_do(command: str) -> None:
+    result = CliRunner().invoke(dlq_commands, ["dlq", command, "--consumer", "nosuch"])
+
+    assert result.exit_code == 1
+    assert f"error: there is no consumer nosuch; there are: {CONSUMERS}\n" in result.output
+
+
+@pytest.mark.parametrize("command", ["list", "replay", "discard"])
+def test_a_topic_that_no_consumer_reads_is_refused_with_those_that_are_read(command: str) -> None:
+    result = CliRunner().invoke(dlq_commands, ["dlq", command, "--topic", "review.written"])
+
+    assert result.exit_code == 1
+    assert "error: no consumer reads the topic review.written; they read: " in result.output
+
+
+def test_a_topic_that_the_service_does_not_have_is_not_followed() -> None:
+    result = CliRunner().invoke(commands, ["events", "tail", "nosuch"])
+
+    assert result.exit_code == 1
+    assert "error: there is no topic nosuch; there are: " in result.output
+
+
+def test_topics_that_the_broker_does_not_have_yet_hold_no_dead_letters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with MockBroker() as broker:
+        monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
+        listed = CliRunner().invoke(dlq_commands, ["dlq", "list"])
+        followed = CliRunner().invoke(commands, ["events", "tail", "--from-beginning"])
+
+    assert listed.output.startswith("0 dead letters")
+    assert "none of these topics exists" in followed.output
 
 
 def test_what_a_replay_leaves_out_is_said_with_what_to_do_about_it() -> None:

@@ -1,11 +1,13 @@
 """The command line, a module a group. `app/cli.py` says which are plugged in."""
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
+
+import typer
 
 from app import config, wiring
 from app.config import ConfigurationError, EnvSettings, Settings
@@ -63,6 +65,17 @@ def _dev_servers() -> dict[str, str]:
     if found:
         print("using the servers of `app dev`", file=sys.stderr)
     return found
+
+
+def failure(message: str) -> typer.Exit:
+    """What to raise to end a command with exit code 1, once the message has been said."""
+    typer.echo(f"error: {message}", err=True)
+    return typer.Exit(1)
+
+
+def unknown(what: str, name: str, names: Iterable[str]) -> typer.Exit:
+    """The failure of a command that was given a name which is none of `names`."""
+    return failure(f"there is no {what} {name}; there are: {', '.join(names) or 'none'}")
 
 
 @dataclass(frozen=True)

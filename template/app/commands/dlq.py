@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from aiokafka import ConsumerRecord
 
-from app.commands import Context, on_database
+from app.commands import Context, failure, on_database, unknown
 from app.commands.events import one_line
 from app.commands.events import show as show_record
 from app.database import Database
@@ -128,8 +128,7 @@ def discard(
     """
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
     if only == Filter() and not (undecodable or every):
-        typer.echo("error: say which dead letters: --undecodable, --error, … or --all", err=True)
-        raise typer.Exit(1)
+        raise failure("say which dead letters: --undecodable, --error, … or --all")
     context = Context.from_environment()
     letters, applied = asyncio.run(_find(context, only, undecodable))
     typer.echo(_summary(letters, applied))
@@ -154,8 +153,8 @@ def _send(
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
-    except SendError as failure:
-        typer.echo(f"stopped: {failure}", err=True)
+    except SendError as reason:
+        typer.echo(f"stopped: {reason}", err=True)
         raise typer.Exit(1) from None
     finally:
         for name, count in sorted(sent.items()):
@@ -194,6 +193,7 @@ async def _send_each(
 async def _find(
     context: Context, only: Filter, undecodable: bool
 ) -> tuple[list[DeadLetter], set[tuple[str, str, int, int]]]:
+    _refuse_unknown(context, only)
     topics = dead_letter_topics(context.subscriptions, context.registry, only)
     # A message counts as it failed last: to choose before would find it as it failed earlier.
     found = newest([letter async for letter in read(context.kafka, topics)])
@@ -203,6 +203,17 @@ async def _find(
         if only.matches(letter) and not (undecodable and is_readable(letter, context.registry))
     ]
     return letters, await _applied(letters)
+
+
+def _refuse_unknown(context: Context, only: Filter) -> None:
+    """A name that is misspelt would find nothing, as if all were well."""
+    consumers = [subscription.name for subscription in context.subscriptions]
+    if only.consumer is not None and only.consumer not in consumers:
+        raise unknown("consumer", only.consumer, consumers)
+    topics = {topic for each in context.subscriptions for topic in each.topics(context.registry)}
+    if only.topic is not None and only.topic not in topics:
+        known = ", ".join(sorted(topics)) or "none"
+        raise failure(f"no consumer reads the topic {only.topic}; they read: {known}")
 
 
 async def _applied(letters: Sequence[DeadLetter]) -> set[tuple[str, str, int, int]]:
@@ -225,8 +236,7 @@ async def _find_one(context: Context, letter_id: str) -> DeadLetter:
     async for letter in read(context.kafka, topics):
         if letter.id == letter_id:
             return letter
-    typer.echo(f"there is no dead letter {letter_id}: `app dlq list` shows them", err=True)
-    raise typer.Exit(1)
+    raise failure(f"there is no dead letter {letter_id}: `app dlq list` shows them")
 
 
 def _line(letter: DeadLetter, applied: bool) -> str:

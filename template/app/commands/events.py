@@ -12,7 +12,7 @@ import typer
 from aiokafka import ConsumerRecord
 
 from app import DESCRIPTION, PROJECT_NAME, wiring
-from app.commands import Context
+from app.commands import Context, failure, unknown
 from app.events.asyncapi import document
 from app.events.schemas import (
     IncompatibleChange,
@@ -43,7 +43,12 @@ def tail(
 ) -> None:
     """Print messages as they come, decoded, with their headers. Moves nobody's offsets."""
     context = Context.from_environment()
-    topics = topic or [context.registry.topic(entry.model) for entry in context.registry]
+    of_events = [context.registry.topic(entry.model) for entry in context.registry]
+    topics = topic or of_events
+    known = {*of_events, *(owned.name for owned in context.topics())}
+    for name in topics:
+        if name not in known:
+            raise unknown("topic", name, [*of_events, "those of `app topics list`"])
     try:
         asyncio.run(_tail(context, topics, from_beginning, limit))
     except KeyboardInterrupt:
@@ -118,7 +123,7 @@ def export_schemas(folder: Folder = KEPT) -> None:
         without = [entry for entry in wiring.EVENTS if not has_sample(entry, folder)]
         written = export(wiring.EVENTS, folder)
     except (IncompatibleChange, UnreadableFile) as error:
-        raise _failure(str(error)) from error
+        raise failure(str(error)) from error
     for path in written:
         typer.echo(f"wrote {path}")
     for entry in without:
@@ -135,15 +140,10 @@ def check(folder: Folder = KEPT) -> None:
         for entry in wiring.EVENTS:
             check_compatible(entry, folder)
             if not is_exported(entry, folder):
-                raise _failure(f"{entry.name} {entry.version}: run `app schemas export`")
+                raise failure(f"{entry.name} {entry.version}: run `app schemas export`")
     except (IncompatibleChange, UnreadableFile) as error:
-        raise _failure(str(error)) from error
+        raise failure(str(error)) from error
     typer.echo("all schemas are exported and compatible")
-
-
-def _failure(message: str) -> typer.Exit:
-    typer.echo(f"error: {message}", err=True)
-    return typer.Exit(1)
 
 
 @commands.command()

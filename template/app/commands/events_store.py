@@ -11,7 +11,7 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app import wiring
-from app.commands import on_database
+from app.commands import failure, on_database
 from app.database import Database
 from app.domain import EventOutOfPlace
 from app.errors import VersionConflict
@@ -99,7 +99,7 @@ def show(id: StreamId) -> None:
 
     found = asyncio.run(on_database(read))
     if not found:
-        raise _failure(f"there is no {CATEGORY.name} {id}")
+        raise failure(f"there is no {CATEGORY.name} {id}")
     for stored in found:
         typer.echo(_whole(stored))
 
@@ -108,7 +108,7 @@ def show(id: StreamId) -> None:
 def verify(repair: Repair = False, patience: Patience = 5.0) -> None:
     """Work out every state from its events, and compare it with what is read; 1 if any differs."""
     if repair and STREAMS.mend is None:
-        raise _failure("a read side is not mended, but filled anew: app projections rebuild")
+        raise failure("a read side is not mended, but filled anew: app projections rebuild")
     count, faults = asyncio.run(on_database(lambda d: _verify(d, repair, patience)))
     left = [fault for fault in faults if not fault.mended]
     for fault in faults:
@@ -138,7 +138,7 @@ def import_rows() -> None:
     try:
         typer.echo(f"{asyncio.run(on_database(work))} {CATEGORY.name}s imported")
     except VersionConflict as conflict:
-        raise _failure(f"something else writes {CATEGORY.name}s: {conflict}") from conflict
+        raise failure(f"something else writes {CATEGORY.name}s: {conflict}") from conflict
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,3 @@ def _whole(stored: StoredEvent[Any]) -> str:
     adapter = CATEGORY.type_of(stored.event).adapter
     data = json.dumps(adapter.dump_python(stored.event, mode="json"), ensure_ascii=False)
     return "\n".join([f"{stored.version}  {when}  {stored.type}", *told, f"  {data}"])
-
-
-def _failure(message: str) -> typer.Exit:
-    typer.echo(f"error: {message}", err=True)
-    return typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands import on_database
+from app.commands import failure, on_database
 from app.commands.events import one_line
 from app.commands.serve import Host, Port
 from app.database import Database
@@ -57,7 +57,7 @@ def show(event: Annotated[int, typer.Argument(help="As `app outbox status` print
     """Show one parked event: why, its headers, its body."""
     rows = asyncio.run(on_database(lambda database: _find(database, Filter([event]), None)))
     if not rows:
-        raise _failure(f"no event {event} is parked: `app outbox status` shows those that are")
+        raise failure(f"no event {event} is parked: `app outbox status` shows those that are")
     typer.echo(_whole(rows[0]))
 
 
@@ -99,12 +99,12 @@ def _meant(
     ids: list[int] | None, topic: str | None, key: str | None, every: bool
 ) -> list[ParkedRow]:
     if not (ids or topic or key or every):
-        raise _failure("say which events: their ids, --topic, --key or --all")
+        raise failure("say which events: their ids, --topic, --key or --all")
     only = Filter(ids or (), topic, key)
     rows = asyncio.run(on_database(lambda database: _find(database, only, False)))
     if missing := set(ids or ()) - {row.id for row in rows}:
         numbers = ", ".join(map(str, sorted(missing)))
-        raise _failure(f"not parked: {numbers}; `app outbox status` shows the events that are")
+        raise failure(f"not parked: {numbers}; `app outbox status` shows the events that are")
     return rows
 
 
@@ -145,8 +145,3 @@ def _whole(row: ParkedRow) -> str:
 def _body(row: ParkedRow) -> str:
     body = json.dumps(json.loads(row.value), indent=2, ensure_ascii=False)
     return "\n".join(f"  {line}" for line in body.splitlines())
-
-
-def _failure(message: str) -> typer.Exit:
-    typer.echo(f"error: {message}", err=True)
-    return typer.Exit(1)

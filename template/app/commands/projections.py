@@ -9,7 +9,7 @@ import typer
 from sqlalchemy import select
 
 from app import wiring
-from app.commands import Context, on_database
+from app.commands import Context, failure, on_database, unknown
 from app.cqrs import lag
 from app.cqrs.projection import RebuildRow
 from app.cqrs.rebuild import BATCH, AnyProjection, Progress, RebuildRefused
@@ -56,7 +56,7 @@ def rebuild(name: Name, batch: BatchSize = BATCH) -> None:
     try:
         done = asyncio.run(on_database(lambda database: _rebuild(entry, database, batch)))
     except RebuildRefused as refusal:
-        raise _failure(str(refusal)) from refusal
+        raise failure(str(refusal)) from refusal
     except KeyboardInterrupt:
         typer.echo(f"{name}: interrupted; the old one stays in place", err=True)
         raise typer.Exit(130) from None
@@ -78,8 +78,7 @@ def _find(name: str) -> AnyProjection:
     for entry in wiring.PROJECTIONS:
         if entry.projection.name == name:
             return entry
-    names = ", ".join(entry.projection.name for entry in wiring.PROJECTIONS)
-    raise _failure(f"there is no projection {name}; there are: {names}")
+    raise unknown("projection", name, [entry.projection.name for entry in wiring.PROJECTIONS])
 
 
 async def _rebuild(entry: AnyProjection, database: Database, batch: int) -> Progress:
@@ -115,8 +114,3 @@ class _Reporter:
             return
         self._next = time.monotonic() + SECONDS_BETWEEN_REPORTS
         typer.echo(f"{self._name}: {progress.done} of about {progress.expected} rows")
-
-
-def _failure(message: str) -> typer.Exit:
-    typer.echo(f"error: {message}", err=True)
-    return typer.Exit(1)

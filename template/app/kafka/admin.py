@@ -192,22 +192,27 @@ async def reading(
 ) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer without a group, on all partitions of those of `topics` that exist.
 
-    Raises BrokerUnavailable when no broker answers.
+    It is not even started if there are none. Raises BrokerUnavailable when no broker answers.
     """
     async with TopicAdmin.connected(settings) as admin:
         partitions = await admin.partitions(topics)
     client = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
     try:
-        try:
-            await client.start()
-        except KafkaError as error:
-            raise BrokerUnavailable(
-                f"cannot connect to Kafka: {await reason_for(error, settings)}"
-            ) from error
-        client.assign(partitions)
+        if partitions:  # aiokafka raises CancelledError when it stops one without any
+            await _start(client, settings)
+            client.assign(partitions)
         yield client
     finally:
         await client.stop()
+
+
+async def _start(client: AIOKafkaConsumer, settings: KafkaSettings) -> None:
+    try:
+        await client.start()
+    except KafkaError as error:
+        raise BrokerUnavailable(
+            f"cannot connect to Kafka: {await reason_for(error, settings)}"
+        ) from error
 
 
 async def read_to_end(client: AIOKafkaConsumer) -> AsyncIterator[ConsumerRecord]:
