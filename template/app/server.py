@@ -12,9 +12,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs
-from app.config import ConfigurationError, Settings, load
+from app.config import ConfigurationError
 from app.main import create_app
-from app.runtime import Role
+from app.runtime import Configuration, Role
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP"):
@@ -40,16 +40,16 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(roles: Collection[Role], host: str, port: int) -> None:
+def serve(roles: Collection[Role], configuration: Configuration, host: str, port: int) -> None:
     """Run a process with `roles` until a signal; drain, and return.
 
     Raises ConfigurationError for wrong settings and for a port that is taken.
     """
-    settings = load(Settings)
+    settings = configuration.service
     logs.configure(settings.log_level, settings.log_format)
     listener = listen(host, port)
     try:
-        run(create_app(roles), listener)
+        run(create_app(roles, configuration), listener)
     finally:
         listener.close()
 

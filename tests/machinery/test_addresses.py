@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from app import commands
-from app.commands import advice, load
+from app.commands import advice, load, serve
 from app.config import ConfigurationError
 from app.database import DatabaseSettings
 from app.dev import process
 from app.dev.process import DevelopmentDependencyMissing, started
 from app.dev.servers import ADDRESSES, Servers, of_running, told
 from app.kafka.settings import KafkaSettings
+from app.runtime import Configuration
 
 URL = "postgresql://postgres@127.0.0.1:20001/postgres"
 
@@ -56,6 +58,26 @@ def test_a_command_uses_the_running_servers_and_says_so_once(
     assert database_url() == URL
     assert capsys.readouterr().err == "using the servers of `app dev`\n"
     assert advice(KafkaSettings, "KAFKA_BOOTSTRAP_SERVERS") == ""
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("command", ["api", "worker"])
+def test_a_process_beside_it_uses_the_running_servers_too(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    tell()
+    served: list[Configuration] = []
+
+    def keep(_roles: object, configuration: Configuration, *_place: object) -> None:
+        served.append(configuration)
+
+    monkeypatch.setattr(serve, "serve", keep)
+    result = CliRunner().invoke(serve.commands, [command])
+
+    assert result.output == "using the servers of `app dev`\n"
+    (used,) = served
+    assert used.database.database_url.get_secret_value() == URL
+    assert used.kafka.kafka_bootstrap_servers == "127.0.0.1:20002"
 
 
 @pytest.mark.usefixtures("folder")

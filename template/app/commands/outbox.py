@@ -8,13 +8,12 @@ import typer
 
 from app.commands import failure, on_database
 from app.commands.events import one_line
-from app.commands.serve import Host, Port
+from app.commands.serve import Host, Port, serve_as
 from app.database import Database
 from app.outbox import monitor, store
 from app.outbox.model import HEADER_COLUMNS, ParkedRow
 from app.outbox.store import Filter
 from app.runtime import Role
-from app.server import serve
 
 commands = typer.Typer()
 
@@ -25,7 +24,7 @@ def relay(host: Host = "127.0.0.1", port: Port = 8002) -> None:
 
     Any number of relays may run: they share the work.
     """
-    serve({Role.RELAY}, host, port)
+    serve_as(Role.RELAY, host, port)
 
 
 group = typer.Typer(help="Events on their way to Kafka.", no_args_is_help=True)

@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
-from app.runtime import Role
+from app.commands import load
+from app.config import Settings
+from app.database import DatabaseSettings
+from app.kafka.settings import KafkaSettings
+from app.runtime import Configuration, Role
 from app.server import serve
 
 commands = typer.Typer()
@@ -24,13 +28,19 @@ class Broker(StrEnum):
 @commands.command()
 def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Serve the HTTP API, with its documentation at /docs."""
-    serve({Role.API}, host, port)
+    serve_as(Role.API, host, port)
 
 
 @commands.command()
 def worker(host: Host = "127.0.0.1", port: Port = 8001) -> None:
     """Run the consumers; health and metrics are served on the port."""
-    serve({Role.WORKER}, host, port)
+    serve_as(Role.WORKER, host, port)
+
+
+def serve_as(role: Role, host: str, port: int) -> None:
+    """Run a process with `role` until a signal. Raises ConfigurationError."""
+    configuration = Configuration(load(Settings), load(KafkaSettings), load(DatabaseSettings))
+    serve({role}, configuration, host, port)
 
 
 @commands.command()

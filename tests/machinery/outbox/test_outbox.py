@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import REGISTRY, MeterRead
+from typer.testing import CliRunner
 
+from app.commands import outbox
 from app.config import ConfigurationError
 from app.kafka.codec import Message, encode
 from app.kafka.errors import BrokerUnavailable, MessageRejected, SendError, UnknownTopic
@@ -249,3 +251,11 @@ def test_a_wrong_setting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("OUTBOX_BUCKETS", "0")
     with pytest.raises(ConfigurationError, match="OUTBOX_BUCKETS"):
         create_app({Role.RELAY})
+
+
+def test_a_relay_is_served_as_the_other_processes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[object] = []
+    monkeypatch.setattr(outbox, "serve_as", lambda *how: served.extend(how))
+
+    assert CliRunner().invoke(outbox.commands, ["relay"]).exit_code == 0
+    assert served == [Role.RELAY, "127.0.0.1", 8002]
