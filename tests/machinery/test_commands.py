@@ -14,6 +14,7 @@ from samples import (
     MeterNamed,
     MeterRead,
     meter_read,
+    named_2,
     record,
 )
 from typer.testing import CliRunner
@@ -253,6 +254,30 @@ def test_an_incompatible_change_is_refused_in_one_line(
     assert result.exit_code == 1
     assert "is gone" in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_refusal_says_what_is_allowed_while_nobody_has_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.invoke(commands, ["schemas", "export", str(tmp_path)])
+    monkeypatch.setattr(schemas, "schema_of", lambda _entry: {"properties": {}})
+    result = runner.invoke(commands, ["schemas", "check", str(tmp_path)])
+    file = tmp_path / f"{wiring.EVENTS[0].name}.json"
+    assert f"never published may be deleted from {file}" in result.output
+    file.unlink()
+    monkeypatch.undo()
+    assert runner.invoke(commands, ["schemas", "export", str(tmp_path)]).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["export", "check"])
+def test_a_major_version_without_an_upcaster_is_refused_when_schemas_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(wiring, "EVENTS", [EventType(MeterNamed, upcasters={1: named_2})])
+    result = runner.invoke(commands, ["schemas", command, str(tmp_path)])
+    assert result.exit_code == 1
+    assert "error: meter.named 3.1.0: no upcaster from version 2" in result.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_topic_is_one_line_with_what_differs() -> None:

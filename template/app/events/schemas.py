@@ -31,7 +31,8 @@ _ANNOTATIONS = {"title", "description", "default", "examples"}
 
 
 class IncompatibleChange(Exception):
-    """An event changed in a way that its readers could trip over, and kept its major version."""
+    """An event changed in a way that its readers could trip over, and kept its major version; or
+    it has a new one, to which no upcaster leads."""
 
 
 class UnreadableFile(Exception):
@@ -74,7 +75,12 @@ def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
 
 def check_compatible(event_type: EventType, folder: Path) -> None:
     """Raise IncompatibleChange unless readers of all kept versions of the same major version can
-    read what is published now. Raises UnreadableFile, too."""
+    read what is published now, and upcasters lead to it from all others. Raises UnreadableFile, too.
+    """
+    try:
+        event_type.check_upcasters()
+    except ValueError as error:
+        raise IncompatibleChange(str(error)) from error
     for version, kept in kept_versions(event_type.name, folder).items():
         if "schema" not in kept or version.split(".")[0] != str(event_type.major):
             continue
@@ -83,7 +89,9 @@ def check_compatible(event_type: EventType, folder: Path) -> None:
             raise IncompatibleChange(
                 f"{event_type.name} {version}: {'; '.join(changes)}. Readers would fail: take it"
                 f" back, or make it version {event_type.major + 1}.0.0 with an upcaster from"
-                f" version {event_type.major} and a sample"
+                f" version {event_type.major} and a sample. A version that was never published"
+                f" may be deleted from {_path(event_type.name, folder)}, or the file if it holds no"
+                " other, and exported anew"
             )
 
 

@@ -83,6 +83,15 @@ class EventType:
     def major(self) -> int:
         return major_of(self.version)
 
+    def check_upcasters(self) -> None:
+        """Raise ValueError unless every earlier major version leads to the newest."""
+        missing = [str(major) for major in range(1, self.major) if major not in self.upcasters]
+        if missing:
+            raise ValueError(
+                f"{self.name} {self.version}: no upcaster from version {', '.join(missing)};"
+                " give its EventType one"
+            )
+
 
 def major_of(version: str) -> int:
     return int(version.split(".", 1)[0])
@@ -123,11 +132,7 @@ class EventRegistry:
         check_topic_name(topic)
         if topic in self._by_topic:
             raise ValueError(f"two events share the topic {topic}")
-        missing = [
-            str(major) for major in range(1, event_type.major) if major not in event_type.upcasters
-        ]
-        if missing:
-            raise ValueError(f"{topic}: no upcaster from version {', '.join(missing)}")
+        event_type.check_upcasters()
         self._by_model[event_type.model] = event_type
         self._by_topic[topic] = event_type
 
