@@ -1,6 +1,7 @@
 """What the commands print."""
 
 import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,8 @@ from samples import (
 )
 from typer.testing import CliRunner
 
-from app import wiring
+from app import logs, wiring
+from app.cli import app
 from app.commands.dlq import _left_out, _line, _summary, _utc
 from app.commands.dlq import commands as dlq_commands
 from app.commands.events import commands, show
@@ -224,6 +226,37 @@ def test_any_timestamp_can_be_shown(timestamp: int) -> None:
 
 
 runner = CliRunner()
+
+MISTAKES = {
+    "no upcaster from version 2": [EventType(MeterNamed, upcasters={1: named_2})],
+    "MeterRead is not registered: add it to EVENTS": [],
+    "BaseEvent: its event_type is no Literal": [EventType(BaseEvent)],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(
+    "command",
+    ["topics check", "topics list", "asyncapi", "dlq list", "events tail", "worker", "api"],
+)
+def test_mistakes_in_events_and_consumers_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    mistake: str,
+) -> None:
+    monkeypatch.setattr(wiring, "EVENTS", MISTAKES[mistake])
+    monkeypatch.setattr(wiring, "SUBSCRIPTIONS", [BILLING])
+    monkeypatch.setattr(sys, "argv", ["app", *command.split()])
+    monkeypatch.setattr(logs, "configure", lambda *_: None)  # that of the tests stays
+
+    with pytest.raises(SystemExit) as end:
+        app()
+
+    assert str(end.value).startswith("error: wrong events or consumers: ")
+    assert mistake in str(end.value)
+    assert len(str(end.value).splitlines()) == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_each_event_is_exported_once(tmp_path: Path) -> None:

@@ -88,9 +88,15 @@ class Context:
 
     @classmethod
     def from_environment(cls) -> "Context":
-        """Raises ConfigurationError."""
-        registry = EventRegistry(load(Settings).service_name, wiring.EVENTS)
-        return cls(load(KafkaSettings), registry, wiring.SUBSCRIPTIONS)
+        """Raises ConfigurationError, also for events and consumers that do not fit together."""
+        service, kafka = load(Settings), load(KafkaSettings)
+        try:
+            registry = EventRegistry(service.service_name, wiring.EVENTS)
+            context = cls(kafka, registry, wiring.SUBSCRIPTIONS)
+            context.topics()
+        except (ValueError, LookupError) as error:
+            raise ConfigurationError(f"wrong events or consumers: {error}") from error
+        return context
 
     def topics(self) -> list[Topic]:
         """Every topic that the service owns."""

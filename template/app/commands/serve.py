@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands import load
+from app.commands import Context, load
 from app.config import Settings
 from app.database import DatabaseSettings
 from app.kafka.settings import KafkaSettings
@@ -38,7 +38,11 @@ def worker(host: Host = "127.0.0.1", port: Port = 8001) -> None:
 
 
 def serve_as(role: Role, host: str, port: int) -> None:
-    """Run a process with `role` until a signal. Raises ConfigurationError."""
+    """Run a process with `role` until a signal.
+
+    Raises ConfigurationError, before anything starts.
+    """
+    Context.from_environment()
     configuration = Configuration(load(Settings), load(KafkaSettings), load(DatabaseSettings))
     serve({role}, configuration, host, port)
 

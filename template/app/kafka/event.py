@@ -71,8 +71,12 @@ class EventType:
     @cached_property
     def name(self) -> str:
         """The event type, `entity.action`."""
-        (name,) = get_args(self.model.model_fields["event_type"].annotation)
-        return str(name)
+        names = get_args(self.model.model_fields["event_type"].annotation)
+        if len(names) != 1:
+            raise ValueError(
+                f'{self.model.__name__}: its event_type is no Literal["entity.action"]'
+            )
+        return str(names[0])
 
     @cached_property
     def version(self) -> str:
