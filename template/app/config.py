@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app import SERVICE_NAME
@@ -27,6 +27,11 @@ class Settings(EnvSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "pretty", "json"] = "auto"
 
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_either_case(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
 
 S = TypeVar("S", bound=EnvSettings)
 
@@ -47,12 +52,13 @@ def load(settings: type[S], **given: Any) -> S:
 def _explain(settings: type[EnvSettings], error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
-        name = str(problem["loc"][0]) if problem["loc"] else ""
+        name = str(problem["loc"][0]) if problem["loc"] else ""  # the message itself names several
         field = settings.model_fields.get(name)
         given = problem.get("input")
         secret = field is None or SecretStr in (field.annotation, *_arguments(field.annotation))
         shown = "" if secret or problem["type"] == "missing" else f" (it is {given!r})"
-        lines.append(f"{name.upper() or 'settings'}: {problem['msg']}{shown}")
+        said = problem["msg"].removeprefix("Value error, ")  # pydantic's, before our own words
+        lines.append(f"{name.upper()}: {said}{shown}" if name else said)
     return "wrong configuration: " + "; ".join(lines)
 
 

@@ -89,6 +89,10 @@ def async_url(database_url: str) -> URL:
         raise ValueError("not a URL; use postgresql://user:password@host:5432/database") from None
     if url.get_backend_name() not in {"postgresql", "postgres"}:
         raise ValueError("only PostgreSQL is supported; use postgresql://…")
+    if url.port is not None and not 1 <= url.port <= 65535:
+        raise ValueError(
+            "a port is from 1 to 65535; use postgresql://user:password@host:5432/database"
+        )
     return url.set(drivername="postgresql+asyncpg")
 
 

@@ -267,7 +267,8 @@ def _field(entry: Mapping[str, Any]) -> FieldProblem:
         location, position = entry["loc"]
         detail = f"not JSON at character {position + 1}: {entry['ctx']['error']}"
         return FieldProblem.of([location], detail)
-    return FieldProblem.of(entry["loc"], entry["msg"])
+    # What pydantic puts before our own words is not for callers.
+    return FieldProblem.of(entry["loc"], entry["msg"].removeprefix("Value error, "))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

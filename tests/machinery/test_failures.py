@@ -471,6 +471,7 @@ def test_a_filter_without_conditions_takes_everything() -> None:
         (Filter(consumer="billing"), Filter(consumer="names")),
         (Filter(topic=TOPIC), Filter(topic=NAMED_TOPIC)),
         (Filter(error_type="ValueError"), Filter(error_type="KeyError")),
+        (Filter(error_type="valueerror"), Filter(error_type="value")),
         (Filter(key="m-1"), Filter(key="m-2")),
     ],
 )

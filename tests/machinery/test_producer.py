@@ -88,9 +88,22 @@ def test_auto_commit_may_be_switched_off_by_name(monkeypatch: pytest.MonkeyPatch
     assert load(KafkaSettings).kafka_enable_auto_commit is False
 
 
-@pytest.mark.parametrize("value", ["kafka", "kafka:port", "a:1,,b:2", "a:1, b:2", "://"])
+@pytest.mark.parametrize(
+    "value",
+    ["kafka", "kafka:port", "a:1,,b:2", "a:1, b:2", "://", "a:0", "a:1,b:65536", "a:99999", "a:-1"],
+)
 def test_servers_without_a_port_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    assert "KAFKA_BOOTSTRAP_SERVERS" in refusal(monkeypatch, KAFKA_BOOTSTRAP_SERVERS=value)
+    assert refusal(monkeypatch, KAFKA_BOOTSTRAP_SERVERS=value) == (
+        "wrong configuration: KAFKA_BOOTSTRAP_SERVERS: use host:port, separated by commas, with"
+        f" ports from 1 to 65535 (it is {value!r})"
+    )
+
+
+@pytest.mark.parametrize("value", ["kafka:65535", "[::1]:9092", "a:1,b.example:2"])
+def test_servers_with_their_ports_are_taken(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", value)
+
+    assert load(KafkaSettings).kafka_bootstrap_servers == value
 
 
 @pytest.mark.parametrize(
@@ -141,6 +154,7 @@ def test_incomplete_credentials_are_refused_and_what_is_missing_is_named(
 ) -> None:
     message = refusal(monkeypatch, KAFKA_SECURITY_PROTOCOL=protocol, **given)
 
+    assert message.startswith(f"wrong configuration: KAFKA_SECURITY_PROTOCOL={protocol} with ")
     assert f"also needs {', '.join(missing)}" in message
 
 

@@ -78,6 +78,13 @@ def test_settings_come_from_the_env_file_and_the_environment_goes_first(
     assert (settings.service_name, settings.log_format) == ("from-environment", "json")
 
 
+@pytest.mark.parametrize("level", ["debug", "Debug", "DEBUG"])
+def test_the_log_level_is_taken_in_any_case(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("LOG_LEVEL", level)
+
+    assert load(Settings).log_level == "DEBUG"
+
+
 def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", "")
 
@@ -116,6 +123,8 @@ def test_the_message_names_each_wrong_variable_and_shows_its_value(
         f"user:{SECRET}@host",
         SECRET,
         f"postgresql://user:{SECRET}@[::1/db",
+        f"postgresql://user:{SECRET}@host:70000/db",
+        f"postgresql://user:{SECRET}@host:0/db",
     ],
 )
 def test_a_wrong_database_url_is_told_without_its_secret(
@@ -127,6 +136,7 @@ def test_a_wrong_database_url_is_told_without_its_secret(
 
     assert message.startswith("wrong configuration: DATABASE_URL: ")
     assert "postgresql://" in message
+    assert "Value error" not in message
     assert SECRET not in message
     assert "user" not in message.replace("postgresql://user:password@host:5432/database", "")
 

@@ -89,7 +89,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which dead letters are meant. What is None does not restrict."""
+    """Which dead letters are meant. What is None does not restrict; `error_type` is in any case."""
 
     consumer: str | None = None
     topic: str | None = None
@@ -103,7 +103,7 @@ class Filter:
         return (
             self.consumer in (None, letter.consumer)
             and self.topic in (None, letter.origin)
-            and self.error_type in (None, letter.error_type)
+            and (self.error_type is None or self.error_type.lower() == letter.error_type.lower())
             and self.key in (None, letter.key)
             and (self.since is None or (failed is not None and failed >= self.since))
             and (self.until is None or (failed is not None and failed < self.until))

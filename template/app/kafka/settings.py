@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import ssl
 import time
 import urllib.parse
@@ -24,7 +25,7 @@ SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 class KafkaSettings(EnvSettings):
     """Settings of producer and consumers. Times are in seconds, sizes in bytes."""
 
-    kafka_bootstrap_servers: str = Field("localhost:9092", pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$")
+    kafka_bootstrap_servers: str = "localhost:9092"
     kafka_client_id: str = SERVICE_NAME
 
     kafka_security_protocol: SecurityProtocol = "PLAINTEXT"
@@ -55,6 +56,13 @@ class KafkaSettings(EnvSettings):
     kafka_topic_retention_hours: int = Field(7 * 24, ge=1)
     kafka_dlq_retention_hours: int = Field(30 * 24, ge=1)
     inbox_retention_hours: int = Field(32 * 24, ge=1)
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        if not all(_is_address(part) for part in value.split(",")):
+            raise ValueError("use host:port, separated by commas, with ports from 1 to 65535")
+        return value
 
     @field_validator("kafka_enable_auto_commit")
     @classmethod
@@ -88,6 +96,11 @@ class KafkaSettings(EnvSettings):
                 f" {self.kafka_sasl_mechanism} also needs {', '.join(missing)}"
             )
         return self
+
+
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r"[^,\s]+:([0-9]{1,5})", text)
+    return found is not None and 1 <= int(found[1]) <= 65535
 
 
 REASON_TIMEOUT_SECONDS = 5.0
