@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from app import logs, wiring
 from app.cli import app
+from app.commands import counted
 from app.commands.dlq import _left_out, _line, _summary, _utc
 from app.commands.dlq import commands as dlq_commands
 from app.commands.events import commands, show
@@ -152,6 +153,22 @@ def test_the_summary_counts_what_waits_and_what_was_applied() -> None:
     assert _summary(letters, {letters[0].identity}) == (
         "3 dead letters, 2 waiting, 1 applied since"
     )
+    assert _summary(letters[:1], set()) == "1 dead letter, 1 waiting, 0 applied since"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 topics"), (1, "1 topic"), (2, "2 topics"), (21, "21 topics")]
+)
+def test_what_is_counted_is_one_or_many(count: int, said: str) -> None:
+    assert counted(count, "topic") == said
+
+
+def test_words_that_change_otherwise_are_given() -> None:
+    assert [counted(n, "differs", "differ") for n in (0, 1, 2)] == [
+        "0 differ",
+        "1 differs",
+        "2 differ",
+    ]
 
 
 def test_times_on_the_command_line_are_utc() -> None:

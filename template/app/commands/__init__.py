@@ -78,6 +78,11 @@ def unknown(what: str, name: str, names: Iterable[str]) -> typer.Exit:
     return failure(f"there is no {what} {name}; there are: {', '.join(names) or 'none'}")
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """So many of what is called `one`, or `many` if it is not one (by default with an s)."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
 @dataclass(frozen=True)
 class Context:
     """Settings, events and subscriptions of the service."""

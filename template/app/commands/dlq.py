@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from aiokafka import ConsumerRecord
 
-from app.commands import Context, failure, on_database, unknown
+from app.commands import Context, counted, failure, on_database, unknown
 from app.commands.events import one_line
 from app.commands.events import show as show_record
 from app.database import Database
@@ -254,7 +254,8 @@ def _line(letter: DeadLetter, applied: bool) -> str:
 
 def _summary(letters: Sequence[DeadLetter], applied: set[tuple[str, str, int, int]]) -> str:
     waiting = sum(letter.identity not in applied for letter in letters)
-    return f"{len(letters)} dead letters, {waiting} waiting, {len(letters) - waiting} applied since"
+    total, since = counted(len(letters), "dead letter"), len(letters) - waiting
+    return f"{total}, {waiting} waiting, {since} applied since"
 
 
 def _left_out(count: int) -> str:

@@ -12,7 +12,7 @@ import typer
 from aiokafka import ConsumerRecord
 
 from app import DESCRIPTION, PROJECT_NAME, wiring
-from app.commands import Context, failure, unknown
+from app.commands import Context, counted, failure, unknown
 from app.events.asyncapi import document
 from app.events.schemas import (
     IncompatibleChange,
@@ -130,7 +130,8 @@ def export_schemas(folder: Folder = KEPT) -> None:
         made = has_sample(entry, folder)
         todo = "is made up: put values into it that could be sent" if made else "has to be added"
         typer.echo(f'{folder / entry.name}.json: "sample" of version {entry.version} {todo}')
-    typer.echo(f"{len(written)} schemas written" if written else "all schemas were exported")
+    said = f"{counted(len(written), 'schema')} written" if written else "all schemas were exported"
+    typer.echo(said)
 
 
 @schemas.command()

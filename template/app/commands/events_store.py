@@ -11,7 +11,7 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app import wiring
-from app.commands import failure, on_database
+from app.commands import counted, failure, on_database
 from app.database import Database
 from app.domain import EventOutOfPlace
 from app.errors import VersionConflict
@@ -86,7 +86,7 @@ def streams(after: After = 0, limit: Limit = 100) -> None:
         )
         said = STREAMS.told(loaded.state)
         typer.echo(f"{loaded.state.id}  version {loaded.version}  {said}  {began}  {changed}")
-    typer.echo(f"{count} streams")
+    typer.echo(counted(count, "stream"))
 
 
 @group.command()
@@ -113,7 +113,8 @@ def verify(repair: Repair = False, patience: Patience = 5.0) -> None:
     left = [fault for fault in faults if not fault.mended]
     for fault in faults:
         typer.echo(f"{fault.id}: {fault.what}{'; mended' if fault.mended else ''}")
-    typer.echo(f"{count} streams, {len(faults)} differ, {len(faults) - len(left)} mended")
+    differ = counted(len(faults), "differs", "differ")
+    typer.echo(f"{counted(count, 'stream')}, {differ}, {len(faults) - len(left)} mended")
     if left:
         raise typer.Exit(1)
 
@@ -136,7 +137,7 @@ def import_rows() -> None:
             total += done
 
     try:
-        typer.echo(f"{asyncio.run(on_database(work))} {CATEGORY.name}s imported")
+        typer.echo(f"{counted(asyncio.run(on_database(work)), CATEGORY.name)} imported")
     except VersionConflict as conflict:
         raise failure(f"something else writes {CATEGORY.name}s: {conflict}") from conflict
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands import failure, on_database
+from app.commands import counted, failure, on_database
 from app.commands.events import one_line
 from app.commands.serve import Host, Port, serve_as
 from app.database import Database
@@ -73,7 +73,7 @@ def retry(
     _say("would retry" if dry_run else "retrying", meant)
     if not dry_run:
         count = asyncio.run(on_database(lambda database: store.retry(database.engine, _ids(meant))))
-        typer.echo(f"{count} events are on their way again")
+        typer.echo(counted(count, "event is on its way again", "events are on their way again"))
 
 
 @group.command()
@@ -91,7 +91,7 @@ def discard(
         count = asyncio.run(
             on_database(lambda database: store.discard(database.engine, _ids(meant)))
         )
-        typer.echo(f"{count} events are gone")
+        typer.echo(counted(count, "event is gone", "events are gone"))
 
 
 def _meant(

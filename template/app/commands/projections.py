@@ -9,7 +9,7 @@ import typer
 from sqlalchemy import select
 
 from app import wiring
-from app.commands import Context, failure, on_database, unknown
+from app.commands import Context, counted, failure, on_database, unknown
 from app.cqrs import lag
 from app.cqrs.projection import RebuildRow
 from app.cqrs.rebuild import BATCH, AnyProjection, Progress, RebuildRefused
@@ -42,7 +42,7 @@ def status() -> None:
     for entry in wiring.PROJECTIONS:
         name = entry.projection.name
         behind = lags[name]
-        said = f"{behind.events} events behind, the oldest for {behind.seconds:.0f} s"
+        said = f"{counted(behind.events, 'event')} behind, the oldest for {behind.seconds:.0f} s"
         typer.echo(f"{name:<16}{said}{rebuilds.get(name, '')}")
 
 
@@ -60,7 +60,7 @@ def rebuild(name: Name, batch: BatchSize = BATCH) -> None:
     except KeyboardInterrupt:
         typer.echo(f"{name}: interrupted; the old one stays in place", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"{name}: rebuilt from {done.done} rows in {done.seconds:.1f} s")
+    typer.echo(f"{name}: rebuilt from {counted(done.done, 'row')} in {done.seconds:.1f} s")
 
 
 @group.command("abandon")
@@ -98,7 +98,8 @@ async def _rebuilds(database: Database) -> Mapping[str, str]:
         row = rows.get(entry.projection.name)
         if row is not None:
             state = "runs" if await entry.is_running(database) else "was interrupted"
-            said[row.projection] = f"; its rebuild {state} at {row.done} of {row.expected} rows"
+            done = f"{row.done} of {counted(row.expected, 'row')}"
+            said[row.projection] = f"; its rebuild {state} at {done}"
     return said
 
 
@@ -113,4 +114,4 @@ class _Reporter:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + SECONDS_BETWEEN_REPORTS
-        typer.echo(f"{self._name}: {progress.done} of about {progress.expected} rows")
+        typer.echo(f"{self._name}: {progress.done} of about {counted(progress.expected, 'row')}")

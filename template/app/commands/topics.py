@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from app.commands import Context
+from app.commands import Context, counted
 from app.kafka.admin import State, TopicAdmin, TopicState, provision
 from app.kafka.topics import Topic
 
@@ -39,7 +39,7 @@ def create() -> None:
     made = asyncio.run(provision(context.kafka, context.topics()))
     for name in made:
         typer.echo(f"created {name}")
-    typer.echo(f"{len(made)} topics created" if made else "all topics were there")
+    typer.echo(f"{counted(len(made), 'topic')} created" if made else "all topics were there")
 
 
 async def _states() -> list[TopicState]:

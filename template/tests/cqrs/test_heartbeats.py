@@ -203,7 +203,7 @@ async def test_the_commands_know_the_projection(
 
     await api.http.post("/heartbeats", json={"source": "door"})
     assert "sources         sources\n" in await says("list")
-    assert "sources: rebuilt from 1 rows in" in await says("rebuild", "sources")
+    assert "sources: rebuilt from 1 row in" in await says("rebuild", "sources")
     assert [row[0] for row in await content(database)] == ["door"]
 
 

@@ -466,7 +466,7 @@ async def test_a_rebuild_fills_the_read_side_and_shows_how_it_gets_on(cli: Cli, 
     ids = [await shop.place(user_id) for _ in range(3)]
     for name in ("order-views", "daily-sales", "customer-names"):
         rebuilt = await cli.says("rebuild", name, "--batch", "2")
-    assert "customer-names: 1 of about 1 rows\ncustomer-names: rebuilt from 1 rows in" in rebuilt
+    assert "customer-names: 1 of about 1 row\ncustomer-names: rebuilt from 1 row in" in rebuilt
     content = await shop.content()
     assert [row[0] for row in content["order_views"]] == ids
     assert content["customer_names"] == [(user_id, "ada")]
@@ -488,7 +488,7 @@ async def test_status_tells_of_a_rebuild_that_was_killed_until_it_is_abandoned(
     said = (await cli.says("status")).splitlines()
     assert said[0] == (
         "order-views     0 events behind, the oldest for 0 s"
-        "; its rebuild was interrupted at 1 of 1 rows"
+        "; its rebuild was interrupted at 1 of 1 row"
     )
     assert said[1] == "daily-sales     0 events behind, the oldest for 0 s"
     abandoned = await cli.says("abandon", "order-views")

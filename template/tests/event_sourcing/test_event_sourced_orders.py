@@ -259,7 +259,7 @@ async def test_streams_and_their_events_are_shown(cli: Cli, shop: Shop) -> None:
     await shop.pay(order.id)
     listed = (await cli("streams")).stdout.splitlines()
     assert listed[0].startswith(f"{order.id}  version 2  paid  ")
-    assert listed[-1] == "1 streams"
+    assert listed[-1] == "1 stream"
     shown = (await cli("show", str(order.id))).stdout
     assert "order.placed\n  actor: ada\n  command_id: key-1\n  correlation_id: story\n" in shown
     assert '"unit_price": "3.50"' in shown

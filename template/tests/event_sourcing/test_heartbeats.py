@@ -232,7 +232,7 @@ async def test_streams_and_their_events_are_shown(cli: Cli, sensors: Sensors) ->
     await sensors.send("door", "door", command="key-1")
     listed = (await cli("streams")).stdout
     assert "1  version 2  door  " in listed
-    assert "1 streams\n" in listed
+    assert "1 stream\n" in listed
     shown = (await cli("show", "1")).stdout
     assert "source.heard\n  actor: ada\n  command_id: key-1\n  correlation_id: story\n" in shown
     assert '"source": "door"' in shown

@@ -135,7 +135,7 @@ async def test_a_row_that_differs_is_told_and_mended(
     assert answer.exit_code == 1
     assert f"{order.id}: " in answer.stdout
     assert message in answer.stdout
-    assert "1 streams, 1 differ, 0 mended" in answer.stdout
+    assert "1 stream, 1 differs, 0 mended" in answer.stdout
     assert (await cli("verify", "--patience", "0", "--repair")).exit_code == 0
     assert await shop.content() == before
 
@@ -154,7 +154,7 @@ async def test_a_row_without_events_is_told(cli: Cli, shop: Shop, made_up: int) 
     answer = await cli("verify", "--patience", "0")
     assert answer.exit_code == 1
     assert answer.stdout == (
-        f"{made_up}: is read, and has no events\n2 streams, 1 differ, 0 mended\n"
+        f"{made_up}: is read, and has no events\n2 streams, 1 differs, 0 mended\n"
     )
 
 

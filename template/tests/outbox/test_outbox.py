@@ -355,7 +355,7 @@ async def test_retry_puts_the_event_back_with_what_it_held(parked: World) -> Non
 
 async def test_discard_deletes_the_event_and_frees_what_it_held(parked: World) -> None:
     result = await app("discard", "--key", "a")
-    assert "1 events are gone" in result.output
+    assert "1 event is gone" in result.output
     assert [row["topic"] for row in await parked.rows()] == [MOVED]
     assert await parked.rows("outbox_parked") == []
 
