@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date
 from decimal import Decimal
-from typing import cast
+from typing import assert_never, cast
 
 from sqlalchemy import BigInteger, Date, Integer, Numeric, Table, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -21,8 +21,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.cqrs.order_views import OrderState
 from app.cqrs.projection import Projection, newest
 from app.database import Base
-
-PAID = "paid"
+from app.domain.orders import OrderStatus
 
 
 class SaleRow(Base):
@@ -61,11 +60,15 @@ class Sale:
 
     @classmethod
     def of(cls, state: OrderState) -> "Sale":
-        if state.status != PAID:
-            return cls(state.id, state.version, None, Decimal(0))
-        # Paid is the last that happens to an order, so it was paid when it was last changed.
-        day = state.updated_at.astimezone(UTC).date()
-        return cls(state.id, state.version, day, state.total)
+        match state.status:
+            case OrderStatus.PAID:
+                # Paid is the last that happens to it, so it was paid when it was last changed.
+                day = state.updated_at.astimezone(UTC).date()
+                return cls(state.id, state.version, day, state.total)
+            case OrderStatus.PLACED | OrderStatus.CANCELLED:
+                return cls(state.id, state.version, None, Decimal(0))
+            case _:
+                assert_never(state.status)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Mapped, mapped_column, selectinload
 
 from app.cqrs.projection import Projection, newest
 from app.database import Base
-from app.domain.orders import OrderItem
+from app.domain.orders import OrderItem, OrderStatus
 from app.events.types import OrderStateEvent
 from app.models import OrderRow
 from app.repositories.orders import order_items
@@ -54,7 +54,7 @@ class OrderState:
     id: int
     version: int
     user_id: int
-    status: str
+    status: OrderStatus
     items: tuple[OrderItem, ...]
     total: Decimal
     placed_at: datetime | None
@@ -67,7 +67,7 @@ class OrderState:
             event.order_id,
             event.order_version,
             event.user_id,
-            event.status,
+            OrderStatus(event.status),
             items,
             event.total,
             event.placed_at,
@@ -97,7 +97,7 @@ def _state(row: OrderRow) -> OrderState:
         row.id,
         row.version,
         row.user_id,
-        row.status,
+        OrderStatus(row.status),
         order_items(row),
         row.total,
         row.created_at,

@@ -26,7 +26,7 @@ def _state(loaded: Loaded[Order]) -> OrderState:
         order.id,
         order.version,
         order.user_id,
-        order.status.value,
+        order.status,
         order.items,
         order.total,
         loaded.began_at,

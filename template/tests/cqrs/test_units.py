@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from app.config import ConfigurationError
 from app.cqrs.daily_sales import Change, Sale, changes, newer
 from app.cqrs.order_views import OrderState
 from app.cqrs.projection import newest
+from app.domain.orders import OrderStatus
 from app.main import create_app
 from app.runtime import Role
 
@@ -22,18 +22,23 @@ days = st.none() | st.dates(DAY, DAY + timedelta(days=2))
 sales = st.builds(Sale, st.integers(1, 4), st.integers(1, 6), days, st.decimals(0, 100, places=2))
 
 
-def state(status: str, at: datetime) -> OrderState:
+def state(status: OrderStatus, at: datetime) -> OrderState:
     return OrderState(1, 2, 7, status, (), Decimal("3.50"), at, at)
 
 
-@pytest.mark.parametrize("status", ["placed", "cancelled"])
-def test_an_order_that_is_not_paid_adds_nothing(status: str) -> None:
-    assert Sale.of(state(status, datetime(2025, 3, 1, tzinfo=UTC))).day is None
+def test_of_every_status_it_is_decided_whether_it_is_a_sale() -> None:
+    at = datetime(2025, 3, 1, tzinfo=UTC)
+    sold_on = {status: Sale.of(state(status, at)).day for status in OrderStatus}
+    assert sold_on == {
+        OrderStatus.PLACED: None,
+        OrderStatus.PAID: DAY,
+        OrderStatus.CANCELLED: None,
+    }
 
 
 def test_the_day_is_that_of_utc() -> None:
     late = datetime(2025, 3, 1, 23, 30, tzinfo=timezone(timedelta(hours=-5)))
-    assert Sale.of(state("paid", late)) == Sale(1, 2, date(2025, 3, 2), Decimal("3.50"))
+    assert Sale.of(state(OrderStatus.PAID, late)) == Sale(1, 2, date(2025, 3, 2), Decimal("3.50"))
 
 
 def test_a_sale_that_moves_is_taken_from_one_day_and_added_to_the_other() -> None:
