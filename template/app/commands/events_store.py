@@ -16,7 +16,13 @@ from app.database import Database
 from app.domain import EventOutOfPlace
 from app.errors import VersionConflict
 from app.event_sourcing.category import Category, UnknownEvent
-from app.event_sourcing.store import BrokenStream, EventStore, Loaded, StoredEvent
+from app.event_sourcing.store import (
+    BrokenStream,
+    EventStore,
+    ImportRefused,
+    Loaded,
+    StoredEvent,
+)
 
 State = Any  # of whatever the streams are about; it has an `id`
 View = Any  # what is read of it
@@ -47,7 +53,10 @@ class Streams(Protocol):
         """What is read of those between two ids."""
 
     async def import_rows(self, session: AsyncSession, limit: int) -> int:
-        """Give up to `limit` that are rows only the events that led to them; how many."""
+        """Give up to `limit` that are rows only the events that led to them; how many.
+
+        Raises ImportRefused where those are not known.
+        """
 
 
 STREAMS: Streams = wiring.streams
@@ -124,20 +133,20 @@ def import_rows() -> None:
     """Give what is older than the event store the events that led to it.
 
     For a service that switches the module on; repeat it as you like. No other version of the
-    service may change anything of it meanwhile.
+    service may change anything of it meanwhile. All is imported, or nothing.
     """
 
     async def work(database: Database) -> int:
         total = 0
-        while True:
-            async with database.sessions() as session, session.begin():
-                done = await STREAMS.import_rows(session, BATCH)
-            if done == 0:
-                return total
-            total += done
+        async with database.sessions() as session, session.begin():
+            while done := await STREAMS.import_rows(session, BATCH):
+                total += done
+        return total
 
     try:
         typer.echo(f"{counted(asyncio.run(on_database(work)), CATEGORY.name)} imported")
+    except ImportRefused as refused:
+        raise failure(f"nothing is imported: {refused}") from refused
     except VersionConflict as conflict:
         raise failure(f"something else writes {CATEGORY.name}s: {conflict}") from conflict
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
+from typing import assert_never
 
 from sqlalchemy import exists, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -15,6 +16,7 @@ from app.domain.orders import (
     OrderPlaced,
     OrderStatus,
     evolve,
+    fold,
 )
 from app.errors import VersionConflict
 from app.event_sourcing.category import Category, Data, EventType
@@ -22,6 +24,7 @@ from app.event_sourcing.store import (
     NO_STREAM,
     EventRow,
     EventStore,
+    ImportRefused,
     Loaded,
     NewEvent,
     caused,
@@ -173,6 +176,7 @@ async def import_orders(session: AsyncSession, limit: int) -> int:
     """Give up to `limit` orders that are rows only the events that led to them; how many.
 
     For a service whose orders are older than its event store. Nothing is published: others know.
+    Raises ImportRefused.
     """
     has_stream = exists().where(EventRow.category == ORDERS.name, EventRow.stream_id == OrderRow.id)
     query = select(OrderRow).where(~has_stream).order_by(OrderRow.id).limit(limit)
@@ -195,10 +199,26 @@ async def import_orders(session: AsyncSession, limit: int) -> int:
 
 
 def _events_behind(row: OrderRow) -> list[OrderEvent]:
-    events: list[OrderEvent] = [OrderPlaced(row.id, row.user_id, order_items(row))]
-    match OrderStatus(row.status):
+    """What led to the row. Raises ImportRefused where that is not known."""
+    if row.status in {*OrderStatus}:
+        events = _history(row, OrderStatus(row.status))
+        order = fold(events)
+        if order is not None and (order.status, order.version) == (row.status, row.version):
+            return events
+    raise ImportRefused(
+        f"order {row.id} is {row.status} in version {row.version}, and no events are known that lead"
+        " there: let `_history` in app/event_sourcing/orders.py return them, and import again"
+    )
+
+
+def _history(row: OrderRow, status: OrderStatus) -> list[OrderEvent]:
+    placed = OrderPlaced(row.id, row.user_id, order_items(row))
+    match status:
+        case OrderStatus.PLACED:
+            return [placed]
         case OrderStatus.PAID:
-            events.append(OrderPaid(row.id))
+            return [placed, OrderPaid(row.id)]
         case OrderStatus.CANCELLED:
-            events.append(OrderCancelled(row.id))
-    return events
+            return [placed, OrderCancelled(row.id)]
+        case _:
+            assert_never(status)

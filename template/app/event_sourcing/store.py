@@ -182,6 +182,10 @@ class BrokenStream(Exception):
     """A stream whose versions are not 1, 2, 3, … The message says where it breaks."""
 
 
+class ImportRefused(Exception):
+    """It is not known which events led to a row. The message says to which, and what to do."""
+
+
 class LogBusy(Unavailable):
     title = "The event log cannot be read at the moment"
 

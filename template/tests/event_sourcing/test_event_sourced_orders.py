@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 from httpx import AsyncClient
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from app import wiring
 from app.database import Database
 from app.domain import DomainError
-from app.domain.orders import Order, TransitionNotAllowed
+from app.domain.orders import Order, OrderStatus, TransitionNotAllowed
 from app.event_sourcing.orders import ORDERS
 from app.event_sourcing.store import EventRow, EventStore, SnapshotRow
 from app.idempotency import IdempotencyKey, IdempotencyKeyReused
 from app.kafka.event import EventRegistry
-from app.models import User
+from app.models import OrderRow, User
 from app.outbox.model import OutboxRow
 from app.repositories.orders import SqlOrderRepository
 from app.repositories.users import UserRepository
@@ -274,9 +274,30 @@ async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, shop: Sh
         await old.pay(ids[1], None)
         await old.cancel(ids[2], None)
         told = [await SqlOrderRepository(uow).get(order_id) for order_id in ids]
+    assert {order.status for order in told if order is not None} == {*OrderStatus}
     messages = await shop.count(OutboxRow)
     assert (await cli("import")).stdout == "3 orders imported\n"
     assert (await cli("import")).stdout == "0 orders imported\n"
     assert await shop.folded() == told
     assert await shop.count(OutboxRow) == messages
     assert (await shop.pay(ids[0])).version == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [("status", "lost", "is lost in version 1"), ("version", 3, "is placed in version 3")],
+)
+async def test_a_row_that_no_known_events_lead_to_is_named_and_nothing_is_imported(
+    cli: Cli, shop: Shop, monkeypatch: pytest.MonkeyPatch, column: str, value: object, told: str
+) -> None:
+    monkeypatch.setattr("app.commands.events_store.BATCH", 1)
+    async with shop.units.begin() as uow:
+        old = OrderService(SqlOrderRepository(uow), UserRepository(uow.session), uow.events)
+        ids = [(await old.place(7, ITEMS)).id for _ in range(2)]
+        odd = update(OrderRow).where(OrderRow.id == ids[1]).values({column: value})
+        await uow.session.execute(odd)
+    refused = await cli("import")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"error: nothing is imported: order {ids[1]} {told}")
+    assert "let `_history` in app/event_sourcing/orders.py" in refused.stderr
+    assert await shop.count(EventRow) == 0
