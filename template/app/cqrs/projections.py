@@ -11,7 +11,7 @@ from app.cqrs.daily_sales import DAILY_SALES
 from app.cqrs.order_views import ORDER_VIEWS, OrderState
 from app.cqrs.projection import project
 from app.cqrs.rebuild import AnyProjection, Rebuildable, Source
-from app.events.types import OrderCancelled, OrderCreated, OrderPaid, OrderStateEvent, UserCreated
+from app.events.types import EVENTS, OrderStateEvent, UserCreated
 from app.kafka.subscription import Subscription
 from app.unit_of_work import UnitOfWork
 
@@ -28,17 +28,11 @@ async def project_daily_sales(events: Sequence[OrderStateEvent], uow: UnitOfWork
     await project(uow.session, DAILY_SALES, [OrderState.of(event) for event in events])
 
 
+_ORDER_EVENTS = [entry.model for entry in EVENTS if issubclass(entry.model, OrderStateEvent)]
+
 SUBSCRIPTIONS = [
-    Subscription(
-        ORDER_VIEWS.name,
-        dict.fromkeys([OrderCreated, OrderPaid, OrderCancelled], project_order_views),
-        batch=True,
-    ),
-    Subscription(
-        DAILY_SALES.name,
-        dict.fromkeys([OrderCreated, OrderPaid, OrderCancelled], project_daily_sales),
-        batch=True,
-    ),
+    Subscription(ORDER_VIEWS.name, dict.fromkeys(_ORDER_EVENTS, project_order_views), batch=True),
+    Subscription(DAILY_SALES.name, dict.fromkeys(_ORDER_EVENTS, project_daily_sales), batch=True),
     Subscription(CUSTOMER_NAMES.name, {UserCreated: project_customer_names}, batch=True),
 ]
 

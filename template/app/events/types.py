@@ -51,11 +51,17 @@ class OrderLine(BaseModel):
     unit_price: Decimal
 
 
+# What the published schemas of the three events say, and go on saying. An event that leads to another
+# status declares that one alone: `status: Literal["shipped"]`.
+PlacedPaidCancelled = Literal["placed", "paid", "cancelled"]
+
+
 class OrderStateEvent(BaseEvent):
     """What all events of orders carry: the full state after it, and the order's version.
 
     Readers keep the state of the highest `order_version` and need no event that they missed.
-    Version 1.1.0 has `placed_at`; in messages of 1.0.0 it is null.
+    Version 1.1.0 has `placed_at`; in messages of 1.0.0 it is null. Each event declares which
+    `status` its messages may have.
     """
 
     key_field: ClassVar[str] = "order_id"
@@ -64,7 +70,7 @@ class OrderStateEvent(BaseEvent):
     order_id: Id
     order_version: int = Field(ge=1, description="Number of changes so far; grows by one")
     user_id: Id
-    status: Literal["placed", "paid", "cancelled"]
+    status: str
     items: tuple[OrderLine, ...]
     total: Decimal
     placed_at: AwareDatetime | None = None
@@ -74,18 +80,21 @@ class OrderCreated(OrderStateEvent):
     """An order was placed."""
 
     event_type: Literal["order.created"] = "order.created"
+    status: PlacedPaidCancelled
 
 
 class OrderPaid(OrderStateEvent):
     """An order was paid."""
 
     event_type: Literal["order.paid"] = "order.paid"
+    status: PlacedPaidCancelled
 
 
 class OrderCancelled(OrderStateEvent):
     """An order was cancelled."""
 
     event_type: Literal["order.cancelled"] = "order.cancelled"
+    status: PlacedPaidCancelled
 
 
 def user_created_2(payload: Payload) -> Payload:

@@ -10,7 +10,13 @@ from app.config import EnvSettings
 from app.domain import orders
 from app.domain.orders import Order, OrderEvent, OrderItem, evolve
 from app.errors import NotFound, Unavailable, Unprocessable, VersionConflict
-from app.events.types import OrderCancelled, OrderCreated, OrderLine, OrderPaid
+from app.events.types import (
+    OrderCancelled,
+    OrderCreated,
+    OrderLine,
+    OrderPaid,
+    OrderStateEvent,
+)
 from app.repositories.orders import (
     CommandRepeated,
     OrderFilter,
@@ -127,9 +133,7 @@ class OrderReads:
             await asyncio.sleep(_POLL_SECONDS)
 
 
-Published = OrderCreated | OrderPaid | OrderCancelled
-
-_PUBLISHED: dict[type[OrderEvent], type[Published]] = {
+_PUBLISHED: dict[type[OrderEvent], Callable[..., OrderStateEvent]] = {
     orders.OrderPlaced: OrderCreated,
     orders.OrderPaid: OrderPaid,
     orders.OrderCancelled: OrderCancelled,
@@ -138,7 +142,7 @@ _PUBLISHED: dict[type[OrderEvent], type[Published]] = {
 
 def integration_event(
     event: OrderEvent, order: Order, placed_at: datetime, at: datetime
-) -> Published:
+) -> OrderStateEvent:
     """What to publish for `event`, which made `order` what it is now.
 
     Internal events are as small as the decision was; integration events carry the full state, so

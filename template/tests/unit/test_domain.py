@@ -158,14 +158,15 @@ AT = datetime(2025, 3, 2, 10, tzinfo=UTC)
 TEA_PLACED = OrderPlaced(1, 7, (OrderItem("tea", 2, Decimal("3.50")),))
 
 
-@pytest.mark.parametrize(
-    ("history", "published", "status"),
-    [
-        ([TEA_PLACED], types.OrderCreated, "placed"),
-        ([TEA_PLACED, PAID], types.OrderPaid, "paid"),
-        ([TEA_PLACED, CANCELLED], types.OrderCancelled, "cancelled"),
-    ],
-)
+# A history that ends with each event, what is published of it, and with which status.
+PUBLISHED: list[tuple[list[OrderEvent], type[BaseEvent], str]] = [
+    ([TEA_PLACED], types.OrderCreated, "placed"),
+    ([TEA_PLACED, PAID], types.OrderPaid, "paid"),
+    ([TEA_PLACED, CANCELLED], types.OrderCancelled, "cancelled"),
+]
+
+
+@pytest.mark.parametrize(("history", "published", "status"), PUBLISHED)
 def test_what_is_published_carries_the_full_state(
     history: list[OrderEvent], published: type[BaseEvent], status: str
 ) -> None:
@@ -187,10 +188,17 @@ def test_what_is_published_carries_the_full_state(
     assert event.key == "1"
 
 
-def test_every_event_of_the_domain_is_published() -> None:
-    order = fold([TEA_PLACED])
-    assert order is not None
-    events: list[OrderEvent] = [TEA_PLACED, PAID, CANCELLED]
-    assert {type(event) for event in events} == set(get_args(OrderEvent))
-    for event in events:
-        integration_event(event, order, PLACED_AT, AT)
+def test_every_event_and_every_status_of_the_domain_is_published() -> None:
+    assert {type(history[-1]) for history, *_ in PUBLISHED} == set(get_args(OrderEvent))
+    assert {status for *_, status in PUBLISHED} == {*OrderStatus}
+
+
+def test_every_event_of_orders_says_which_status_it_may_have() -> None:
+    found = [
+        entry.model for entry in types.EVENTS if issubclass(entry.model, types.OrderStateEvent)
+    ]
+    assert len(found) == len(get_args(OrderEvent))
+    for model in found:
+        statuses = {*get_args(model.model_fields["status"].annotation)}
+        assert statuses, f"{model.__name__}.status is no Literal"
+        assert statuses <= {*OrderStatus}
