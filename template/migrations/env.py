@@ -1,14 +1,21 @@
 """How Alembic reaches the database and knows the tables."""
 
 import asyncio
+from importlib import import_module
+from pkgutil import walk_packages
 
 from alembic import context
 from sqlalchemy import Connection
 from sqlalchemy.pool import NullPool
 
-import app.wiring  # noqa: F401 - the tables of every module that is plugged in
+import app
 from app.config import load
 from app.database import Base, DatabaseSettings, open_engine
+
+# Every table is known, wherever it is written and whether anything uses it yet.
+for module in walk_packages(app.__path__, "app."):
+    if not module.name.startswith("app.dev"):  # has none, and is not for production
+        import_module(module.name)
 
 
 def migrate(connection: Connection) -> None:

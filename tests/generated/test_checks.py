@@ -43,12 +43,13 @@ def test_migrations_make_every_table_and_nothing_is_left_to_do(
     assert "No new upgrade operations detected" in said
 
 
-def test_a_column_becomes_a_migration_of_the_services_own_branch(
+def test_a_table_or_a_column_becomes_a_migration_of_the_services_own_branch(
     service: Service, servers: Mapping[str, str]
 ) -> None:
     settings = {**servers, "PYTHONPATH": str(service.path)}
     said = service.run("python", str(REVISED), settings=settings)
     assert "before: None\n" in said
+    assert "new module: core_0002_add_reviews.py\n" in said
     assert "written: core_0002_add_nicknames.py\n" in said
     assert "again: the database is not at the newest migrations: `app db upgrade` first\n" in said
     assert said.count("after: None\n") == 2, "a living database and a fresh one are the same"
