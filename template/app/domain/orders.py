@@ -76,8 +76,10 @@ class EmptyOrder(DomainError):
 class TransitionNotAllowed(DomainError):
     """The order is in a state in which this cannot be done."""
 
-    def __init__(self, order: Order, action: str) -> None:
-        super().__init__(f"order {order.id} is {order.status}: only a placed order can be {action}")
+    def __init__(self, order: Order, action: str, needed: OrderStatus) -> None:
+        super().__init__(
+            f"order {order.id} is {order.status}: only a {needed} order can be {action}"
+        )
 
 
 def place(order_id: int, user_id: int, items: Sequence[OrderItem]) -> list[OrderEvent]:
@@ -88,13 +90,13 @@ def place(order_id: int, user_id: int, items: Sequence[OrderItem]) -> list[Order
 
 def pay(order: Order) -> list[OrderEvent]:
     if order.status is not OrderStatus.PLACED:
-        raise TransitionNotAllowed(order, "paid")
+        raise TransitionNotAllowed(order, "paid", OrderStatus.PLACED)
     return [OrderPaid(order.id)]
 
 
 def cancel(order: Order) -> list[OrderEvent]:
     if order.status is not OrderStatus.PLACED:
-        raise TransitionNotAllowed(order, "cancelled")
+        raise TransitionNotAllowed(order, "cancelled", OrderStatus.PLACED)
     return [OrderCancelled(order.id)]
 
 

@@ -84,7 +84,8 @@ def test_a_placed_order_can_be_cancelled() -> None:
 
 
 def test_an_order_is_paid_only_once() -> None:
-    given(PLACED, PAID).when(pay).then_refused(TransitionNotAllowed, "order 1 is paid")
+    refusal = "order 1 is paid: only a placed order can be paid"
+    given(PLACED, PAID).when(pay).then_refused(TransitionNotAllowed, refusal)
 
 
 def test_a_paid_order_cannot_be_cancelled() -> None:
