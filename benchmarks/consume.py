@@ -42,7 +42,7 @@ from app.kafka.inbox import claim
 from app.kafka.producer import KafkaProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
-from app.runtime import Role
+from app.runtime import Configuration, Role
 from app.server import serve
 from app.unit_of_work import UnitOfWork, UnitsOfWork
 
@@ -254,7 +254,7 @@ WORK = {"quick": subscription(one_row), "slow": subscription(slow_row)}
 def work(name: str, port: int) -> None:
     """What `app worker` does, with that subscription in place of the service's own."""
     wiring.EVENTS, wiring.SUBSCRIPTIONS = [EventType(Counted)], [WORK[name]]
-    serve({Role.WORKER}, "127.0.0.1", port)
+    serve({Role.WORKER}, Configuration.from_environment(), "127.0.0.1", port)
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import asyncpg
 import psutil
@@ -182,7 +182,7 @@ class Watch:
         return sum(sum(each.process.cpu_times()[:2]) for each in self._processes)
 
 
-Measured = float | Figures | dict[str, float]
+Measured: TypeAlias = float | Figures | dict[str, float]
 
 
 class Side(NamedTuple):

@@ -95,8 +95,7 @@ def same(file: Path, other: Path) -> bool:
 
 
 MACHINERY = ROOT / "tests" / "machinery"
-
-
+BENCHMARKS = ROOT / "benchmarks"
 SAMPLES = {"PYTHONPATH": str(MACHINERY), "MYPYPATH": str(MACHINERY)}
 
 
@@ -130,6 +129,33 @@ def test_machinery_of_a_module(
     if tests := modules_in(MACHINERY / variant.code):
         run_machinery(service, tests)
         check_types(service, workshop, mypy_cache, tests)
+
+
+# What is left open where the packages that the benchmarks compare with are not installed.
+OPEN = [
+    "arg-type",
+    "assignment",
+    "call-overload",
+    "misc",
+    "no-any-return",
+    "operator",
+    "type-arg",
+    "untyped-decorator",
+    "unused-ignore",
+]
+
+
+def test_what_the_benchmarks_call_is_there(
+    variant: Variant, service: Service, workshop: Workshop, mypy_cache: Path
+) -> None:
+    """In the service with every module."""
+    if not variant.sample_domain or set(variant.modules) != set(matrix.choices("modules")):
+        return
+    files = [path for path in BENCHMARKS.glob("*.py") if "from app" in path.read_text()]
+    assert files
+    ignored = [f"--disable-error-code={code}" for code in OPEN]
+    options = ("--ignore-missing-imports", "--follow-imports", "silent", *ignored)
+    check_types(service, workshop, mypy_cache, [*options, *map(str, files)])
 
 
 def check_types(
