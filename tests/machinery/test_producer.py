@@ -292,7 +292,7 @@ async def test_an_answer_without_a_token_is_an_error(
 MESSAGE = Message("a", b"k", b"v")
 SILENCE = "no acknowledgement, ever"
 NO_ROOM = "the partition's batch stays full"
-LATE = "acknowledged after 0.2 s"
+LATE = "acknowledged after a second"
 
 
 class Client:
@@ -353,7 +353,7 @@ class Client:
         elif fate is None:
             loop.call_soon(acknowledged.set_result, None)
         elif fate is LATE:
-            loop.call_later(0.2, acknowledge, acknowledged)
+            loop.call_later(1.0, acknowledge, acknowledged)
         return acknowledged
 
 
@@ -443,7 +443,7 @@ async def test_a_message_that_is_too_large_does_not_reach_the_client(client: typ
 @pytest.mark.usefixtures("client")
 async def test_a_topic_that_no_broker_knows_is_told_within_the_deadline() -> None:
     missing = Message("missing", b"k", b"v")
-    async with connected(seconds=0.2) as producer:
+    async with connected(seconds=2) as producer:
         with pytest.raises(UnknownTopic, match="the topic missing does not exist"):
             await producer.send(missing)
         outcomes = await producer.send_all([missing, *numbered(1)])
@@ -472,7 +472,7 @@ async def test_an_acknowledgement_that_comes_too_late_troubles_nobody(client: ty
     client.fate = staticmethod(lambda _value: LATE)
     async with connected(seconds=0.1) as producer:
         outcomes = await producer.send_all(numbered(3))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.0)
 
     assert kinds(outcomes) == [BrokerUnavailable] * 3
     assert troubles == []
@@ -620,7 +620,7 @@ async def test_what_the_client_cannot_take_is_an_error_of_the_caller(client: typ
 
 
 async def test_each_has_the_whole_time_though_one_timer_serves_all() -> None:
-    deadline = Deadline(0.2)
+    deadline = Deadline(1.0)
     loop = asyncio.get_running_loop()
 
     async def late() -> float:
@@ -631,7 +631,7 @@ async def test_each_has_the_whole_time_though_one_timer_serves_all() -> None:
 
     async def in_time() -> str:
         result = await deadline.wait_for(asyncio.sleep(0.1, "done"))
-        await asyncio.sleep(0.3)  # what it does afterwards has no deadline
+        await asyncio.sleep(1.2)  # what it does afterwards has no deadline
         return result
 
     beginning = asyncio.create_task(late())
@@ -640,7 +640,7 @@ async def test_each_has_the_whole_time_though_one_timer_serves_all() -> None:
     first, second = await asyncio.gather(beginning, late())
 
     assert await quick == "done"
-    assert 0.19 < min(first, second) <= max(first, second) < 5
+    assert 0.99 < min(first, second) <= max(first, second) < 5
     assert await in_time() == "done"
 
 

@@ -1,9 +1,9 @@
 """Projections on a real database: what they make of events, and their rebuilds."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal
 
@@ -21,10 +21,11 @@ from app.cqrs.order_views import OrderViewRow
 from app.cqrs.projection import RebuildRow
 from app.cqrs.queries import OrderDetailFilter, OrderViewQueries
 from app.cqrs.rebuild import Progress, RebuildRefused, RebuildSuperseded
-from app.events.types import OrderCreated
+from app.events.types import OrderCreated, OrderPaid
 from app.kafka.event import BaseEvent
 from app.migrate import configuration
 from tests.cqrs.conftest import ORDER_TABLES, Shop
+from tests.fixtures import eventually
 
 End = Literal["placed", "paid", "cancelled"]
 
@@ -119,9 +120,9 @@ async def test_what_is_paid_counts_on_its_day(shop: Shop) -> None:
             await shop.pay(order_id)
     await shop.cancel(await shop.place(user_id))
     await shop.deliver(*shop.events)
-    today = datetime.now(UTC).date()
     content = await shop.content()
-    assert content["daily_sales"] == [(today, 2, Decimal("38.00"))]
+    days = Counter(event.timestamp.date() for event in shop.events if isinstance(event, OrderPaid))
+    assert content["daily_sales"] == [(d, n, 19 * n) for d, n in sorted(days.items())]
     assert len(content["sales"]) == 4
 
 
@@ -338,7 +339,7 @@ async def test_readers_and_projectors_are_at_work_all_the_time(shop: Shop) -> No
     await shop.forget()
     await shop.deliver(*shop.events)
     assert await shop.content() == ended
-    assert ended["daily_sales"][0][1] == len(ids)
+    assert sum(int(str(row[1])) for row in ended["daily_sales"]) == len(ids)
 
 
 # What is left behind
@@ -415,7 +416,11 @@ async def test_two_rebuilds_of_one_projection_do_not_run_at_once(shop: Shop) -> 
         if not running:
             running.append(asyncio.create_task(another()))
 
-    await shop.rebuild_views(batch=1).run(start_another)
+    async with shop.database.sessions() as report, report.begin():
+        await report.execute(text("SELECT count(*) FROM order_views"))  # the swap waits for it
+        first = asyncio.create_task(shop.rebuild_views(batch=1).run(start_another))
+        await eventually(lambda: asyncio.sleep(0, refused))
+    await first
     await running[0]
     assert len(refused) == 1
 

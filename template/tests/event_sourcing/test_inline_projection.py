@@ -1,14 +1,10 @@
 """The read table of a service without a read side, written in the append's transaction."""
 
-import asyncio
-from typing import Any
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, text
 
-from app.database import Database
 from app.domain import DomainError
 from app.domain.orders import OrderStatus
 from app.event_sourcing.orders import ORDERS, StoredOrders
@@ -19,12 +15,6 @@ from app.outbox.model import OutboxRow
 from app.repositories.orders import SqlOrderRepository
 from app.unit_of_work import UnitOfWork
 from tests.event_sourcing.conftest import Cli, Shop
-from tests.fixtures import database_settings
-
-
-def run(coroutine: Any) -> Any:
-    return asyncio.run(coroutine)
-
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["place", "pay", "cancel"]), st.integers(0, 3)), max_size=12
@@ -33,26 +23,18 @@ STEPS = st.lists(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
-def test_what_commands_leave_is_what_their_events_add_up_to(
-    migrated_database_url: str, steps: list[tuple[str, int]]
+async def test_what_commands_leave_is_what_their_events_add_up_to(
+    shop: Shop, steps: list[tuple[str, int]]
 ) -> None:
     """Random commands: invariants hold, and fold, inline rows and rebuilt rows are the same."""
-
-    async def example() -> None:
-        database = Database(database_settings(migrated_database_url))
-        shop = Shop(database)
-        await shop.empty()
-        model: dict[int, OrderStatus] = {}
-        for action, number in steps:
-            if action == "place":
-                model[(await shop.place()).id] = OrderStatus.PLACED
-            elif number < len(model):
-                await settle(shop, model, [*model][number], action)
-        await is_consistent(shop, model)
-        await shop.empty()
-        await database.close()
-
-    run(example())
+    await shop.empty()
+    model: dict[int, OrderStatus] = {}
+    for action, number in steps:
+        if action == "place":
+            model[(await shop.place()).id] = OrderStatus.PLACED
+        elif number < len(model):
+            await settle(shop, model, [*model][number], action)
+    await is_consistent(shop, model)
 
 
 async def settle(shop: Shop, model: dict[int, OrderStatus], order_id: int, action: str) -> None:

@@ -76,12 +76,12 @@ async def test_a_server_that_ends_idle_transactions_does_not_end_a_turn(
     database = Database(database_settings(empty_database_url))
     async with database.engine.begin() as connection:
         name = await connection.scalar(text("SELECT quote_ident(current_database())"))
-        limit = "SET idle_in_transaction_session_timeout = '100ms'"
+        limit = "SET idle_in_transaction_session_timeout = '1s'"
         await connection.execute(text(f"ALTER DATABASE {name} {limit}"))
     await database.close()
 
     def slow_migration(connection: Connection, _config: Config) -> None:
-        connection.execute(text("SELECT pg_sleep(1)"))
+        connection.execute(text("SELECT pg_sleep(3)"))
 
     monkeypatch.setattr(migrate, "_upgrade", slow_migration)
     await upgrade(empty_database_url)
