@@ -468,11 +468,15 @@ async def test_what_is_not_acknowledged_ends_with_its_deadline(
 
 async def test_an_acknowledgement_that_comes_too_late_troubles_nobody(client: type[Client]) -> None:
     troubles: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble))
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, trouble: troubles.append(trouble))
     client.fate = staticmethod(lambda _value: LATE)
-    async with connected(seconds=0.1) as producer:
-        outcomes = await producer.send_all(numbered(3))
-        await asyncio.sleep(1.0)
+    try:
+        async with connected(seconds=0.1) as producer:
+            outcomes = await producer.send_all(numbered(3))
+            await asyncio.sleep(1.0)
+    finally:
+        loop.set_exception_handler(None)
 
     assert kinds(outcomes) == [BrokerUnavailable] * 3
     assert troubles == []
@@ -508,7 +512,7 @@ async def test_until_the_next_client_is_connected_it_is_told_what_the_last_one_d
     client: type[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.fate = staticmethod(lambda _value: kafka_errors.ProducerFenced())
-    async with connected(seconds=0.1) as producer:
+    async with connected(seconds=1.0) as producer:
         await producer.ping()
         monkeypatch.setattr(client, "start", lambda _self: asyncio.sleep(60))
         for reason in ("the producer was replaced", "not connected to Kafka: ProducerFenced"):
