@@ -110,7 +110,9 @@ async def stage(kafka: bool = True, **database_options: object) -> AsyncIterator
                 raise SystemExit(f"no Kafka to measure with: {servers.mock_reason}")
             await upgrade(servers.database_url)
             url = SecretStr(servers.database_url)
-            settings = DatabaseSettings(database_url=url, _env_file=None, **database_options)
+            # Statements that fill tables may take minutes.
+            options = {"database_command_timeout_seconds": 3600, **database_options}
+            settings = DatabaseSettings(database_url=url, _env_file=None, **options)
             database = Database(settings)
             connection = await asyncpg.connect(servers.database_url)
             try:

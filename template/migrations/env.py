@@ -14,7 +14,7 @@ from app.database import Base, DatabaseSettings, open_engine
 
 # Every table is known, wherever it is written and whether anything uses it yet.
 for module in walk_packages(app.__path__, "app."):
-    if not module.name.startswith("app.dev"):  # has none, and is not for production
+    if module.name.split(".")[1] != "dev":  # has none, and is not for production
         import_module(module.name)
 
 

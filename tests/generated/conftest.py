@@ -18,6 +18,8 @@ from tests.shell import environment
 FOLDER = pytest.StashKey[Path]()
 OWNED = pytest.StashKey[ExitStack]()
 INPUT = "services_folder"
+# Fixtures that are one variant each.
+ALONE = {"base": matrix.codes()[0], "whole": matrix.ends()[-1]}
 SECONDS = 600
 
 
@@ -152,10 +154,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is tested with the smallest variant only is left out where that is not chosen."""
-    if matrix.codes()[0] in chosen(config):
-        return
-    others = [item for item in items if "base" in getattr(item, "fixturenames", ())]
+    """What is tested with one variant only is left out where that is not chosen."""
+    missing = {name for name, variant in ALONE.items() if variant not in chosen(config)}
+    others = [item for item in items if not missing.isdisjoint(getattr(item, "fixturenames", ()))]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
 
@@ -169,7 +170,13 @@ def service(variant: Variant, services: Callable[[Variant], Service]) -> Service
 @pytest.fixture(scope="session")
 def base(services: Callable[[Variant], Service]) -> Service:
     """The service without modules, for what is the same with them."""
-    return services(matrix.codes()[0])
+    return services(ALONE["base"])
+
+
+@pytest.fixture(scope="session")
+def whole(services: Callable[[Variant], Service]) -> Service:
+    """The service with every module, for what needs them all."""
+    return services(ALONE["whole"])
 
 
 @pytest.fixture(scope="session")

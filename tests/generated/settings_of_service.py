@@ -1,13 +1,16 @@
-"""Run inside a rendered service: its settings and their defaults, as JSON."""
+"""Run inside a rendered service: its settings and their defaults, and which are read late, as JSON."""
 
 import json
 from importlib import import_module
 from pkgutil import walk_packages
+from typing import get_type_hints
 
 from pydantic import SecretStr
 
 import app
+from app import wiring
 from app.config import EnvSettings
+from app.runtime import Configuration
 
 
 def shown(value: object) -> str:
@@ -21,9 +24,11 @@ def shown(value: object) -> str:
 for module in walk_packages(app.__path__, "app."):
     import_module(module.name)
 
-settings = {
+defaults = {
     name.upper(): shown(field.get_default(call_default_factory=True, validated_data={}))
     for kind in EnvSettings.__subclasses__()
     for name, field in kind.model_fields.items()
 }
-print(json.dumps(settings))
+at_the_start = {*get_type_hints(Configuration).values(), *wiring.SETTINGS}
+late = [kind.__name__ for kind in EnvSettings.__subclasses__() if kind not in at_the_start]
+print(json.dumps({"defaults": defaults, "late": late}))

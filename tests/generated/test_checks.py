@@ -17,6 +17,7 @@ ON_SERVERS = {"tests/integration", *(f"tests/{module}" for module in matrix.choi
 
 # Others look for processes that are left in the folder of this service.
 of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
+of_whole = pytest.mark.xdist_group(matrix.ends()[-1].code)
 
 
 def test_lint(service: Service) -> None:
@@ -145,17 +146,15 @@ OPEN = [
 ]
 
 
+@of_whole
 def test_what_the_benchmarks_call_is_there(
-    variant: Variant, service: Service, workshop: Workshop, mypy_cache: Path
+    whole: Service, workshop: Workshop, mypy_cache: Path
 ) -> None:
-    """In the service with every module."""
-    if not variant.sample_domain or set(variant.modules) != set(matrix.choices("modules")):
-        return
     files = [path for path in BENCHMARKS.glob("*.py") if "from app" in path.read_text()]
     assert files
     ignored = [f"--disable-error-code={code}" for code in OPEN]
     options = ("--ignore-missing-imports", "--follow-imports", "silent", *ignored)
-    check_types(service, workshop, mypy_cache, [*options, *map(str, files)])
+    check_types(whole, workshop, mypy_cache, [*options, *map(str, files)])
 
 
 def check_types(

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,17 +17,22 @@ UNKNOWN = Path(__file__).with_name("unknown_commands.py")
 
 
 @pytest.fixture(scope="module")
-def settings(service: Service) -> dict[str, str]:
-    collected: dict[str, str] = json.loads(service.run("python", "-P", str(COLLECT)))
+def settings(service: Service) -> dict[str, Any]:
+    collected: dict[str, Any] = json.loads(service.run("python", "-P", str(COLLECT)))
     return collected
 
 
 def test_the_example_lists_every_setting_with_its_default(
-    service: Service, settings: dict[str, str]
+    service: Service, settings: dict[str, Any]
 ) -> None:
     example = (service.path / ".env.example").read_text()
     listed = dict(re.findall(r"^# ([A-Z][A-Z_]+)=(.*)$", example, re.MULTILINE))
-    assert listed == settings
+    assert listed == settings["defaults"]
+
+
+def test_every_setting_is_read_before_anything_starts(settings: dict[str, Any]) -> None:
+    """So a wrong one ends the start with a line, as .env.example says."""
+    assert settings["late"] == []
 
 
 def test_the_readme_names_no_setting_that_is_not_there(

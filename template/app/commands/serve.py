@@ -8,7 +8,6 @@ import typer
 from app.commands import Context, load
 from app.config import Settings
 from app.database import DatabaseSettings
-from app.kafka.settings import KafkaSettings
 from app.runtime import Configuration, Role
 from app.server import serve
 
@@ -42,8 +41,8 @@ def serve_as(role: Role, host: str, port: int) -> None:
 
     Raises ConfigurationError, before anything starts.
     """
-    Context.from_environment()
-    configuration = Configuration(load(Settings), load(KafkaSettings), load(DatabaseSettings))
+    context = Context.from_environment()  # for what it raises, too
+    configuration = Configuration(load(Settings), context.kafka, load(DatabaseSettings))
     serve({role}, configuration, host, port)
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.kafka import consumer as consumer_module
+from app.kafka import metrics
 from app.kafka.admin import TopicAdmin
 from app.kafka.codec import header
 from app.kafka.consumer import Consumer
@@ -498,6 +499,21 @@ async def test_a_slow_handler_keeps_its_membership(
         await eventually(lambda: world.committed("slow"), lambda offset: offset == 1)
         assert consumer._assignments == assignments
     assert await world.effects() == [("key-0", 0)]
+
+
+async def test_a_handler_that_hangs_is_noticed_though_the_broker_answers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(event: Counted, uow: UnitOfWork) -> None:
+        await asyncio.Event().wait()
+
+    short = {"kafka_stall_timeout_seconds": 2, "kafka_drain_timeout_seconds": 0.1}
+    world.settings = world.settings.model_copy(update=short)
+    monkeypatch.setattr(metrics, "LAG_INTERVAL_SECONDS", 0.1)
+    async with world.running(Subscription("hanging", {Counted: hang})):
+        await world.send(*counted(1))
+        live = await eventually(world.health.live, lambda report: report.status != "ok")
+    assert "no progress" in live.checks["consumer hanging"]
 
 
 async def test_a_stop_finishes_what_is_in_flight_and_leaves_the_rest(world: World) -> None:
