@@ -1,6 +1,7 @@
 """Retries, overload and dead letters, without a broker."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -409,7 +410,7 @@ def test_a_dead_letter_tells_its_way() -> None:
     letter = letter_of(record(partition=2, offset=7), offset=1)
 
     assert letter.id == f"{TOPIC}.billing.dlq:0:1"
-    assert letter.identity == ("billing", TOPIC, 2, 7)
+    assert letter.identity[:5] == ("billing", TOPIC, 2, 7, "1700000000000")
     assert (letter.attempts, letter.error_type, letter.error_message) == (3, "ValueError", "broken")
     assert letter.first_failed_at is not None
     assert letter.first_failed_at == letter.last_failed_at
@@ -419,7 +420,7 @@ def test_a_dead_letter_tells_its_way() -> None:
 def test_what_has_no_headers_can_still_be_looked_at() -> None:
     letter = raw(key=None, value=None)
 
-    assert letter.identity == ("", "", 0, 0)
+    assert letter.identity[:5] == ("", "", 0, 0, "")
     assert (letter.attempts, letter.error_type, letter.key) == (0, "", "")
     assert letter.last_failed_at is None
     assert letter.event_id is None
@@ -541,9 +542,34 @@ def test_the_newest_letter_of_a_message_counts() -> None:
 
 def test_the_newest_letter_counts_when_it_came_back_to_another_partition() -> None:
     first = letter_of(record(key=None), offset=90)
-    again = raw(*first.record.headers)
+    again = raw(*first.record.headers, key=None)
     again.record.partition, again.record.offset = 1, 0
     again.record.timestamp = first.record.timestamp + 1
+
+    assert newest([first, again]) == [again]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"timestamp": 1_800_000_000_000},
+        {"key": b"m-2"},
+        {"value": b'{"count": 2}'},
+        {"key": b"m-", "value": b"1{}"},
+    ],
+)
+def test_messages_of_a_topic_made_anew_are_not_those_before(second: dict[str, Any]) -> None:
+    before, after = letter_of(record(), offset=0), letter_of(record(**second), offset=1)
+
+    assert newest([before, after]) == [before, after]
+    assert newest([before, after, failed_again(after, offset=2)])[0] == before
+
+
+def test_a_letter_of_an_older_version_is_the_same_when_it_fails_again() -> None:
+    first = letter_of(record(), offset=0)
+    older = [entry for entry in first.record.headers if entry[0] != names.ORIGIN_TIMESTAMP]
+    first.record.headers = tuple(older)
+    again = failed_again(first, offset=1)
 
     assert newest([first, again]) == [again]
 
@@ -576,6 +602,23 @@ def test_a_discarded_letter_counts_no_more_and_neither_does_what_discards_it(
 
     assert newest([kept, given_up, marker]) == [kept]
     assert newest([marker, given_up, kept]) == [kept]  # partitions are read in any order
+
+
+def test_a_record_at_the_offset_of_a_discarded_letter_is_not_discarded() -> None:
+    discarded_letter, other = (
+        letter_of(record(timestamp=time, offset=time), offset=0) for time in (1, 2)
+    )
+    marker = marker_of(discarded_letter, offset=1)
+
+    assert newest([discarded_letter, marker]) == []
+    assert newest([other, marker]) == [other]
+
+
+def test_a_letter_discarded_by_an_older_version_stays_discarded() -> None:
+    letter = letter_of(record(), offset=0)
+    marker = raw((names.DISCARDS, letter.id.encode()))
+
+    assert newest([letter, marker]) == []
 
 
 def test_to_discard_a_letter_brings_no_earlier_one_of_its_message_back() -> None:

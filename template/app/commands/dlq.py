@@ -16,7 +16,15 @@ from app.commands.events import show as show_record
 from app.database import Database
 from app.kafka import inbox
 from app.kafka.codec import Message
-from app.kafka.dlq import DeadLetter, Filter, dead_letter_topics, is_readable, newest, read
+from app.kafka.dlq import (
+    DeadLetter,
+    Filter,
+    Identity,
+    dead_letter_topics,
+    is_readable,
+    newest,
+    read,
+)
 from app.kafka.errors import BrokerUnavailable, SendError
 from app.kafka.producer import KafkaProducer
 from app.kafka.retry import discarded, replayed
@@ -192,7 +200,7 @@ async def _send_each(
 
 async def _find(
     context: Context, only: Filter, undecodable: bool
-) -> tuple[list[DeadLetter], set[tuple[str, str, int, int]]]:
+) -> tuple[list[DeadLetter], set[Identity]]:
     _refuse_unknown(context, only)
     topics = dead_letter_topics(context.subscriptions, context.registry, only)
     # A message counts as it failed last: to choose before would find it as it failed earlier.
@@ -216,7 +224,7 @@ def _refuse_unknown(context: Context, only: Filter) -> None:
         raise failure(f"no consumer reads the topic {only.topic}; they read: {known}")
 
 
-async def _applied(letters: Sequence[DeadLetter]) -> set[tuple[str, str, int, int]]:
+async def _applied(letters: Sequence[DeadLetter]) -> set[Identity]:
     """The dead letters whose events the inbox knows: a replay has already succeeded."""
     known: set[tuple[str, UUID]] = set()
 
@@ -252,7 +260,7 @@ def _line(letter: DeadLetter, applied: bool) -> str:
     )
 
 
-def _summary(letters: Sequence[DeadLetter], applied: set[tuple[str, str, int, int]]) -> str:
+def _summary(letters: Sequence[DeadLetter], applied: set[Identity]) -> str:
     waiting = sum(letter.identity not in applied for letter in letters)
     total, since = counted(len(letters), "dead letter"), len(letters) - waiting
     return f"{total}, {waiting} waiting, {since} applied since"

@@ -48,6 +48,7 @@ REPLAYS = "replays"
 
 # What a record in a dead letter topic has that says of another one there that it is given up.
 DISCARDS = "discards"
+DISCARDS_TIMESTAMP = "discards-timestamp"
 
 # How many bytes of value a dead letter had when that was too much for its topic, and was left out.
 OMITTED_BYTES = "omitted-bytes"

@@ -4,6 +4,9 @@ import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from hashlib import sha256
+from typing import NamedTuple
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
@@ -17,6 +20,21 @@ from app.kafka.retry import dead_letter_id
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.kafka.topics import dead_letter_topic
+
+
+class Identity(NamedTuple):
+    """A message that failed in a consumer, however often it did.
+
+    A topic that is deleted and made anew counts its offsets from 0 again, so the offset alone does
+    not tell two messages apart. A replay changes neither key nor value.
+    """
+
+    consumer: str
+    origin: str
+    partition: int
+    offset: int
+    timestamp: str
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,7 @@ class DeadLetter:
     first_failed_at: datetime | None
     last_failed_at: datetime | None
     discards: str | None  # another's id: that one is given up, and this is no dead letter itself
+    discards_timestamp: str | None  # of the record that is given up; None in older services'
 
     @classmethod
     def of(cls, record: ConsumerRecord) -> "DeadLetter":
@@ -58,6 +77,7 @@ class DeadLetter:
             first_failed_at=header_time(record.headers, names.FIRST_FAILED_AT),
             last_failed_at=header_time(record.headers, names.LAST_FAILED_AT),
             discards=header(record.headers, names.DISCARDS),
+            discards_timestamp=header(record.headers, names.DISCARDS_TIMESTAMP),
         )
 
     @property
@@ -65,10 +85,17 @@ class DeadLetter:
         """The name of this dead letter on the command line: topic:partition:offset."""
         return dead_letter_id(self.record)
 
-    @property
-    def identity(self) -> tuple[str, str, int, int]:
+    @cached_property
+    def identity(self) -> Identity:
         """The message itself, however often it came here."""
-        return (self.consumer, self.origin, self.origin_partition, self.origin_offset)
+        return Identity(
+            self.consumer,
+            self.origin,
+            self.origin_partition,
+            self.origin_offset,
+            header(self.record.headers, names.ORIGIN_TIMESTAMP) or "",
+            _digest(self.record.key, self.record.value),
+        )
 
     @property
     def key(self) -> str:
@@ -136,17 +163,21 @@ def newest(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
     Without this, each replay of what keeps failing would double it.
     """
     found: dict[object, DeadLetter] = {}
-    discarded: set[str] = set()
+    discarded: set[tuple[str, str | None]] = set()
     for letter in letters:
         if letter.discards is not None:
-            discarded.add(letter.discards)
+            discarded.add((letter.discards, letter.discards_timestamp))
             continue
         # Without its origin a letter cannot be told from others: each one counts.
         identity = letter.identity if letter.origin else letter.id
         other = found.get(identity)
         if other is None or _age(letter) > _age(other):
             found[identity] = letter
-    return [letter for letter in found.values() if letter.id not in discarded]
+    return [
+        letter
+        for letter in found.values()
+        if discarded.isdisjoint({(letter.id, str(letter.record.timestamp)), (letter.id, None)})
+    ]
 
 
 def is_readable(letter: DeadLetter, registry: EventRegistry) -> bool:
@@ -161,6 +192,11 @@ def is_readable(letter: DeadLetter, registry: EventRegistry) -> bool:
 def _age(letter: DeadLetter) -> tuple[int, int]:
     # Without a key, a message may come back to another partition: offsets alone tell nothing.
     return (letter.record.timestamp, letter.record.offset)
+
+
+def _digest(key: bytes | None, value: bytes | None) -> bytes:
+    # The digest of the key has one length: no key and value together look like another pair.
+    return sha256(sha256(key or b"").digest() + (value or b"")).digest()
 
 
 def _event_id_of(value: bytes | None) -> str | None:

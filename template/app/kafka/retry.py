@@ -66,7 +66,9 @@ def dead_letter(
 ) -> Message:
     """`record` on its way to the dead letter topic: key, bytes and headers as they were."""
     history = _history(record, subscription, origin, attempts, error, datetime.now(UTC))
-    history |= {names.DUE_AT: None, names.DISCARDS: None, names.OMITTED_BYTES: None}
+    history |= dict.fromkeys(
+        (names.DUE_AT, names.DISCARDS, names.DISCARDS_TIMESTAMP, names.OMITTED_BYTES)
+    )
     return Message(
         dead_letter_topic(origin, subscription.name),
         record.key,
@@ -121,10 +123,12 @@ def replayed(record: ConsumerRecord) -> Message:
 
 def discarded(record: ConsumerRecord) -> Message:
     """What is put beside a dead letter that is given up: in Kafka, nothing can be taken out."""
-    name = dead_letter_id(record)
-    return Message(
-        record.topic, record.key, b"", with_headers((), {names.DISCARDS: name}), forwarded=True
-    )
+    headers: dict[str, str | None] = {
+        names.DISCARDS: dead_letter_id(record),
+        # After an unclean leader election another record may have this one's offset.
+        names.DISCARDS_TIMESTAMP: str(record.timestamp),
+    }
+    return Message(record.topic, record.key, b"", with_headers((), headers), forwarded=True)
 
 
 def dead_letter_id(record: ConsumerRecord) -> str:
