@@ -17,6 +17,7 @@ from app.events.asyncapi import document
 from app.events.schemas import (
     IncompatibleChange,
     UnreadableFile,
+    VersionNotRaised,
     check_compatible,
     export,
     has_sample,
@@ -117,12 +118,14 @@ KEPT = Path("tests/events")
 
 @schemas.command("export")
 def export_schemas(folder: Folder = KEPT) -> None:
-    """Write the schema of each event's newest version, and a sample if it has none. Refuses a change
-    that readers could trip over and that kept its major version."""
+    """Write the schema of each event's newest version, and a sample if it has none.
+
+    A change that kept its version is refused, with the version that it needs.
+    """
     try:
         without = [entry for entry in wiring.EVENTS if not has_sample(entry, folder)]
         written = export(wiring.EVENTS, folder)
-    except (IncompatibleChange, UnreadableFile) as error:
+    except (IncompatibleChange, VersionNotRaised, UnreadableFile) as error:
         raise failure(str(error)) from error
     for path in written:
         typer.echo(f"wrote {path}")
@@ -142,7 +145,7 @@ def check(folder: Folder = KEPT) -> None:
             check_compatible(entry, folder)
             if not is_exported(entry, folder):
                 raise failure(f"{entry.name} {entry.version}: run `app schemas export`")
-    except (IncompatibleChange, UnreadableFile) as error:
+    except (IncompatibleChange, VersionNotRaised, UnreadableFile) as error:
         raise failure(str(error)) from error
     typer.echo("all schemas are exported and compatible")
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -26,13 +26,18 @@ _FORMATS = {
     "uri": "https://example.com/",
 }
 
-# These say nothing about which messages are valid.
-_ANNOTATIONS = {"title", "description", "default", "examples"}
+# These say nothing about which messages are valid, and may be changed in a published version.
+_TEXTS_FOR_PEOPLE = {"title", "description", "examples"}
 
 
 class IncompatibleChange(Exception):
     """An event changed in a way that its readers could trip over, and kept its major version; or
     it has a new one, to which no upcaster leads."""
+
+
+class VersionNotRaised(Exception):
+    """An event changed in a way that its readers can live with, and kept its version. The message
+    names the next one."""
 
 
 class UnreadableFile(Exception):
@@ -65,7 +70,7 @@ def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
     """Keep the schema of each newest version; return the files that are new or were changed.
 
     A version that has no sample gets one that is made up, if its values can be guessed.
-    Raises IncompatibleChange and UnreadableFile, before anything is written.
+    Raises what `check_compatible` raises, before anything is written.
     """
     entries = list(event_types)
     for entry in entries:
@@ -74,25 +79,78 @@ def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
 
 
 def check_compatible(event_type: EventType, folder: Path) -> None:
-    """Raise IncompatibleChange unless readers of all kept versions of the same major version can
-    read what is published now, and upcasters lead to it from all others. Raises UnreadableFile, too.
+    """Refuse a change of an event that its version does not tell.
+
+    Readers of all kept versions of the same major version have to be able to read what is published
+    now, upcasters have to lead to it from all others, kept samples have to be readable, and a kept
+    version stays what it is. Raises IncompatibleChange, VersionNotRaised and UnreadableFile.
     """
     try:
         event_type.check_upcasters()
     except ValueError as error:
         raise IncompatibleChange(str(error)) from error
-    for version, kept in kept_versions(event_type.name, folder).items():
-        if "schema" not in kept or version.split(".")[0] != str(event_type.major):
+    kept = {
+        version: what
+        for version, what in kept_versions(event_type.name, folder).items()
+        if "schema" in what and version.split(".")[0] == str(event_type.major)
+    }
+    for version, what in kept.items():
+        _check_readable(event_type, version, what, folder)
+    if event_type.service is None:  # otherwise the version is not ours to raise
+        _check_version(event_type, kept, folder)
+
+
+def _check_readable(
+    event_type: EventType, version: str, kept: dict[str, Any], folder: Path
+) -> None:
+    problems = list(breaking_changes(kept["schema"], schema_of(event_type)))
+    if not problems and "sample" in kept:
+        problems += _problems_of(event_type, kept["sample"])
+    if problems:
+        raise IncompatibleChange(
+            f"{event_type.name} {version}: {'; '.join(problems)}. Readers would fail: take it"
+            f" back, or make it version {event_type.major + 1}.0.0 with an upcaster from"
+            f" version {event_type.major} and a sample. {_never_published(event_type, folder)}"
+        )
+
+
+def _problems_of(event_type: EventType, sample: Any) -> Iterator[str]:
+    try:
+        event_type.model.model_validate_json(json.dumps(sample))
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_context=False, include_input=False):
+            place = ".".join(str(part) for part in problem["loc"]) or "event"
+            yield f"its sample cannot be read: {place}: {problem['msg']}"
+
+
+def _check_version(event_type: EventType, kept: dict[str, dict[str, Any]], folder: Path) -> None:
+    """A kept version stays as it is, and a patch of it says nothing else."""
+    for version, what in kept.items():
+        if _minor_of(version) != _minor_of(event_type.version):
             continue
-        changes = list(breaking_changes(kept["schema"], schema_of(event_type)))
-        if changes:
-            raise IncompatibleChange(
-                f"{event_type.name} {version}: {'; '.join(changes)}. Readers would fail: take it"
-                f" back, or make it version {event_type.major + 1}.0.0 with an upcaster from"
-                f" version {event_type.major} and a sample. A version that was never published"
-                f" may be deleted from {_path(event_type.name, folder)}, or the file if it holds no"
-                " other, and exported anew"
+        found = [
+            change.text
+            for change in changes(what["schema"], schema_of(event_type))
+            if change.place != "version"
+        ]
+        if found:
+            latest = max(_minor_of(each) for each in kept)
+            raise VersionNotRaised(
+                f"{event_type.name} {version}: {'; '.join(found)}. A published version stays as it"
+                f" is: raise the version to {event_type.major}.{latest + 1}.0, or take it back."
+                f" {_never_published(event_type, folder)}"
             )
+
+
+def _minor_of(version: str) -> int:
+    return int(version.split(".")[1])
+
+
+def _never_published(event_type: EventType, folder: Path) -> str:
+    return (
+        f"A version that was never published may be deleted from {_path(event_type.name, folder)},"
+        " or the file if it holds no other, and exported anew"
+    )
 
 
 def is_exported(event_type: EventType, folder: Path) -> bool:
@@ -106,38 +164,96 @@ def has_sample(event_type: EventType, folder: Path) -> bool:
     return "sample" in kept_versions(event_type.name, folder).get(event_type.version, {})
 
 
+class Change(NamedTuple):
+    """A difference between two schemas, and whether readers of the old one could trip over it."""
+
+    place: str
+    text: str
+    breaking: bool
+
+
 def breaking_changes(old: Schema, new: Schema) -> Iterator[str]:
     """What a reader who relies on `old` would not find in a message that follows `new`."""
-    yield from _differences(old, new, old.get("$defs", {}), new.get("$defs", {}), "")
+    return (change.text for change in changes(old, new) if change.breaking)
 
 
-def _differences(
-    old: Schema, new: Schema, old_defs: Schema, new_defs: Schema, place: str
-) -> Iterator[str]:
-    old, new = _resolved(old, old_defs), _resolved(new, new_defs)
-    if "properties" in old and "properties" in new:
-        for name, before in old["properties"].items():
-            where = f"{place}.{name}" if place else name
-            if name not in new["properties"]:
-                yield f"{where} is gone"
-                continue
-            if name in old.get("required", ()) and name not in new.get("required", ()):
-                yield f"{where} may be missing"
-            after = new["properties"][name]
-            yield from _differences(before, after, old_defs, new_defs, where)
-    elif "items" in old and "items" in new:
-        yield from _differences(old["items"], new["items"], old_defs, new_defs, f"{place}[]")
-    elif _bare(old) != _bare(new):
-        yield f"{place} was {_bare(old)} and is {_bare(new)}"
+def changes(old: Schema, new: Schema) -> Iterator[Change]:
+    """All differences between two schemas, except in texts for people and in the names of models."""
+    return _Comparison(old.get("$defs", {}), new.get("$defs", {})).compare(old, new, "")
+
+
+_ONE_INSIDE = {"items": "[]", "additionalProperties": "{}"}
+_SEVERAL_INSIDE = ("anyOf", "oneOf", "allOf", "prefixItems")
+
+
+class _Comparison:
+    """A walk through two schemas side by side."""
+
+    def __init__(self, old_definitions: Schema, new_definitions: Schema) -> None:
+        self._old_definitions = old_definitions
+        self._new_definitions = new_definitions
+
+    def compare(
+        self, old: Schema, new: Schema, place: str, above: frozenset[tuple[str, str]] = frozenset()
+    ) -> Iterator[Change]:
+        models = (old.get("$ref", ""), new.get("$ref", ""))
+        if models in above:
+            return  # a model that holds itself
+        if any(models):
+            above |= {models}
+        old, new = _resolved(old, self._old_definitions), _resolved(new, self._new_definitions)
+        compared = {*_TEXTS_FOR_PEOPLE, "$defs", "default"}
+        for keyword, before, after, where in self._inside(old, new, place):
+            compared.add(keyword)
+            yield from self.compare(before, after, where, above)
+        if "properties" in old and "properties" in new:
+            compared |= {"properties", "required"}
+            yield from _fields(old, new, place)
+        if old.get("default") != new.get("default"):
+            text = f"the default of {place} was {old.get('default')!r} and is {new.get('default')!r}"
+            yield Change(place, text, False)
+        was, now = ({k: v for k, v in each.items() if k not in compared} for each in (old, new))
+        if was != now:
+            yield Change(place, f"{place or 'the event'} was {was} and is {now}", True)
+
+    def _inside(
+        self, old: Schema, new: Schema, place: str
+    ) -> Iterator[tuple[str, Schema, Schema, str]]:
+        """The schemas that both have at the same place: keyword, old, new, and where."""
+        fields, now = old.get("properties", {}), new.get("properties", {})
+        for name in [name for name in fields if name in now]:
+            yield "properties", fields[name], now[name], f"{place}.{name}" if place else name
+        for keyword, mark in _ONE_INSIDE.items():
+            if isinstance(old.get(keyword), dict) and isinstance(new.get(keyword), dict):
+                yield keyword, old[keyword], new[keyword], f"{place}{mark}"
+        for keyword in _SEVERAL_INSIDE:
+            if len(old.get(keyword, ())) == len(new.get(keyword, ())):
+                for before, after in zip(old.get(keyword, ()), new.get(keyword, ()), strict=True):
+                    yield keyword, before, after, place
+
+
+def _fields(old: Schema, new: Schema, place: str) -> Iterator[Change]:
+    """Which fields of an object are gone, new, or there in other messages than before."""
+    before, after = old["properties"].keys(), new["properties"].keys()
+    required_before, required_after = set(old.get("required", ())), set(new.get("required", ()))
+    for name in [*before, *(name for name in after if name not in before)]:
+        where = f"{place}.{name}" if place else name
+        if name not in after:
+            yield Change(where, f"{where} is gone", True)
+        elif name not in before:
+            yield Change(where, f"{where} is new", False)
+        elif name in required_before - required_after:
+            yield Change(where, f"{where} may be missing", True)
+        elif name in required_after - required_before:
+            yield Change(where, f"{where} is always there", False)
 
 
 def _resolved(schema: Schema, definitions: Schema) -> Schema:
     reference = schema.get("$ref")
-    return schema if reference is None else definitions[reference.rsplit("/", 1)[1]]
-
-
-def _bare(schema: Schema) -> Schema:
-    return {name: value for name, value in schema.items() if name not in _ANNOTATIONS}
+    if reference is None:
+        return schema
+    beside = {name: value for name, value in schema.items() if name != "$ref"}
+    return {**definitions[reference.rsplit("/", 1)[1]], **beside}
 
 
 def _path(name: str, folder: Path) -> Path:

@@ -12,6 +12,7 @@ from app import SERVICE_NAME, wiring
 from app.events.schemas import (
     IncompatibleChange,
     UnreadableFile,
+    VersionNotRaised,
     breaking_changes,
     check_compatible,
     export,
@@ -188,6 +189,129 @@ def test_an_incompatible_change_is_not_exported_over_what_is_there(tmp_path: Pat
     with pytest.raises(IncompatibleChange, match=r"thing.sold 1.0.0: id was .* version 2.0.0"):
         export([EventType(SoldWithText)], tmp_path)
     assert is_exported(EventType(Sold), tmp_path)
+
+
+class SoldWithChannel(Sold):
+    channel: str = "shop"
+
+
+class SoldInAPatch(SoldWithChannel):
+    version: str = Field("1.0.1", pattern=VERSION_PATTERN)
+
+
+class SoldWithUnits(Sold):
+    lines: tuple[LineWithUnit, ...]
+
+
+class SoldElsewhere(SoldWithChannel):
+    channel: str = "web"
+
+
+class SoldWithSeller(Sold):
+    seller: str
+
+
+class SoldToOne(Sold):
+    line: Line | None = None
+    by_sku: dict[str, Line] = Field(default_factory=dict)
+
+
+class SoldToOneWithUnit(Sold):
+    line: LineWithUnit | None = None
+    by_sku: dict[str, Line] = Field(default_factory=dict)
+
+
+class SoldToOneWithoutAmount(Sold):
+    line: LineWithoutAmount | None = None
+    by_sku: dict[str, LineWithoutAmount] = Field(default_factory=dict)
+
+
+class SoldInParts(Sold):
+    parts: "tuple[SoldInParts, ...]" = ()
+
+
+class SoldInPartsDescribed(Sold):
+    """So that a model which holds itself is compared with another."""
+
+    parts: "tuple[SoldInPartsDescribed, ...]" = ()
+
+
+class SoldAtLeastOne(Sold):
+    lines: tuple[Line, ...] = Field(min_length=1)
+
+
+@pytest.mark.parametrize(
+    ("published", "changed", "change"),
+    [
+        (Sold, SoldWithChannel, "channel is new"),
+        (Sold, SoldInAPatch, "channel is new"),
+        (Sold, SoldWithUnits, "lines[].unit is new"),
+        (SoldToOne, SoldToOneWithUnit, "line.unit is new"),
+        (SoldWithChannel, SoldElsewhere, "the default of channel was 'shop' and is 'web'"),
+    ],
+)
+def test_a_published_version_is_not_exported_anew(
+    tmp_path: Path, published: type[BaseEvent], changed: type[BaseEvent], change: str
+) -> None:
+    export([EventType(published)], tmp_path)
+    before = (tmp_path / "thing.sold.json").read_text()
+    with pytest.raises(VersionNotRaised, match=r"raise the version to 1\.1\.0") as refused:
+        export([EventType(changed)], tmp_path)
+    assert str(refused.value).startswith(f"thing.sold 1.0.0: {change}. ")
+    assert (tmp_path / "thing.sold.json").read_text() == before
+
+
+def test_the_version_to_raise_to_is_behind_all_that_are_kept(tmp_path: Path) -> None:
+    class MoreStill(SoldWithMore):
+        till: int = 1
+
+    export([EventType(Sold)], tmp_path)
+    export([EventType(SoldWithMore)], tmp_path)
+    with pytest.raises(VersionNotRaised, match=r"1\.1\.0: till is new\..* version to 1\.2\.0"):
+        export([EventType(MoreStill)], tmp_path)
+
+
+def test_texts_for_people_of_a_published_version_may_change(tmp_path: Path) -> None:
+    export([EventType(Sold)], tmp_path)
+    assert export([EventType(SoldDescribed)], tmp_path) == [tmp_path / "thing.sold.json"]
+    assert is_exported(EventType(SoldDescribed), tmp_path)
+
+
+def test_a_version_that_was_never_published_is_exported_anew(tmp_path: Path) -> None:
+    (file,) = export([EventType(Sold)], tmp_path)
+    file.unlink()
+    assert export([EventType(SoldWithChannel)], tmp_path) == [file]
+
+
+def test_a_new_field_without_default_needs_a_major_version(tmp_path: Path) -> None:
+    export([EventType(Sold)], tmp_path)
+    with pytest.raises(IncompatibleChange, match=r"seller: Field required.* version 2\.0\.0"):
+        export([EventType(SoldWithSeller)], tmp_path)
+
+
+def test_one_more_field_of_anothers_event_is_no_new_version(tmp_path: Path) -> None:
+    export([EventType(Sold, service="billing")], tmp_path)
+    assert export([EventType(SoldWithChannel, service="billing")], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "change"),
+    [
+        (SoldToOne, SoldToOneWithoutAmount, "line.amount is gone"),
+        (SoldToOne, SoldToOneWithoutAmount, "by_sku{}.amount is gone"),
+        (Sold, SoldAtLeastOne, "lines was {'type': 'array'} and is"),
+    ],
+)
+def test_readers_mind_what_is_changed_inside(
+    old: type[BaseEvent], new: type[BaseEvent], change: str
+) -> None:
+    found = list(breaking_changes(schema_of(EventType(old)), schema_of(EventType(new))))
+    assert any(text.startswith(change) for text in found), found
+
+
+def test_a_model_that_holds_itself_is_compared() -> None:
+    old, new = (schema_of(EventType(m)) for m in (SoldInParts, SoldInPartsDescribed))
+    assert list(breaking_changes(old, new)) == []
 
 
 def test_a_new_minor_version_is_compared_with_those_before(tmp_path: Path) -> None:
