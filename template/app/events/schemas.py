@@ -210,7 +210,9 @@ class _Comparison:
             compared |= {"properties", "required"}
             yield from _fields(old, new, place)
         if old.get("default") != new.get("default"):
-            text = f"the default of {place} was {old.get('default')!r} and is {new.get('default')!r}"
+            text = (
+                f"the default of {place} was {old.get('default')!r} and is {new.get('default')!r}"
+            )
             yield Change(place, text, False)
         was, now = ({k: v for k, v in each.items() if k not in compared} for each in (old, new))
         if was != now:
