@@ -1,4 +1,4 @@
-"""The database: engine, sessions, and which of its errors mean that it is away."""
+"""The database: settings, engine and sessions."""
 
 import asyncio
 import re
@@ -7,8 +7,7 @@ from typing import Any
 import asyncpg
 from pydantic import Field, SecretStr, field_validator
 from sqlalchemy import URL, ExceptionContext, MetaData, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -18,6 +17,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase
 
 from app.config import EnvSettings
+from app.database_errors import DatabaseUnavailable
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -27,23 +27,11 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 
-# SQLSTATE classes and codes that say "not now": connection exceptions, insufficient resources,
-# shutdown or start-up in progress, a standby that was not yet promoted, and a table or a column that
-# is not there: the migration that makes it has not run yet, or one of a newer version has.
-_UNAVAILABLE_CLASSES = ("08", "53", "57P")
-_SCHEMA_CODES = {"42P01", "42703"}
-_UNAVAILABLE_CODES = {"25006", *_SCHEMA_CODES}
-
-
 # The SQLSTATE class of values that do not fit, whether the server or asyncpg finds out.
 _DATA_EXCEPTION = "22"
 
 # How long connections may take to be closed in good order.
 _CLOSE_SECONDS = 3.0
-
-
-class DatabaseUnavailable(Exception):
-    """No connection to PostgreSQL could be made, or there was no answer in time."""
 
 
 class Base(DeclarativeBase):
@@ -225,61 +213,3 @@ def _libpq_url(url: URL) -> str:
     if "ssl" in query:
         query["sslmode"] = query.pop("ssl")
     return url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
-
-
-def is_unavailable(error: BaseException) -> bool:
-    """Whether `error` says that the database is away or of another version than the service, rather
-    than that a statement is wrong.
-
-    The same statement may succeed later, so callers wait instead of giving up on the message.
-    """
-    return any(_says_unavailable(cause) for cause in _causes(error))
-
-
-def lacks_schema(error: BaseException) -> bool:
-    """Whether `error` says that a table or a column is not there."""
-    return any(getattr(cause, "sqlstate", None) in _SCHEMA_CODES for cause in _causes(error))
-
-
-def summary(error: BaseException) -> str:
-    """The kind of `error`, and what it says."""
-    said = words_of(error)
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def words_of(error: BaseException) -> str:
-    """What `error` says. Of the database's errors it is the first line: those that follow repeat the
-    statement. Values are not in it (`_forget_values`), but for what a function of the service's own
-    says (RAISE)."""
-    cause: BaseException = error
-    if isinstance(error, StatementError) and error.orig is not None:
-        cause = error.orig.__cause__ or error.orig
-    elif not isinstance(error, asyncpg.PostgresError):
-        return str(error)
-    return str(cause).partition("\n")[0]
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error, what caused it, and what a group of errors holds."""
-    found: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        cause = waiting.pop()
-        if cause is None or cause in found:
-            continue
-        found.append(cause)
-        waiting.append(cause.__cause__)
-        if isinstance(cause, BaseExceptionGroup):
-            waiting += cause.exceptions
-    return found
-
-
-def _says_unavailable(error: BaseException) -> bool:
-    if isinstance(error, DatabaseUnavailable | PoolTimeout | DisconnectionError):
-        return True
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    sqlstate = getattr(error, "sqlstate", None)
-    if not isinstance(sqlstate, str):
-        return False
-    return sqlstate.startswith(_UNAVAILABLE_CLASSES) or sqlstate in _UNAVAILABLE_CODES

@@ -7,16 +7,14 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
-from app.database import is_unavailable, lacks_schema, summary
 from app.domain import DomainError
 
 MEDIA_TYPE = "application/problem+json"
@@ -92,8 +90,8 @@ def with_headers(status: int, **headers: str) -> dict[int | str, dict[str, Any]]
 
 
 def document(app: FastAPI) -> None:
-    """Put the schemas that `responses` refers to into the OpenAPI document of `app`, and the problem
-    that is common to all operations with a body."""
+    """Put the schemas that `responses` refers to into the OpenAPI document of `app`, and the problems
+    that are common to all operations with a body."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -106,7 +104,8 @@ def document(app: FastAPI) -> None:
             )
             for operation in (o for path in schema["paths"].values() for o in path.values()):
                 if "requestBody" in operation:
-                    operation["responses"] |= {str(s): told for s, told in responses(415).items()}
+                    common = responses(409, 415)
+                    operation["responses"] |= {str(s): told for s, told in common.items()}
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             for model in (Problem, FieldProblem):
                 described = model.model_json_schema(ref_template=_SCHEMAS)
@@ -130,8 +129,6 @@ def _escaped(part: str) -> str:
     """`part` as a reference token of a JSON Pointer (RFC 6901)."""
     return part.replace("~", "~0").replace("/", "~1")
 
-
-log = structlog.get_logger(__name__)
 
 RETRY_AFTER_SECONDS = 1
 
@@ -205,21 +202,12 @@ class Unavailable(ServiceError):
         return {"Retry-After": str(RETRY_AFTER_SECONDS)}
 
 
-class DatabaseAway(Unavailable):
-    title = "The database is away"
-
-
-class DatabaseOutOfDate(Unavailable):
-    title = "The database and this version of the service do not fit"
-
-
 def install(app: FastAPI) -> None:
     """Make every error of `app` a problem, and document the format."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(DomainError, _domain_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(UnexpectedErrors)
     document(app)
 
 
@@ -231,7 +219,7 @@ async def _service_error(request: Request, error: Exception) -> Response:
         error.status,
         title=error.title,
         detail=str(error),
-        type=_type_of(error),
+        type=type_of(error),
         errors=getattr(error, "fields", []),
         headers=error.headers,
     )
@@ -239,7 +227,7 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 async def _domain_error(request: Request, error: Exception) -> Response:
     return problem_response(
-        request.scope, 409, title=Conflict.title, detail=str(error), type=_type_of(error)
+        request.scope, 409, title=Conflict.title, detail=str(error), type=type_of(error)
     )
 
 
@@ -279,56 +267,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     )
 
 
-class UnexpectedErrors:
-    """Answers what nothing else has caught: 503 while the database is away or waits for its
-    migrations, 500 otherwise.
-
-    It runs inside the tracing middleware, so that log and answer have the correlation id. The
-    answer says nothing about the error; the log has all of it.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = False
-
-        async def watching(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watching)
-        except Exception as error:
-            if started:  # the answer cannot be taken back: the server cuts the connection
-                raise
-            await _unexpected(scope, error)(scope, receive, send)
-
-
-def _unexpected(scope: Scope, error: Exception) -> Response:
-    if is_unavailable(error):
-        away: Unavailable = DatabaseAway("the database does not answer: try again soon")
-        if lacks_schema(error):
-            away = DatabaseOutOfDate("a table or a column is missing: try again later")
-        log.warning(away.title, error=summary(error))
-        return problem_response(
-            scope,
-            away.status,
-            title=away.title,
-            detail=str(away),
-            type=_type_of(away),
-            headers=away.headers,
-        )
-    log.exception("request failed", exc_info=error)
-    return problem_response(
-        scope, 500, detail="something went wrong here; the logs tell what, by the correlation id"
-    )
-
-
-def _type_of(error: Exception) -> str:
+def type_of(error: Exception) -> str:
     words = re.findall(r"[A-Z][a-z0-9]*", type(error).__name__)
     return f"urn:problem-type:{'-'.join(words).lower()}"

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response, status
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
-from app.database import summary
+from app.database_errors import summary
 
 Check = Callable[[], Awaitable[None]]
 

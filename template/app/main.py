@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import Depends, FastAPI
 
 from app import DESCRIPTION, PROJECT_NAME, errors, health, wiring
+from app.boundary import RequestBoundary
 from app.config import load
 from app.database import Database
 from app.dependencies import refuse_unknown_query
@@ -42,6 +43,7 @@ def create_app(
 
     app = FastAPI(title=PROJECT_NAME, description=DESCRIPTION, lifespan=lifespan)
     errors.install(app)
+    app.add_middleware(RequestBoundary)
     app.add_middleware(TracingMiddleware)  # the last one added is the outermost
     app.include_router(health.router)
     if Role.API in roles:

@@ -5,14 +5,16 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+import asyncpg
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, record
 from structlog.testing import capture_logs
 
 from app import tracing
-from app.database import DatabaseUnavailable
+from app.database_errors import DECISIONS, DatabaseUnavailable
 from app.kafka import codec as names
+from app.kafka import metrics
 from app.kafka.codec import header
 from app.kafka.errors import PermanentError
 from app.kafka.metrics import ConsumerStatus
@@ -307,6 +309,32 @@ async def test_an_absent_database_is_waited_for_and_counts_no_attempt() -> None:
     assert world.dead == []
     assert world.status.trouble is None
     assert progress.complete
+
+
+@pytest.mark.parametrize("error", [asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError])
+async def test_a_limit_of_the_server_is_waited_for_and_counts_no_attempt(
+    error: type[Exception],
+) -> None:
+    world = World(apply, retry=RetryPolicy(attempts=1))
+    world.units.failures = [error("of the server"), error("of the server")]
+    await world.process(*numbered(2))
+
+    assert world.units.effects == [0, 1]
+    assert world.dead == []
+
+
+async def test_a_deadlock_is_tried_again_at_once_and_at_last_waited_for() -> None:
+    world = World(apply, retry=RetryPolicy(attempts=1))
+    waits = metrics.infrastructure_waits.labels("billing")
+    before = waits._value.get()
+    world.units.failures = [asyncpg.DeadlockDetectedError("40P01")] * (DECISIONS - 1)
+    await world.process(*numbered(1))
+    assert waits._value.get() == before
+
+    world.units.failures = [asyncpg.DeadlockDetectedError("40P01")] * DECISIONS
+    await world.process(*numbered(1))
+    assert waits._value.get() == before + 1
+    assert world.dead == []
 
 
 async def test_a_dead_letter_that_kafka_does_not_take_leaves_the_message_undone() -> None:

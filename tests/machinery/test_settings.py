@@ -17,12 +17,11 @@ from fastapi import FastAPI
 from pydantic import Field, SecretStr
 from samples import meter_read
 from sqlalchemy import make_url, text
-from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app import wiring
 from app.config import ConfigurationError, EnvSettings, Settings, load
-from app.database import Database, DatabaseSettings, DatabaseUnavailable, async_url, is_unavailable
+from app.database import Database, DatabaseSettings, async_url
+from app.database_errors import DatabaseUnavailable, is_unavailable
 from app.kafka.event import BaseEvent
 from app.main import create_app
 from app.runtime import Role
@@ -225,11 +224,6 @@ async def test_parameters_of_libpq_are_left_to_asyncpg(
     assert asked == [handed_on]
 
 
-def test_a_database_that_is_away_is_seen_in_a_group_of_errors() -> None:
-    assert is_unavailable(ExceptionGroup("lanes", [ValueError(), DatabaseUnavailable("away")]))
-    assert not is_unavailable(ExceptionGroup("lanes", [ValueError()]))
-
-
 @pytest.mark.parametrize(
     "url",
     ["mysql://h/db", "sqlite://", "http://h/db", "postgresq://h/db", "postgresql:/h", "h:5432", ""],
@@ -245,75 +239,6 @@ def test_the_error_does_not_repeat_the_url(url: str) -> None:
         async_url(url)
 
     assert "secret" not in str(refused.value)
-
-
-class Sqlstate(Exception):
-    """As drivers raise them: an error with a code."""
-
-    def __init__(self, sqlstate: Any) -> None:
-        super().__init__(f"code {sqlstate}")
-        self.sqlstate = sqlstate
-
-
-def wrapped(error: BaseException, times: int = 1) -> Exception:
-    """`error` as it arrives through layers that raise their own."""
-    outer: Exception
-    for number in range(times):
-        outer = RuntimeError(f"layer {number}")
-        outer.__cause__ = error
-        error = outer
-    return outer
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        DatabaseUnavailable("away"),
-        PoolTimeout("no connection was free"),
-        DisconnectionError("closed"),
-        DBAPIError("SELECT 1", {}, Exception("closed"), connection_invalidated=True),
-        asyncpg.CannotConnectNowError("starting up"),
-        asyncpg.TooManyConnectionsError("53300"),
-        asyncpg.AdminShutdownError("57P01"),
-        asyncpg.ConnectionDoesNotExistError("08003"),
-        asyncpg.ReadOnlySQLTransactionError("25006"),
-        asyncpg.DiskFullError("53100"),
-        asyncpg.UndefinedTableError("42P01"),
-        asyncpg.UndefinedColumnError("42703"),
-    ],
-)
-def test_an_absent_database_is_recognised_behind_any_layers(error: Exception) -> None:
-    assert is_unavailable(error)
-    assert is_unavailable(wrapped(error))
-    assert is_unavailable(wrapped(error, times=3))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("wrong"),
-        TimeoutError("of a handler's own"),
-        IntegrityError("INSERT", {}, Exception("duplicate")),
-        asyncpg.UniqueViolationError("23505"),
-        asyncpg.DeadlockDetectedError("40P01"),
-        asyncpg.SerializationError("40001"),
-        asyncpg.UndefinedFunctionError("42883"),
-        asyncpg.QueryCanceledError("57014"),
-        Sqlstate(None),
-        Sqlstate(8001),
-        Sqlstate(""),
-    ],
-)
-def test_a_wrong_statement_is_not_an_absent_database(error: Exception) -> None:
-    assert not is_unavailable(error)
-    assert not is_unavailable(wrapped(error))
-
-
-def test_causes_that_go_in_a_circle_end() -> None:
-    first, second = ValueError("first"), ValueError("second")
-    first.__cause__, second.__cause__ = second, first
-
-    assert not is_unavailable(first)
 
 
 async def test_a_server_that_is_not_there_is_said_with_its_host() -> None:

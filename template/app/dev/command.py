@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from app import logs, migrate, wiring
 from app.commands import Context
 from app.config import Settings, load
-from app.database import Database, DatabaseSettings, DatabaseUnavailable
+from app.database import Database, DatabaseSettings
+from app.database_errors import DatabaseUnavailable
 from app.dev.kafka import training
 from app.dev.process import DevelopmentServerError
 from app.dev.servers import BrokerChoice, Servers, say, told

@@ -31,7 +31,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, is_unavailable, summary
+from app.database import Base
+from app.database_errors import is_unavailable, summary
 
 
 class InboxEntry(Base):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from aiokafka import ConsumerRecord
 
-from app.database import summary, words_of
+from app.database_errors import summary, words_of
 from app.kafka import codec as names
 from app.kafka.codec import Message, header, header_number, header_time, with_headers
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription

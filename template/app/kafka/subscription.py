@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from app.database import words_of
+from app.database_errors import words_of
 from app.kafka.event import BaseEvent, EventRegistry
 
 # A handler takes the event first (a list of them in a batch subscription), then the unit of work.

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import is_unavailable, summary
+from app.database_errors import is_unavailable, summary
 from app.outbox.model import OutboxRow, ParkedRow
 
 pending = Gauge("outbox_pending", "Events that wait to be sent")

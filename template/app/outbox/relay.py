@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.config import load
-from app.database import is_unavailable, summary
+from app.database_errors import is_unavailable, summary
 from app.health import Unhealthy
 from app.kafka.errors import BrokerUnavailable, SendError, UnknownTopic
 from app.kafka.producer import Outcome, Producer

@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import is_unavailable, summary
+from app.database_errors import is_unavailable, summary
 from app.runtime import Role, Runtime
 
 log = structlog.get_logger(__name__)

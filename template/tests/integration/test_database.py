@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from app import migrate
 from app.cli import cli
-from app.database import Base, Database, async_url, summary
+from app.database import Base, Database, async_url
+from app.database_errors import summary
 from app.migrate import MigrationsPending, Schema, configuration, upgrade
 from app.wiring import FIRST_REQUEST
 from tests.fixtures import database_settings, temporary_database

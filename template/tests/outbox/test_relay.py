@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import is_unavailable
+from app.database_errors import is_unavailable
 from app.kafka.codec import Message
 from app.kafka.errors import BrokerUnavailable, MessageRejected
 from app.kafka.producer import FakeProducer, Outcome
