@@ -2,8 +2,11 @@
 
 import sys
 
+from app import terminal
+
 
 def main() -> None:
+    terminal.prepare_streams()
     try:
         from app.cli import app
     except KeyboardInterrupt:

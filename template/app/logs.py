@@ -2,11 +2,14 @@
 
 import logging
 import sys
-from typing import Literal
+from io import StringIO
+from typing import Literal, TextIO
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
-from structlog.typing import Processor
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
+
+from app.terminal import printable
 
 LogFormat = Literal["auto", "pretty", "json"]
 
@@ -49,14 +52,28 @@ def configure(level: str = "INFO", log_format: LogFormat = "auto") -> None:
 def _rendering(pretty: bool) -> list[Processor]:
     # Both traceback renderers show local variables unless told not to: passwords would be in there.
     if pretty:
-        tracebacks = structlog.dev.plain_traceback
         return [
+            _escape,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=tracebacks
-            )
+                colors=sys.stderr.isatty(), exception_formatter=_plain_traceback
+            ),
         ]
     return [
         structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
         structlog.processors.EventRenamer("message"),
         structlog.processors.JSONRenderer(),
     ]
+
+
+def _escape(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Take from what others wrote the means to steer the terminal, or to look like another line."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = printable(value, keep="\n" if name in ("exception", "stack") else "")
+    return event
+
+
+def _plain_traceback(stream: TextIO, error: ExcInfo) -> None:
+    written = StringIO()
+    structlog.dev.plain_traceback(written, error)
+    stream.write(printable(written.getvalue(), keep="\n\t"))

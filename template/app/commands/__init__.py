@@ -1,6 +1,5 @@
 """The command line, a module a group. `app/cli.py` says which are plugged in."""
 
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from app.kafka.event import EventRegistry
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.kafka.topics import Topic, wanted
+from app.terminal import say
 
 S = TypeVar("S", bound=EnvSettings)
 T = TypeVar("T")
@@ -63,13 +63,13 @@ def _dev_servers() -> dict[str, str]:
     except DevelopmentDependencyMissing as error:
         raise ConfigurationError(str(error)) from error
     if found:
-        print("using the servers of `app dev`", file=sys.stderr)
+        say("using the servers of `app dev`", err=True)
     return found
 
 
 def failure(message: str) -> typer.Exit:
     """What to raise to end a command with exit code 1, once the message has been said."""
-    typer.echo(f"error: {message}", err=True)
+    say(f"error: {message}", err=True)
     return typer.Exit(1)
 
 

@@ -9,6 +9,7 @@ import typer
 from app import migrate
 from app.commands import load
 from app.database import DatabaseSettings
+from app.terminal import say
 
 commands = typer.Typer()
 group = typer.Typer(help="The database's schema.", no_args_is_help=True)
@@ -24,7 +25,7 @@ def upgrade() -> None:
     settings = load(DatabaseSettings)
     url, pooler = settings.database_url.get_secret_value(), settings.database_pooler
     asyncio.run(migrate.upgrade(url, pooler=pooler))
-    typer.echo("the schema is up to date")
+    say("the schema is up to date")
 
 
 @group.command()
@@ -41,6 +42,6 @@ def revision(
     url, pooler = settings.database_url.get_secret_value(), settings.database_pooler
     path = asyncio.run(migrate.revise(url, message, empty=empty, pooler=pooler))
     if path is None:
-        typer.echo("the database has what the code describes: nothing to write")
+        say("the database has what the code describes: nothing to write")
     else:
-        typer.echo(f"wrote {os.path.relpath(path)}: look through it, then `app db upgrade`")
+        say(f"wrote {os.path.relpath(path)}: look through it, then `app db upgrade`")

@@ -28,6 +28,7 @@ from app.kafka.dlq import (
 from app.kafka.errors import BrokerUnavailable, SendError
 from app.kafka.producer import KafkaProducer
 from app.kafka.retry import discarded, replayed
+from app.terminal import printable, say, say_block
 
 commands = typer.Typer()
 group = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
@@ -66,8 +67,8 @@ def list_letters(
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
     letters, applied = asyncio.run(_find(Context.from_environment(), only, undecodable))
     for letter in letters:
-        typer.echo(_line(letter, letter.identity in applied))
-    typer.echo(_summary(letters, applied))
+        say(_line(letter, letter.identity in applied))
+    say(_summary(letters, applied))
 
 
 @group.command()
@@ -77,7 +78,7 @@ def show(
     """Show one dead letter: headers, body, and the error that brought it here."""
     context = Context.from_environment()
     letter = asyncio.run(_find_one(context, letter_id))
-    typer.echo(show_record(letter.record))
+    say_block(show_record(letter.record))
 
 
 @group.command()
@@ -106,12 +107,12 @@ def replay(
     letters, applied = asyncio.run(_find(context, only, undecodable))
     waiting = [letter for letter in letters if letter.identity not in applied]
     todo = [x for x in waiting if undecodable or is_readable(x, context.registry)]
-    typer.echo(_summary(letters, applied))
+    say(_summary(letters, applied))
     if len(todo) < len(waiting):
-        typer.echo(_left_out(len(waiting) - len(todo)))
+        say(_left_out(len(waiting) - len(todo)))
     if dry_run:
         for letter in todo:
-            typer.echo(f"would replay {_line(letter, False)}")
+            say(f"would replay {_line(letter, False)}")
         return
     _send(context, todo, replayed, "replayed", rate)
 
@@ -139,10 +140,10 @@ def discard(
         raise failure("say which dead letters: --undecodable, --error, … or --all")
     context = Context.from_environment()
     letters, applied = asyncio.run(_find(context, only, undecodable))
-    typer.echo(_summary(letters, applied))
+    say(_summary(letters, applied))
     what = "would discard" if dry_run else "discarding"
     for letter in letters:
-        typer.echo(f"{what} {_line(letter, letter.identity in applied)}")
+        say(f"{what} {_line(letter, letter.identity in applied)}")
     if not dry_run:
         _send(context, letters, discarded, "discarded")
 
@@ -159,15 +160,15 @@ def _send(
     try:
         asyncio.run(_send_each(context, letters, made, rate, sent))
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+        say("interrupted", err=True)
         raise typer.Exit(130) from None
     except SendError as reason:
-        typer.echo(f"stopped: {reason}", err=True)
+        say(f"stopped: {reason}", err=True)
         raise typer.Exit(1) from None
     finally:
         for name, count in sorted(sent.items()):
-            typer.echo(f"{name or 'no consumer'}: {done} {count}")
-        typer.echo(f"{done} {sent.total()} of {len(letters)}")
+            say(f"{name or 'no consumer'}: {done} {count}")
+        say(f"{done} {sent.total()} of {len(letters)}")
 
 
 async def _send_each(
@@ -184,14 +185,14 @@ async def _send_each(
             try:
                 message = made(letter.record)
             except ValueError as reason:
-                typer.echo(f"skipped: {reason}", err=True)
+                say(f"skipped: {reason}", err=True)
                 continue
             try:
                 await producer.send(message)
             except BrokerUnavailable:
                 raise
             except SendError as reason:  # this one's own fault: the others can still go
-                typer.echo(f"skipped {letter.id}: {reason}", err=True)
+                say(f"skipped {letter.id}: {reason}", err=True)
                 continue
             sent[letter.consumer] += 1
             if rate is not None:
@@ -253,7 +254,7 @@ def _line(letter: DeadLetter, applied: bool) -> str:
     replays = f" replayed={letter.replays}" if letter.replays else ""
     omitted = f" omitted={letter.omitted_bytes}B" if letter.omitted_bytes else ""
     error = one_line(f"{letter.error_type}: {letter.error_message}")
-    return (
+    return printable(
         f"{letter.id}  {state}  {failed}  consumer={letter.consumer} from={letter.origin}"
         f"[{letter.origin_partition}]@{letter.origin_offset} key={letter.key or 'none'}"
         f" attempts={letter.attempts}{replays}{omitted}  {error}"

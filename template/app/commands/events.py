@@ -25,6 +25,7 @@ from app.events.schemas import (
 )
 from app.kafka.admin import follow, reading
 from app.kafka.codec import ORIGIN_TIMESTAMP
+from app.terminal import printable, say, say_block
 
 commands = typer.Typer()
 events = typer.Typer(help="The events on the service's topics.", no_args_is_help=True)
@@ -62,11 +63,11 @@ async def _tail(
     seen = 0
     async with reading(context.kafka, topics) as client:
         async for record in follow(client, from_beginning):
-            typer.echo(show(record))
+            say_block(show(record))
             seen += 1
             if limit is not None and seen >= limit:
                 return
-    typer.echo(f"none of these topics exists: {', '.join(topics)}", err=True)
+    say(f"none of these topics exists: {', '.join(topics)}", err=True)
     raise typer.Exit(1)
 
 
@@ -76,14 +77,14 @@ def show(record: ConsumerRecord) -> str:
     key = "none" if record.key is None else record.key.decode("utf-8", "backslashreplace")
     lines = [f"{when}  {record.topic}[{record.partition}]@{record.offset}  key={key}"]
     lines += [f"  {name}: {_header(name, value)}" for name, value in record.headers]
-    lines += [f"  {line}" for line in _body(record.value).splitlines()]
-    # JSON may hold lone surrogates, which no terminal can be sent.
-    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+    if body := _body(record.value):
+        lines += [f"  {line}" for line in body.split("\n")]
+    return "\n".join(printable(line) for line in lines)
 
 
 def one_line(text: str, length: int = 160) -> str:
-    """`text` without line breaks; what is too long ends with an ellipsis."""
-    text = " ".join(text.split())
+    """`text` without line breaks and escapes; what is too long ends with an ellipsis."""
+    text = printable(" ".join(text.split()))
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
@@ -128,13 +129,13 @@ def export_schemas(folder: Folder = KEPT) -> None:
     except (IncompatibleChange, VersionNotRaised, UnreadableFile) as error:
         raise failure(str(error)) from error
     for path in written:
-        typer.echo(f"wrote {path}")
+        say(f"wrote {path}")
     for entry in without:
         made = has_sample(entry, folder)
         todo = "is made up: put values into it that could be sent" if made else "has to be added"
-        typer.echo(f'{folder / entry.name}.json: "sample" of version {entry.version} {todo}')
+        say(f'{folder / entry.name}.json: "sample" of version {entry.version} {todo}')
     said = f"{counted(len(written), 'schema')} written" if written else "all schemas were exported"
-    typer.echo(said)
+    say(said)
 
 
 @schemas.command()
@@ -147,7 +148,7 @@ def check(folder: Folder = KEPT) -> None:
                 raise failure(f"{entry.name} {entry.version}: run `app schemas export`")
     except (IncompatibleChange, VersionNotRaised, UnreadableFile) as error:
         raise failure(str(error)) from error
-    typer.echo("all schemas are exported and compatible")
+    say("all schemas are exported and compatible")
 
 
 @commands.command()
@@ -158,7 +159,7 @@ def asyncapi() -> None:
     described = document(
         info, context.registry, context.subscriptions, context.kafka.kafka_group_id
     )
-    typer.echo(json.dumps(described, indent=2, ensure_ascii=False))
+    say_block(json.dumps(described, indent=2, ensure_ascii=False))
 
 
 def _version() -> str:

@@ -23,6 +23,7 @@ from app.event_sourcing.store import (
     Loaded,
     StoredEvent,
 )
+from app.terminal import printable, say, say_block
 
 State = Any  # of whatever the streams are about; it has an `id`
 View = Any  # what is read of it
@@ -94,8 +95,8 @@ def streams(after: After = 0, limit: Limit = 100) -> None:
             moment.isoformat(timespec="seconds") for moment in (loaded.began_at, loaded.changed_at)
         )
         said = STREAMS.told(loaded.state)
-        typer.echo(f"{loaded.state.id}  version {loaded.version}  {said}  {began}  {changed}")
-    typer.echo(counted(count, "stream"))
+        say(f"{loaded.state.id}  version {loaded.version}  {said}  {began}  {changed}")
+    say(counted(count, "stream"))
 
 
 @group.command()
@@ -110,7 +111,7 @@ def show(id: StreamId) -> None:
     if not found:
         raise failure(f"there is no {CATEGORY.name} {id}")
     for stored in found:
-        typer.echo(_whole(stored))
+        say_block(_whole(stored))
 
 
 @group.command()
@@ -121,9 +122,9 @@ def verify(repair: Repair = False, patience: Patience = 5.0) -> None:
     count, faults = asyncio.run(on_database(lambda d: _verify(d, repair, patience)))
     left = [fault for fault in faults if not fault.mended]
     for fault in faults:
-        typer.echo(f"{fault.id}: {fault.what}{'; mended' if fault.mended else ''}")
+        say(f"{fault.id}: {fault.what}{'; mended' if fault.mended else ''}")
     differ = counted(len(faults), "differs", "differ")
-    typer.echo(f"{counted(count, 'stream')}, {differ}, {len(faults) - len(left)} mended")
+    say(f"{counted(count, 'stream')}, {differ}, {len(faults) - len(left)} mended")
     if left:
         raise typer.Exit(1)
 
@@ -144,7 +145,7 @@ def import_rows() -> None:
         return total
 
     try:
-        typer.echo(f"{counted(asyncio.run(on_database(work)), CATEGORY.name)} imported")
+        say(f"{counted(asyncio.run(on_database(work)), CATEGORY.name)} imported")
     except ImportRefused as refused:
         raise failure(f"nothing is imported: {refused}") from refused
     except VersionConflict as conflict:
@@ -250,7 +251,7 @@ async def _mend(database: Database, id: int) -> bool:
 
 def _whole(stored: StoredEvent[Any]) -> str:
     when = stored.recorded_at.isoformat(timespec="milliseconds")
-    told = [f"  {name}: {value}" for name, value in stored.metadata.items()]
+    told = [printable(f"  {name}: {value}") for name, value in stored.metadata.items()]
     adapter = CATEGORY.type_of(stored.event).adapter
     data = json.dumps(adapter.dump_python(stored.event, mode="json"), ensure_ascii=False)
-    return "\n".join([f"{stored.version}  {when}  {stored.type}", *told, f"  {data}"])
+    return "\n".join([f"{stored.version}  {when}  {stored.type}", *told, f"  {printable(data)}"])

@@ -14,6 +14,7 @@ from app.outbox import monitor, store
 from app.outbox.model import HEADER_COLUMNS, ParkedRow
 from app.outbox.store import Filter
 from app.runtime import Role
+from app.terminal import printable, say, say_block
 
 commands = typer.Typer()
 
@@ -44,8 +45,8 @@ def status(topic: TopicName = None, key: Key = None) -> None:
     """Show how many events wait, since when, and each parked one with its reason."""
     standing, rows = asyncio.run(_status(Filter(topic=topic, key=key)))
     for row in rows:
-        typer.echo(_line(row))
-    typer.echo(
+        say(_line(row))
+    say(
         f"{standing.pending} pending, the oldest for {standing.lag_seconds:.0f} s;"
         f" {standing.parked} parked, {standing.held} held behind them"
     )
@@ -57,7 +58,7 @@ def show(event: Annotated[int, typer.Argument(help="As `app outbox status` print
     rows = asyncio.run(on_database(lambda database: _find(database, Filter([event]), None)))
     if not rows:
         raise failure(f"no event {event} is parked: `app outbox status` shows those that are")
-    typer.echo(_whole(rows[0]))
+    say_block(_whole(rows[0]))
 
 
 @group.command()
@@ -73,7 +74,7 @@ def retry(
     _say("would retry" if dry_run else "retrying", meant)
     if not dry_run:
         count = asyncio.run(on_database(lambda database: store.retry(database.engine, _ids(meant))))
-        typer.echo(counted(count, "event is on its way again", "events are on their way again"))
+        say(counted(count, "event is on its way again", "events are on their way again"))
 
 
 @group.command()
@@ -91,7 +92,7 @@ def discard(
         count = asyncio.run(
             on_database(lambda database: store.discard(database.engine, _ids(meant)))
         )
-        typer.echo(counted(count, "event is gone", "events are gone"))
+        say(counted(count, "event is gone", "events are gone"))
 
 
 def _meant(
@@ -113,7 +114,7 @@ def _ids(rows: list[ParkedRow]) -> list[int]:
 
 def _say(what: str, rows: list[ParkedRow]) -> None:
     for row in rows:
-        typer.echo(f"{what} {_line(row)}")
+        say(f"{what} {_line(row)}")
 
 
 async def _status(only: Filter) -> tuple[monitor.Standing, list[ParkedRow]]:
@@ -131,16 +132,17 @@ async def _find(database: Database, only: Filter, held: bool | None) -> list[Par
 def _line(row: ParkedRow) -> str:
     when = row.parked_at.isoformat(timespec="seconds")
     key = row.key.decode("utf-8", "backslashreplace")
-    return f"{row.id}  {when}  {row.topic} key={key}  {one_line(row.reason)}"
+    return f"{row.id}  {when}  {row.topic} key={printable(key)}  {one_line(row.reason)}"
 
 
 def _whole(row: ParkedRow) -> str:
     headers = {name: getattr(row, column) for name, column in HEADER_COLUMNS.items()}
     headers |= row.headers
     told = [f"  {name}: {value}" for name, value in headers.items() if value is not None]
+    told = [printable(line) for line in told]
     return "\n".join([_line(row), f"  written {row.created_at.isoformat()}", *told, _body(row)])
 
 
 def _body(row: ParkedRow) -> str:
     body = json.dumps(json.loads(row.value), indent=2, ensure_ascii=False)
-    return "\n".join(f"  {line}" for line in body.splitlines())
+    return "\n".join(f"  {printable(line)}" for line in body.split("\n"))

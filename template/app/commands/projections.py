@@ -14,6 +14,7 @@ from app.cqrs import lag
 from app.cqrs.projection import RebuildRow
 from app.cqrs.rebuild import BATCH, AnyProjection, Progress, RebuildRefused
 from app.database import Database
+from app.terminal import say
 
 commands = typer.Typer()
 group = typer.Typer(help="The read side and its projections.", no_args_is_help=True)
@@ -30,7 +31,7 @@ def list_projections() -> None:
     """Show the projections, and which tables each keeps."""
     for entry in wiring.PROJECTIONS:
         tables = ", ".join(table.name for table in entry.projection.tables)
-        typer.echo(f"{entry.projection.name:<16}{tables}")
+        say(f"{entry.projection.name:<16}{tables}")
 
 
 @group.command()
@@ -43,7 +44,7 @@ def status() -> None:
         name = entry.projection.name
         behind = lags[name]
         said = f"{counted(behind.events, 'event')} behind, the oldest for {behind.seconds:.0f} s"
-        typer.echo(f"{name:<16}{said}{rebuilds.get(name, '')}")
+        say(f"{name:<16}{said}{rebuilds.get(name, '')}")
 
 
 @group.command()
@@ -58,9 +59,9 @@ def rebuild(name: Name, batch: BatchSize = BATCH) -> None:
     except RebuildRefused as refusal:
         raise failure(str(refusal)) from refusal
     except KeyboardInterrupt:
-        typer.echo(f"{name}: interrupted; the old one stays in place", err=True)
+        say(f"{name}: interrupted; the old one stays in place", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"{name}: rebuilt from {counted(done.done, 'row')} in {done.seconds:.1f} s")
+    say(f"{name}: rebuilt from {counted(done.done, 'row')} in {done.seconds:.1f} s")
 
 
 @group.command("abandon")
@@ -69,9 +70,9 @@ def abandon_rebuild(name: Name) -> None:
     it any longer. A rebuild that runs stops."""
     entry = _find(name)
     if asyncio.run(on_database(lambda database: _abandon(entry, database))):
-        typer.echo(f"{name}: abandoned; the old one stays in place")
+        say(f"{name}: abandoned; the old one stays in place")
     else:
-        typer.echo(f"{name}: there was no rebuild")
+        say(f"{name}: there was no rebuild")
 
 
 def _find(name: str) -> AnyProjection:
@@ -114,4 +115,4 @@ class _Reporter:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + SECONDS_BETWEEN_REPORTS
-        typer.echo(f"{self._name}: {progress.done} of about {counted(progress.expected, 'row')}")
+        say(f"{self._name}: {progress.done} of about {counted(progress.expected, 'row')}")

@@ -8,6 +8,7 @@ import typer
 from app.commands import Context, counted
 from app.kafka.admin import State, TopicAdmin, TopicState, provision
 from app.kafka.topics import Topic
+from app.terminal import say
 
 commands = typer.Typer()
 group = typer.Typer(help="The service's Kafka topics.", no_args_is_help=True)
@@ -18,7 +19,7 @@ commands.add_typer(group, name="topics")
 def list_topics() -> None:
     """Show each topic that the service needs, and what the broker has of it."""
     for state in asyncio.run(_states()):
-        typer.echo(_line(state))
+        say(_line(state))
 
 
 @group.command()
@@ -26,10 +27,10 @@ def check() -> None:
     """Exit with code 1 when a topic is missing, or differs in what `create` would give it."""
     wrong = [state for state in asyncio.run(_states()) if state.state is not State.PRESENT]
     for state in wrong:
-        typer.echo(_line(state))
+        say(_line(state))
     if wrong:
         raise typer.Exit(1)
-    typer.echo("all topics are there")
+    say("all topics are there")
 
 
 @group.command()
@@ -38,8 +39,8 @@ def create() -> None:
     context = Context.from_environment()
     made = asyncio.run(provision(context.kafka, context.topics()))
     for name in made:
-        typer.echo(f"created {name}")
-    typer.echo(f"{counted(len(made), 'topic')} created" if made else "all topics were there")
+        say(f"created {name}")
+    say(f"{counted(len(made), 'topic')} created" if made else "all topics were there")
 
 
 async def _states() -> list[TopicState]:

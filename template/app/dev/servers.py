@@ -6,7 +6,6 @@ Where Kafka's jars cannot be had, the wire-protocol broker inside confluent-kafk
 
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from app import terminal
 from app.dev.kafka import KafkaCluster
 from app.dev.postgres import PostgresServer
 from app.dev.process import JarsUnavailable, ServerFailed, development, started
@@ -76,7 +76,7 @@ BrokerKind = Literal["kafka", "mock", "external"]
 
 def say(line: str) -> None:
     """Tell the person at the terminal; stdout stays for logs."""
-    print(line, file=sys.stderr, flush=True)
+    terminal.say(line, err=True)
 
 
 class Servers:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from app.main import create_app
 from app.outbox.model import (
     HEADER_COLUMNS,
     OutboxRow,
+    ParkedRow,
     as_message,
     as_row,
     bounds_of,
@@ -259,3 +261,21 @@ def test_a_relay_is_served_as_the_other_processes_are(monkeypatch: pytest.Monkey
 
     assert CliRunner().invoke(outbox.commands, ["relay"]).exit_code == 0
     assert served == [Role.RELAY, "127.0.0.1", 8002]
+
+
+def test_a_parked_event_that_strangers_wrote_does_not_steer_the_terminal() -> None:
+    hostile = "\x1b[2J\r\n\u202e\x9b"
+    parked = ParkedRow(
+        id=7,
+        topic="a.b.c",
+        key=hostile.encode(),
+        value=json.dumps({"text": hostile}).encode(),
+        headers={hostile: hostile},
+        reason=hostile,
+        parked_at=datetime(2026, 1, 1, tzinfo=UTC),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    shown = outbox._whole(parked)
+
+    assert not {*shown} & {"\x1b", "\r", "\u202e", "\x9b"}
+    assert len(shown.splitlines()) == 6

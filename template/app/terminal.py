@@ -1,0 +1,54 @@
+"""Text for a terminal: what others wrote does not steer it, and every stream can take it."""
+
+import io
+import sys
+import traceback
+import unicodedata
+from types import TracebackType
+
+# Control characters, invisible formatting such as a change of direction, halves of characters, and
+# separators that begin a new line.
+_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# They are invisible, too, but several scripts and many emoji cannot be written without them.
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with escapes in place of what a terminal acts on or cannot show, but for `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(char) if _is_risky(char, keep) else char for char in text)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line to standard output or standard error, whatever it contains."""
+    print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def say_block(lines: str) -> None:
+    """Print text of several lines. Parts of it that others wrote are `printable` already."""
+    print(printable(lines, keep="\n"), flush=True)
+
+
+def prepare_streams() -> None:
+    """Let standard output and error take characters that their encoding lacks, and escape what is
+    in the message of an exception that nobody handles."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = _show_exception
+
+
+def _is_risky(char: str, keep: str) -> bool:
+    return char not in keep and char not in _JOINERS and unicodedata.category(char) in _ESCAPED
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
+
+def _show_exception(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(printable(text, keep="\n\t"))
