@@ -244,10 +244,23 @@ def test_any_timestamp_can_be_shown(timestamp: int) -> None:
 
 runner = CliRunner()
 
-MISTAKES = {
-    "no upcaster from version 2": [EventType(MeterNamed, upcasters={1: named_2})],
-    "MeterRead is not registered: add it to EVENTS": [],
-    "BaseEvent: its event_type is no Literal": [EventType(BaseEvent)],
+
+class SoldOfOrder(BaseEvent):
+    event_type: Literal["order.item_sold"] = "order.item_sold"
+
+
+class OrderOfSold(BaseEvent):
+    event_type: Literal["order_item.sold"] = "order_item.sold"
+
+
+METERS = [EventType(MeterRead)]
+MISTAKES: dict[str, tuple[list[EventType], list[Subscription]]] = {
+    "no upcaster from version 2": ([EventType(MeterNamed, upcasters={1: named_2})], [BILLING]),
+    "MeterRead is not registered: add it to EVENTS": ([], [BILLING]),
+    "BaseEvent: its event_type is no Literal": ([EventType(BaseEvent)], [BILLING]),
+    "two subscriptions are named billing": (METERS, [BILLING, BILLING]),
+    "MeterRead is registered twice": ([*METERS, EventType(MeterRead, service="b")], [BILLING]),
+    "differ only in '.' and '_'": ([EventType(SoldOfOrder), EventType(OrderOfSold)], []),
 }
 
 
@@ -262,8 +275,9 @@ def test_mistakes_in_events_and_consumers_are_one_line(
     command: str,
     mistake: str,
 ) -> None:
-    monkeypatch.setattr(wiring, "EVENTS", MISTAKES[mistake])
-    monkeypatch.setattr(wiring, "SUBSCRIPTIONS", [BILLING])
+    events, subscriptions = MISTAKES[mistake]
+    monkeypatch.setattr(wiring, "EVENTS", events)
+    monkeypatch.setattr(wiring, "SUBSCRIPTIONS", subscriptions)
     monkeypatch.setattr(sys, "argv", ["app", *command.split()])
     monkeypatch.setattr(logs, "configure", lambda *_: None)  # that of the tests stays
 

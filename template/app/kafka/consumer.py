@@ -21,7 +21,7 @@ from app.kafka.processing import Processor, Progress
 from app.kafka.producer import Producer
 from app.kafka.retry import due_at
 from app.kafka.settings import KafkaSettings, client_options, reason_for
-from app.kafka.subscription import Subscription
+from app.kafka.subscription import Subscription, check_names
 from app.kafka.topics import DEAD_LETTER_OVERTIME, begins_at_the_oldest, is_delay_topic, origins
 from app.unit_of_work import UnitsOfWork
 
@@ -362,7 +362,11 @@ async def consuming(
     producer: Producer,
     health: Health,
 ) -> AsyncIterator[list[Consumer]]:
-    """Run a consumer for each subscription; at the end, drain them all within the time-out."""
+    """Run a consumer for each subscription; at the end, drain them all within the time-out.
+
+    Raises ValueError when two subscriptions have one name.
+    """
+    check_names(subscriptions)
     check_inbox_retention(settings, subscriptions)
     consumers = [Consumer(s, registry, settings, units, producer) for s in subscriptions]
     tasks = [asyncio.create_task(c.run(), name=f"consumer-{c.name}") for c in consumers]

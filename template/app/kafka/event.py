@@ -136,6 +136,8 @@ class EventRegistry:
         check_topic_name(topic)
         if topic in self._by_topic:
             raise ValueError(f"two events share the topic {topic}")
+        if event_type.model in self._by_model:
+            raise ValueError(f"{event_type.model.__name__} is registered twice")
         event_type.check_upcasters()
         self._by_model[event_type.model] = event_type
         self._by_topic[topic] = event_type

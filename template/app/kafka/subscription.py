@@ -1,7 +1,7 @@
 """What a team declares: which consumer handles which events, and what happens when it fails."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -117,6 +117,18 @@ class Subscription:
     def topics(self, registry: EventRegistry) -> list[str]:
         """The topics of its events, without those for retries and dead letters."""
         return [registry.topic(model) for model in self.handlers]
+
+
+def check_names(subscriptions: Iterable[Subscription]) -> None:
+    """Raise ValueError when two subscriptions have one name."""
+    taken: set[str] = set()
+    for subscription in subscriptions:
+        if subscription.name in taken:
+            raise ValueError(
+                f"two subscriptions are named {subscription.name}: as one consumer group, each would"
+                " get only a part of its messages; give one of them another name"
+            )
+        taken.add(subscription.name)
 
 
 def describe(error: BaseException) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The topics of the service: their names, and with what settings they are made."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from app.kafka.event import TOPIC_MAX_LENGTH, EventRegistry
 from app.kafka.settings import KafkaSettings
-from app.kafka.subscription import Subscription
+from app.kafka.subscription import Subscription, check_names
 
 # Kafka deletes whole segments, once their last record is old enough. Its own default is a week.
 DEAD_LETTER_SEGMENT = timedelta(days=1)
@@ -82,16 +82,33 @@ def origins(subscription: Subscription, registry: EventRegistry) -> dict[str, st
 
 
 def wanted(
-    settings: KafkaSettings, registry: EventRegistry, subscriptions: Iterable[Subscription]
+    settings: KafkaSettings, registry: EventRegistry, subscriptions: Sequence[Subscription]
 ) -> list[Topic]:
-    """The topics that the service owns: of its events, and of its consumers' failures."""
+    """The topics that the service owns: of its events, and of its consumers' failures.
+
+    Raises ValueError when names of consumers or topics collide.
+    """
+    check_names(subscriptions)
     topics = [
         _topic(settings, name, settings.kafka_topic_retention_hours)
         for name in registry.owned_topics()
     ]
     for subscription in subscriptions:
         topics += _of_consumer(settings, registry, subscription)
+    _check_distinct(topics)
     return topics
+
+
+def _check_distinct(topics: Iterable[Topic]) -> None:
+    # Kafka names metrics after topics, with '_' in the place of '.': it refuses the second of two.
+    taken: dict[str, str] = {}
+    for topic in topics:
+        other = taken.setdefault(topic.name.replace(".", "_"), topic.name)
+        if other != topic.name:
+            raise ValueError(
+                f"the topics {other} and {topic.name} differ only in '.' and '_', which Kafka"
+                " refuses: rename one of the events"
+            )
 
 
 def _of_consumer(
