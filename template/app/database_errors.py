@@ -18,6 +18,14 @@ class DatabaseUnavailable(Exception):
     """No connection to PostgreSQL could be made, or there was no answer in time."""
 
 
+class DatabaseReadOnly(Exception):
+    """The server that was reached takes no writes."""
+
+
+class ConnectionPoolEmpty(Exception):
+    """No connection of the pool became free in time."""
+
+
 class Meaning(IntEnum):
     """Whose fault an error is. Of several causes, the first in this order decides."""
 
@@ -213,8 +221,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _meaning(error: BaseException) -> Meaning | None:
-    if isinstance(error, PoolTimeout):
+    if isinstance(error, ConnectionPoolEmpty | PoolTimeout):
         return Meaning.POOL_EMPTY
+    if isinstance(error, DatabaseReadOnly):
+        return Meaning.READ_ONLY
     if isinstance(error, DatabaseUnavailable | DisconnectionError):
         return Meaning.AWAY
     if isinstance(error, asyncpg.InvalidCachedStatementError):

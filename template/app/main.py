@@ -86,7 +86,7 @@ async def _resources(
         kafka = KafkaProducer(configuration.kafka)
         producer = await stack.enter_async_context(kafka.running())
     checks.add_ready("database", database.ping)
-    checks.add_ready("schema", Schema(database.engine).check)
+    checks.add_ready("schema", Schema(database.probe).check)
     checks.add_ready("producer", producer.ping)
     registry = EventRegistry(configuration.service.service_name, wiring.EVENTS)
     return Resources(configuration, checks, database, producer, registry)

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from app.config import ConfigurationError
-from app.database import open_engine
+from app.database import WITHOUT_TIME_LIMITS, Probe, open_engine
 
 # The service's own branch. A module's migrations are a branch of the template's.
 BRANCH = "core"
@@ -72,8 +72,8 @@ async def upgrade(database_url: str, *, pooler: bool = False) -> None:
 class Schema:
     """Whether the database is as far as the service, for its readiness."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
         self._scripts: ScriptDirectory | None = None
         self._complete = False
 
@@ -92,10 +92,11 @@ class Schema:
 
     async def _revisions(self) -> tuple[str, ...]:
         # Alembic would ask more, and log two lines each time.
-        async with self._engine.connect() as connection:
-            if await connection.scalar(text("SELECT to_regclass('alembic_version')::text")) is None:
-                return ()
-            return tuple(await connection.scalars(text("SELECT version_num FROM alembic_version")))
+        ((table,),) = await self._probe.fetch("SELECT to_regclass('alembic_version')::text")
+        if table is None:
+            return ()
+        rows = await self._probe.fetch("SELECT version_num FROM alembic_version")
+        return tuple(row[0] for row in rows)
 
 
 def _scripts() -> ScriptDirectory:
@@ -163,7 +164,7 @@ async def _turn(engine: AsyncEngine) -> AsyncIterator[None]:
     async with engine.connect() as connection:
         while True:
             async with connection.begin():
-                await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+                await connection.execute(WITHOUT_TIME_LIMITS)
                 if await connection.scalar(
                     text("SELECT pg_try_advisory_xact_lock(:k)"), {"k": _LOCK}
                 ):

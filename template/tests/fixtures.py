@@ -21,11 +21,12 @@ import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from pydantic import SecretStr
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from app import wiring
 from app.config import Settings
 from app.database import Base, Database, DatabaseSettings
+from app.database_url import async_url, parse
 from app.dev.process import FileLock
 from app.dev.servers import BrokerChoice, Servers
 from app.kafka.admin import provision
@@ -119,14 +120,15 @@ def temporary_database(server_url: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"  # not `random`, which test runners seed alike
     _execute(server_url, f'CREATE DATABASE "{name}"')
     try:
-        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+        url = async_url(server_url).set(drivername="postgresql", database=name)
+        yield url.render_as_string(hide_password=False)
     finally:
         _execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 def _execute(server_url: str, statement: str) -> None:
     async def run() -> None:
-        connection = await asyncpg.connect(_dsn(server_url))
+        connection = await asyncpg.connect(parse(server_url).dsns[0])
         try:
             await connection.execute(statement)
         finally:
@@ -135,16 +137,6 @@ def _execute(server_url: str, statement: str) -> None:
     # A thread of its own, because the test session's event loop may be running in this one.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, run()).result()
-
-
-def _dsn(server_url: str) -> str:
-    """`server_url` without SQLAlchemy's driver part and its name for `sslmode`."""
-    url = make_url(server_url).set(drivername="postgresql")
-    if "ssl" in url.query:
-        query = dict(url.query)
-        query["sslmode"] = query.pop("ssl")
-        url = url.set(query=query)
-    return url.render_as_string(hide_password=False)
 
 
 # The service

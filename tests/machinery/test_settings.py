@@ -1,27 +1,23 @@
-"""Settings, the database's engine, units of work, and the HTTP server of a process."""
+"""Settings, units of work, and the HTTP server of a process."""
 
-import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import asyncpg
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from pydantic import Field, SecretStr
+from pydantic import Field
 from samples import meter_read
-from sqlalchemy import make_url, text
 
 from app import wiring
 from app.config import ConfigurationError, EnvSettings, Settings, load
-from app.database import Database, DatabaseSettings, async_url
-from app.database_errors import DatabaseUnavailable, is_unavailable
+from app.database import DatabaseSettings
 from app.kafka.event import BaseEvent
 from app.main import create_app
 from app.runtime import Role
@@ -170,201 +166,6 @@ def test_a_certificate_that_is_not_there_ends_the_start(monkeypatch: pytest.Monk
 
     with pytest.raises(ConfigurationError, match="KAFKA_SSL_CAFILE"):
         create_app({Role.WORKER})
-
-
-def text_of(url: str) -> str:
-    return async_url(url).render_as_string(hide_password=False)
-
-
-@pytest.mark.parametrize(
-    "scheme",
-    [
-        "postgresql",
-        "postgres",
-        "postgresql+asyncpg",
-        "postgresql+psycopg",
-        "postgresql+psycopg2",
-        "postgres+asyncpg",
-    ],
-)
-def test_every_way_to_write_a_postgresql_url_is_taken(scheme: str) -> None:
-    assert text_of(f"{scheme}://u:p@h:5433/db") == "postgresql+asyncpg://u:p@h:5433/db"
-
-
-def test_a_password_with_escapes_keeps_them() -> None:
-    url = async_url("postgresql://u:p%40ss%2Fw@h/db")
-
-    assert url.password == "p@ss/w"
-    assert url.host == "h"
-
-
-@pytest.mark.parametrize(
-    ("given", "handed_on"),
-    [
-        ("postgresql://h/db?sslmode=require", "postgresql://h/db?sslmode=require"),
-        ("postgresql+asyncpg://h/db?ssl=verify-full", "postgresql://h/db?sslmode=verify-full"),
-        ("postgres://u:p@h/db?sslrootcert=ca.pem", "postgresql://u:p@h/db?sslrootcert=ca.pem"),
-    ],
-)
-async def test_parameters_of_libpq_are_left_to_asyncpg(
-    monkeypatch: pytest.MonkeyPatch, given: str, handed_on: str
-) -> None:
-    asked: list[str] = []
-
-    async def connect(url: str, **_options: Any) -> Any:
-        asked.append(url)
-        raise ConnectionRefusedError("not here")
-
-    monkeypatch.setattr(asyncpg, "connect", connect)
-    database = Database(DatabaseSettings(database_url=SecretStr(given), _env_file=None))
-    with pytest.raises(DatabaseUnavailable):
-        await database.ping()
-    await database.close()
-
-    assert asked == [handed_on]
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["mysql://h/db", "sqlite://", "http://h/db", "postgresq://h/db", "postgresql:/h", "h:5432", ""],
-)
-def test_what_is_no_postgresql_url_is_refused_with_one_that_is(url: str) -> None:
-    with pytest.raises(ValueError, match="postgresql://"):
-        async_url(url)
-
-
-@pytest.mark.parametrize("url", ["mysql://u:secret@h/db", "postgresql://u:secret", "secret"])
-def test_the_error_does_not_repeat_the_url(url: str) -> None:
-    with pytest.raises(ValueError, match="postgresql") as refused:
-        async_url(url)
-
-    assert "secret" not in str(refused.value)
-
-
-async def test_a_server_that_is_not_there_is_said_with_its_host() -> None:
-    settings = DatabaseSettings(
-        database_url=SecretStr("postgresql://u:secret@127.0.0.1:1/db"), _env_file=None
-    )
-    database = Database(settings)
-
-    with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1") as error:
-        async with asyncio.timeout(5):
-            await database.ping()
-    await database.close()
-
-    assert is_unavailable(error.value)
-    assert "secret" not in str(error.value)
-
-
-async def test_behind_a_pooler_no_prepared_statement_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: dict[str, Any] = {}
-
-    async def connect(*_args: Any, **options: Any) -> Any:
-        asked.update(options)
-        raise ConnectionRefusedError("not here")
-
-    monkeypatch.setattr(asyncpg, "connect", connect)
-    database = Database(DatabaseSettings(database_pooler=True, _env_file=None))
-    with pytest.raises(DatabaseUnavailable):
-        await database.ping()
-    await database.close()
-
-    assert asked["statement_cache_size"] == 0
-
-
-class Link:
-    """TCP to PostgreSQL, that can die as it does when a host is gone: without a word."""
-
-    def __init__(self, server_url: str) -> None:
-        self._server_url = make_url(server_url)
-        self._dead = asyncio.Event()  # of the connections that are open
-        self._writers: list[asyncio.StreamWriter] = []
-
-    def die(self) -> None:
-        """Carry nothing more for the connections that are open; new ones work."""
-        self._dead.set()
-        self._dead = asyncio.Event()
-
-    async def open(self) -> str:
-        """Listen; the URL to connect to."""
-        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        host, port = self._listener.sockets[0].getsockname()
-        through = self._server_url.set(host=host, port=port)
-        return through.render_as_string(hide_password=False)
-
-    def close(self) -> None:
-        self._listener.close()
-        for writer in self._writers:
-            writer.transport.abort()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        dead = self._dead
-        server = await asyncio.open_connection(self._server_url.host, self._server_url.port)
-        self._writers += [writer, server[1]]
-        await asyncio.gather(
-            self._carry(reader, server[1], dead), self._carry(server[0], writer, dead)
-        )
-
-    async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dead: asyncio.Event
-    ) -> None:
-        while data := await reader.read(65_536):
-            if not dead.is_set():
-                writer.write(data)
-        if not dead.is_set():
-            writer.close()
-
-
-@pytest.fixture
-async def link(database_server_url: str) -> AsyncIterator[Link]:
-    link = Link(database_server_url)
-    yield link
-    link.close()
-
-
-def impatient(url: str, seconds: float) -> DatabaseSettings:
-    return DatabaseSettings(
-        database_url=SecretStr(url), database_command_timeout_seconds=seconds, _env_file=None
-    )
-
-
-async def open_two(database: Database) -> None:
-    """Leave two connections in the pool."""
-    async with database.engine.connect() as first, database.engine.connect() as second:
-        await first.execute(text("SELECT 1"))
-        await second.execute(text("SELECT 1"))
-
-
-async def test_a_connection_that_died_without_a_word_is_told_and_not_used_again(link: Link) -> None:
-    database = Database(impatient(await link.open(), seconds=3))
-    await open_two(database)
-    link.die()
-
-    with pytest.raises(DatabaseUnavailable) as away:
-        async with asyncio.timeout(30):
-            await database.ping()
-    await database.ping()  # neither on that one nor on the other
-    await database.close()
-
-    assert is_unavailable(away.value)
-
-
-async def test_closing_does_not_wait_for_a_server_that_does_not_answer(link: Link) -> None:
-    database = Database(impatient(await link.open(), seconds=60))
-    await open_two(database)
-    link.die()
-
-    async with asyncio.timeout(30):
-        await database.close()
-
-
-async def test_a_command_may_take_as_long_as_it_needs(database_server_url: str) -> None:
-    database = Database(impatient(database_server_url, seconds=0.1), patient=True)
-    async with database.engine.connect() as connection:
-        await connection.execute(text("SELECT pg_sleep(1)"))
-    await database.close()
 
 
 class Story:

@@ -22,7 +22,7 @@ from app.cqrs.projection import (
     shadow_of,
     take_turn,
 )
-from app.database import Database
+from app.database import WITHOUT_TIME_LIMITS, Database
 
 # What PostgreSQL calls the copies of the indexes is its own affair; what tells an index from the
 # others of its table is what it is on.
@@ -270,7 +270,7 @@ async def _alone(database: Database, projection: Projection[State]) -> AsyncIter
     registration still keeps a second rebuild from filling the first one's shadow.
     """
     async with database.engine.connect() as connection, connection.begin():
-        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        await connection.execute(WITHOUT_TIME_LIMITS)
         keys = {"kind": REBUILD, "name": projection.lock}
         if not await connection.scalar(_TRY_ALONE, keys):
             raise RebuildRefused(f"{projection.name} is being rebuilt already")

@@ -11,7 +11,6 @@ from types import FrameType
 
 from asyncpg import PostgresError
 from fastapi import FastAPI
-from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
 from app import logs, migrate, wiring
@@ -19,6 +18,7 @@ from app.commands import Context
 from app.config import Settings, load
 from app.database import Database, DatabaseSettings
 from app.database_errors import DatabaseUnavailable
+from app.database_url import async_url
 from app.dev.kafka import training
 from app.dev.process import DevelopmentServerError
 from app.dev.servers import BrokerChoice, Servers, say, told
@@ -166,7 +166,7 @@ def _where(servers: Servers, port: int) -> str:
 
 
 def _without_password(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)
+    return async_url(url).set(drivername="postgresql").render_as_string(hide_password=True)
 
 
 class _Signals:

@@ -1,0 +1,500 @@
+"""The database's URL, its connections and their pool, on a real server."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from prometheus_client import REGISTRY
+from pydantic import SecretStr
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.config import ConfigurationError, load
+from app.database import Database, DatabaseSettings, open_engine
+from app.database_errors import (
+    ConnectionPoolEmpty,
+    DatabaseReadOnly,
+    DatabaseUnavailable,
+    Meaning,
+    is_unavailable,
+    meaning_of,
+)
+from app.database_url import async_url, parse
+from app.health import CHECK_TIMEOUT_SECONDS, Health
+from tests.fixtures import temporary_database
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the machine and no .env of the project takes part."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (*DatabaseSettings.model_fields, "PGSSLROOTCERT"):
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def text_of(url: str) -> str:
+    return async_url(url).render_as_string(hide_password=False)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "postgresql",
+        "postgres",
+        "postgresql+asyncpg",
+        "postgresql+psycopg",
+        "postgresql+psycopg2",
+        "postgres+asyncpg",
+    ],
+)
+def test_every_way_to_write_a_postgresql_url_is_taken(scheme: str) -> None:
+    assert text_of(f"{scheme}://u:p@h:5433/db") == "postgresql+asyncpg://u:p@h:5433/db"
+
+
+def test_a_password_with_escapes_keeps_them() -> None:
+    url = async_url("postgresql://u:p%40ss%2Fw@h/db")
+
+    assert url.password == "p@ss/w"
+    assert url.host == "h"
+
+
+@pytest.mark.parametrize(
+    ("given", "handed_on"),
+    [
+        ("postgresql://h/db?sslmode=require", "postgresql://h/db?sslmode=require"),
+        (
+            "postgresql+asyncpg://h/db?ssl=verify-ca&sslrootcert=ca.pem",
+            "postgresql://h/db?sslmode=verify-ca&sslrootcert=ca.pem",
+        ),
+        ("postgres://u:p@h/db?sslrootcert=ca.pem", "postgresql://u:p@h/db?sslrootcert=ca.pem"),
+    ],
+)
+async def test_parameters_of_libpq_are_left_to_asyncpg(
+    monkeypatch: pytest.MonkeyPatch, given: str, handed_on: str
+) -> None:
+    Path("ca.pem").touch()
+    asked: list[str] = []
+
+    async def connect(url: str, **_options: Any) -> Any:
+        asked.append(url)
+        raise ConnectionRefusedError("not here")
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    database = Database(DatabaseSettings(database_url=SecretStr(given), _env_file=None))
+    with pytest.raises(DatabaseUnavailable):
+        await database.ping()
+    await database.close()
+
+    assert asked == [handed_on]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["mysql://h/db", "sqlite://", "http://h/db", "postgresq://h/db", "postgresql:/h", "h:5432", ""],
+)
+def test_what_is_no_postgresql_url_is_refused_with_one_that_is(url: str) -> None:
+    with pytest.raises(ValueError, match="postgresql://"):
+        async_url(url)
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/db", "postgresql://u:secret", "secret"])
+def test_the_error_does_not_repeat_the_url(url: str) -> None:
+    with pytest.raises(ValueError, match="postgresql") as refused:
+        async_url(url)
+
+    assert "secret" not in str(refused.value)
+
+
+ALL = "postgresql://u:p@h/db?"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "channel_binding=require",
+        "client_encoding=latin1",
+        "gssencmode=require",
+        "hostaddr=10.0.0.1",
+        "keepalives=1",
+        "keepalives_idle=30",
+        "keepalives_interval=10",
+        "keepalives_count=3",
+        "load_balance_hosts=random",
+        "tcp_user_timeout=1000",
+        "require_auth=scram-sha-256",
+        "sslsni=0",
+        "sslcrldir=/etc",
+        "sslmode=verify",
+        "sslmode=verify-full",
+        "sslmode=1",
+        "ssl=true",
+        "sslrootcert=system",
+        "sslcert=/nowhere/client.pem",
+        "sslkey=/nowhere/client.key",
+        "sslcrl=/nowhere/crl.pem",
+        "sslnegotiation=fast",
+        "ssl_min_protocol_version=SSLv3",
+        "target_session_attrs=standby",
+        "target_session_attrs=writable",
+        "connect_timeout=0",
+        "connect_timeout=soon",
+        "replication=database",
+        "scram_client_key=" + "c2VjcmV0",
+        "search_path=app",
+        "sslmod=require",
+        "prepared_statement_cache_size=0",
+    ],
+)
+def test_a_parameter_without_its_effect_ends_the_start_by_name(
+    monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", ALL + query)
+
+    with pytest.raises(ConfigurationError) as refused:
+        load(DatabaseSettings)
+
+    said = str(refused.value)
+    assert said.startswith("wrong configuration: DATABASE_URL: ")
+    name = query.partition("=")[0]
+    assert (name if name != "ssl" else "sslmode") in said
+    assert "\n" not in said
+    assert "u:p" not in said
+    assert "c2VjcmV0" not in said
+
+
+@pytest.mark.parametrize(
+    ("url", "dsns"),
+    [
+        (ALL + "channel_binding=prefer", ["postgresql://u:p@h/db"]),
+        (ALL + "connect_timeout=3&gssencmode=disable", ["postgresql://u:p@h/db"]),
+        (ALL + "fallback_application_name=a", ["postgresql://u:p@h/db?application_name=a"]),
+        (
+            ALL + "application_name=b&fallback_application_name=a",
+            ["postgresql://u:p@h/db?application_name=b"],
+        ),
+        (
+            "postgresql://u:p%40@h1:5433,[::1]/db?sslmode=require",
+            [
+                "postgresql://u:p%40@/db?host=h1&port=5433&sslmode=require",
+                "postgresql://u:p%40@/db?host=%5B%3A%3A1%5D&port=5432&sslmode=require",
+            ],
+        ),
+        (
+            "postgresql://u@/db?host=h1,h2&port=5433",
+            [
+                "postgresql://u@/db?host=h1&port=5433",
+                "postgresql://u@/db?host=h2&port=5433",
+            ],
+        ),
+        ("postgresql:///db?host=/run/pg", ["postgresql:///db?host=%2Frun%2Fpg&port=5432"]),
+    ],
+)
+def test_parameters_of_libpq_are_understood(url: str, dsns: list[str]) -> None:
+    assert parse(url).dsns == dsns
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p@h1:5432,h2:x/db",
+        "postgresql://u:p@h1,,h2/db",
+        "postgresql://u:p@h1,h2:70000/db",
+        "postgresql://u:p@/db?host=h1,h2&port=1,2,3",
+    ],
+)
+def test_wrong_hosts_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="port") as refused:
+        parse(url)
+    assert "u:p" not in str(refused.value)
+
+
+def test_the_time_for_connecting_can_be_in_the_url() -> None:
+    assert parse(ALL + "connect_timeout=7").connect_seconds == 7
+    assert parse(ALL).connect_seconds is None
+
+
+async def test_the_next_host_is_tried_when_one_is_away(database_server_url: str) -> None:
+    server = async_url(database_server_url)
+    several = server.set(drivername="postgresql", host=None, port=None).update_query_dict(
+        {
+            "host": f"127.0.0.1:1,{server.host or server.query['host']}:{server.port or 5432}",
+            "application_name": "of-the-url",
+            "connect_timeout": "5",
+            "target_session_attrs": "read-write",
+        }
+    )
+    database = database_at(several.render_as_string(hide_password=False))
+    await database.ping()
+    async with database.engine.connect() as connection:
+        assert await connection.scalar(text("SHOW application_name")) == "of-the-url"
+    await database.close()
+
+
+def database_at(url: str, **settings: Any) -> Database:
+    return Database(DatabaseSettings(database_url=SecretStr(url), _env_file=None, **settings))
+
+
+@pytest.fixture
+def own_database_url(database_server_url: str) -> Iterator[str]:
+    with temporary_database(database_server_url) as url:
+        yield url
+
+
+async def configure(url: str, setting: str) -> None:
+    """Set (`SET x = y`) or reset what the database's new connections begin with."""
+    engine = open_engine(url)
+    async with engine.connect() as connection:
+        await connection.execute(text("SET default_transaction_read_only = off"))
+        await connection.commit()
+        name = await connection.scalar(text("SELECT quote_ident(current_database())"))
+        await connection.execute(text(f"ALTER DATABASE {name} {setting}"))
+        await connection.commit()
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("default", ["repeatable read", "serializable"])
+async def test_the_isolation_does_not_depend_on_the_servers_default(
+    own_database_url: str, default: str
+) -> None:
+    await configure(own_database_url, f"SET default_transaction_isolation = '{default}'")
+    database = database_at(own_database_url)
+    command = open_engine(own_database_url, pooler=True)
+    async with database.engine.begin() as connection:
+        assert await isolation_of(connection) == "read committed"
+    async with command.begin() as connection:
+        assert await isolation_of(connection) == "read committed"
+    await command.dispose()
+    await database.close()
+
+
+async def isolation_of(connection: AsyncConnection) -> object:
+    return await connection.scalar(text("SELECT current_setting('transaction_isolation')"))
+
+
+async def test_a_commit_is_durable_whatever_the_servers_default(own_database_url: str) -> None:
+    asked = text("SELECT current_setting('synchronous_commit')")
+    for default, used in [("off", "on"), ("remote_apply", "remote_apply")]:
+        await configure(own_database_url, f"SET synchronous_commit = {default}")
+        database = database_at(own_database_url)
+        async with database.engine.connect() as connection:
+            assert await connection.scalar(asked) == used
+        await database.close()
+
+
+async def test_an_empty_pool_is_told_counted_and_no_matter_of_readiness(
+    database_server_url: str,
+) -> None:
+    database = database_at(
+        database_server_url,
+        database_pool_size=1,
+        database_max_overflow=0,
+        database_pool_timeout_seconds=0.1,
+    )
+    before = REGISTRY.get_sample_value("database_pool_timeouts_total") or 0
+    async with database.engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+        with pytest.raises(ConnectionPoolEmpty, match="DATABASE_POOL_SIZE") as empty:
+            async with database.sessions() as session:
+                await session.execute(text("SELECT 1"))
+        await database.ping()
+    await database.close()
+
+    assert meaning_of(empty.value) is Meaning.POOL_EMPTY
+    assert REGISTRY.get_sample_value("database_pool_timeouts_total") == before + 1
+
+
+async def test_a_database_that_takes_no_writes_is_left_and_found_again(
+    own_database_url: str,
+) -> None:
+    database = database_at(own_database_url)
+    table = text("CREATE TABLE IF NOT EXISTS things (id int)")
+    async with database.engine.begin() as connection:
+        await connection.execute(table)
+    await configure(own_database_url, "SET default_transaction_read_only = on")
+    await database.close()  # connections of before may go on writing
+    database = database_at(own_database_url)
+    write = text("INSERT INTO things VALUES (1)")
+
+    with pytest.raises(DBAPIError) as refused:
+        await do(database, write)
+    with pytest.raises(DatabaseReadOnly, match="default_transaction_read_only"):
+        await database.ping()
+    await do(database, text("SELECT 1"))
+    await configure(own_database_url, "RESET default_transaction_read_only")
+    await database.ping()
+    await do(database, write)
+    await database.close()
+
+    assert meaning_of(refused.value) is Meaning.READ_ONLY
+
+
+async def test_a_refused_write_drops_every_connection_of_the_pool(own_database_url: str) -> None:
+    database = database_at(own_database_url)
+    await do(database, text("CREATE TABLE things (id int)"))
+    await configure(own_database_url, "SET default_transaction_read_only = on")
+    await database.engine.dispose()
+    await open_two(database)
+    await configure(own_database_url, "RESET default_transaction_read_only")
+    write = text("INSERT INTO things VALUES (1)")
+
+    with pytest.raises(DBAPIError):
+        await do(database, write)
+    async with database.engine.begin() as first, database.engine.begin() as second:
+        await first.execute(write)
+        await second.execute(write)
+    await database.close()
+
+
+async def do(database: Database, statement: Any) -> None:
+    async with database.engine.begin() as connection:
+        await connection.execute(statement)
+
+
+async def test_a_server_that_is_not_there_is_said_with_its_host() -> None:
+    settings = DatabaseSettings(
+        database_url=SecretStr("postgresql://u:secret@127.0.0.1:1/db"), _env_file=None
+    )
+    database = Database(settings)
+
+    with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1") as error:
+        async with asyncio.timeout(5):
+            await database.ping()
+    await database.close()
+
+    assert is_unavailable(error.value)
+    assert "secret" not in str(error.value)
+
+
+async def test_behind_a_pooler_no_prepared_statement_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    async def connect(*_args: Any, **options: Any) -> Any:
+        asked.update(options)
+        raise ConnectionRefusedError("not here")
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    database = Database(DatabaseSettings(database_pooler=True, _env_file=None))
+    with pytest.raises(DatabaseUnavailable):
+        await database.ping()
+    await database.close()
+
+    assert asked["statement_cache_size"] == 0
+
+
+class Link:
+    """TCP to PostgreSQL, that can die as it does when a host is gone: without a word."""
+
+    def __init__(self, server_url: str) -> None:
+        self._server_url = make_url(server_url)
+        self._dead = asyncio.Event()  # of the connections that are open
+        self._writers: list[asyncio.StreamWriter] = []
+
+    def die(self) -> None:
+        """Carry nothing more for the connections that are open; new ones work."""
+        self._dead.set()
+        self._dead = asyncio.Event()
+
+    async def open(self) -> str:
+        """Listen; the URL to connect to."""
+        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        host, port = self._listener.sockets[0].getsockname()
+        through = self._server_url.set(host=host, port=port)
+        return through.render_as_string(hide_password=False)
+
+    def close(self) -> None:
+        self._listener.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dead = self._dead
+        server = await asyncio.open_connection(self._server_url.host, self._server_url.port)
+        self._writers += [writer, server[1]]
+        await asyncio.gather(
+            self._carry(reader, server[1], dead), self._carry(server[0], writer, dead)
+        )
+
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dead: asyncio.Event
+    ) -> None:
+        while data := await reader.read(65_536):
+            if not dead.is_set():
+                writer.write(data)
+        if not dead.is_set():
+            writer.close()
+
+
+@pytest.fixture
+async def link(database_server_url: str) -> AsyncIterator[Link]:
+    link = Link(database_server_url)
+    yield link
+    link.close()
+
+
+def impatient(url: str, seconds: float) -> DatabaseSettings:
+    return DatabaseSettings(
+        database_url=SecretStr(url), database_command_timeout_seconds=seconds, _env_file=None
+    )
+
+
+async def open_two(database: Database) -> None:
+    """Leave two connections in the pool."""
+    async with database.engine.connect() as first, database.engine.connect() as second:
+        await first.execute(text("SELECT 1"))
+        await second.execute(text("SELECT 1"))
+
+
+async def test_a_connection_that_died_without_a_word_is_told_and_not_used_again(link: Link) -> None:
+    database = Database(impatient(await link.open(), seconds=3))
+    await open_two(database)
+    link.die()
+
+    with pytest.raises(DatabaseUnavailable) as away:
+        async with asyncio.timeout(30):
+            await do(database, text("SELECT 1"))
+    await do(database, text("SELECT 1"))  # neither on that one nor on the other
+    await database.close()
+
+    assert is_unavailable(away.value)
+
+
+async def test_closing_does_not_wait_for_a_server_that_does_not_answer(link: Link) -> None:
+    database = Database(impatient(await link.open(), seconds=60))
+    await open_two(database)
+    link.die()
+
+    async with asyncio.timeout(30):
+        await database.close()
+
+
+async def test_a_command_may_take_as_long_as_it_needs(database_server_url: str) -> None:
+    database = Database(impatient(database_server_url, seconds=0.1), patient=True)
+    async with database.engine.connect() as connection:
+        await connection.execute(text("SELECT pg_sleep(1)"))
+    await database.close()
+
+
+async def test_readiness_answers_in_time_on_a_connection_that_died(link: Link) -> None:
+    database = database_at(await link.open())
+    health = Health()
+    health.add_ready("database", database.ping)
+    assert (await health.ready()).status == "ok"
+    link.die()
+
+    began = time.monotonic()
+    report = await health.ready()
+    took = time.monotonic() - began
+    recovered = await health.ready()
+    await database.close()
+
+    assert "no answer" in report.checks["database"]
+    assert took < CHECK_TIMEOUT_SECONDS + 1.5
+    assert recovered.status == "ok"
