@@ -304,6 +304,13 @@ GUARDS = [
         READ_SIDE,
     ),
     Guard(
+        "hidden-topics-are-asked-for-by-name",
+        "app/kafka/admin.py",
+        "if code == _TOPIC_AUTHORIZATION_FAILED]",
+        "if code == -1]",
+        "test_a_topic_that_the_user_may_not_describe",
+    ),
+    Guard(
         "append-with-its-message",
         "app/event_sourcing/orders.py",
         "            appended = await self._store.append(order.id, new, expected_version)\n",

@@ -7,6 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource
+from aiokafka.protocol.metadata import MetadataRequest, MetadataRequest_v5
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import REGISTRY, TOPIC, MeterNamed, MeterRead
@@ -177,6 +178,18 @@ class FakeAdminClient:
         self.described: list[str] = []
         self.replication = 1
         self.configs: dict[str, dict[str, str]] = {}
+        self.hidden: set[str] = set()
+        self._client = self  # the client below the one for administration
+
+    def get_random_node(self) -> int:
+        return 1
+
+    async def send(self, _node: int, request: MetadataRequest) -> Any:
+        """What the broker says of topics that it is asked for by name."""
+        asked = request.build(MetadataRequest_v5)
+        assert asked.allow_auto_topic_creation is False
+        topics = [(29 if name in self.hidden else 3, name, False, []) for name in asked.topics]
+        return type("Answer", (), {"topics": topics})()
 
     async def list_topics(self) -> list[str]:
         return list(self.partitions)
@@ -309,7 +322,18 @@ async def test_topics_that_the_broker_refuses_are_named_with_its_reason() -> Non
         await TopicAdmin(client).create(WANTED)
 
 
-async def test_a_topic_that_somebody_else_made_meanwhile_is_as_good_as_made() -> None:
+async def test_a_topic_that_was_made_meanwhile_is_no_error_and_not_ours() -> None:
     client = FakeAdminClient({}, refused={"b": 36})
 
-    assert await TopicAdmin(client).create(WANTED) == ["a", "b", "c"]
+    assert await TopicAdmin(client).create(WANTED) == ["a", "c"]
+
+
+async def test_a_topic_that_is_hidden_from_the_user_is_not_missing() -> None:
+    client = FakeAdminClient({"a": 3})
+    client.hidden = {"b"}
+    admin = TopicAdmin(client)
+
+    states = {state.topic.name: state.state for state in await admin.compare(WANTED)}
+    assert states == {"a": State.PRESENT, "b": State.HIDDEN, "c": State.MISSING}
+    with pytest.raises(TopicsUnreadable, match="not authorized to describe b: grant"):
+        await admin.partitions(["a", "b", "c"])

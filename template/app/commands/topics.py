@@ -24,7 +24,8 @@ def list_topics() -> None:
 
 @group.command()
 def check() -> None:
-    """Exit with code 1 when a topic is missing, or differs in what `create` would give it."""
+    """Exit with code 1 when a topic is missing, hidden from this user, or differs in what `create`
+    would give it."""
     wrong = [state for state in asyncio.run(_states()) if state.state is not State.PRESENT]
     for state in wrong:
         say(_line(state))

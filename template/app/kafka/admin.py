@@ -1,7 +1,7 @@
 """Topics on the broker: which exist, which are missing or differ, making them, and reading them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,13 +10,17 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, for_code
+from aiokafka.protocol.metadata import MetadataRequest
 
 from app.kafka.errors import BrokerUnavailable, MessagingError
 from app.kafka.settings import KafkaSettings, client_options, reason_for
 from app.kafka.topics import Topic
 
-_TOPIC_ALREADY_EXISTS = 36  # Kafka protocol error code
+# Kafka protocol error codes
+_TOPIC_AUTHORIZATION_FAILED = 29
+_TOPIC_ALREADY_EXISTS = 36
 
 
 class TopicCreationFailed(MessagingError):
@@ -24,7 +28,7 @@ class TopicCreationFailed(MessagingError):
 
 
 class TopicsUnreadable(MessagingError):
-    """The broker does not tell the settings of some topics. The message names them and why."""
+    """The broker does not describe some topics, or their settings. The message names them and why."""
 
 
 class State(StrEnum):
@@ -32,6 +36,7 @@ class State(StrEnum):
 
     PRESENT = "present"
     MISSING = "missing"
+    HIDDEN = "hidden"
     DIFFERENT = "different"
 
 
@@ -42,6 +47,24 @@ class TopicState:
     topic: Topic
     state: State
     detail: str = ""
+
+
+async def hidden_topics(client: AIOKafkaClient, topics: Iterable[str]) -> list[str]:
+    """Those of `topics` that the user may not describe; only the broker knows whether they exist.
+
+    In the list of all topics they are left out, as if there were none of that name.
+    """
+    names = list(topics)
+    if not names:
+        return []
+    request = MetadataRequest(names, allow_auto_topic_creation=False)
+    answer = await client.send(client.get_random_node(), request)
+    return [name for code, name, *_ in answer.topics if code == _TOPIC_AUTHORIZATION_FAILED]
+
+
+def not_authorized(topics: Iterable[str]) -> str:
+    """What to say of `hidden_topics`."""
+    return f"not authorized to describe {', '.join(topics)}: grant this user DESCRIBE on them"
 
 
 class TopicAdmin:
@@ -69,15 +92,25 @@ class TopicAdmin:
 
     async def compare(self, topics: Sequence[Topic]) -> list[TopicState]:
         """What the broker has of each of `topics`. Raises TopicsUnreadable."""
-        existing = set(await self._client.list_topics())
-        names = [topic.name for topic in topics if topic.name in existing]
-        found = await self._client.describe_topics(names) if names else []
-        described = {topic["topic"]: topic["partitions"] for topic in found}
+        described = await self._described([topic.name for topic in topics])
+        hidden = await self._hidden(topic.name for topic in topics if topic.name not in described)
         configs = await self._configs([topic for topic in topics if topic.name in described])
         return [
-            _compared(topic, described.get(topic.name), configs.get(topic.name, {}))
+            TopicState(topic, State.HIDDEN, "not authorized to describe it")
+            if topic.name in hidden
+            else _compared(topic, described.get(topic.name), configs.get(topic.name, {}))
             for topic in topics
         ]
+
+    async def _described(self, names: Sequence[str]) -> dict[str, Sequence[Mapping[str, Any]]]:
+        """The partitions of those of the topics that exist, by topic."""
+        existing = set(await self._client.list_topics())
+        asked = [name for name in names if name in existing]
+        found = await self._client.describe_topics(asked) if asked else []
+        return {topic["topic"]: topic["partitions"] for topic in found}
+
+    async def _hidden(self, names: Iterable[str]) -> list[str]:
+        return await hidden_topics(self._client._client, names)  # it has no call of its own
 
     async def _configs(self, topics: Sequence[Topic]) -> dict[str, dict[str, str]]:
         """What the broker has of the settings that each of `topics` has; a mock tells none."""
@@ -99,14 +132,18 @@ class TopicAdmin:
         return found
 
     async def partitions(self, topics: Sequence[str]) -> list[TopicPartition]:
-        """The partitions of those of `topics` that exist."""
-        existing = set(await self._client.list_topics())
-        names = [topic for topic in topics if topic in existing]
-        found = await self._client.describe_topics(names) if names else []
+        """The partitions of those of `topics` that exist.
+
+        Raises TopicsUnreadable when the user may not describe one of them: what is in it would be
+        left out without a word.
+        """
+        described = await self._described(topics)
+        if hidden := await self._hidden(name for name in topics if name not in described):
+            raise TopicsUnreadable(not_authorized(hidden))
         return [
-            TopicPartition(topic["topic"], partition["partition"])
-            for topic in found
-            for partition in topic["partitions"]
+            TopicPartition(name, partition["partition"])
+            for name, partitions in described.items()
+            for partition in partitions
         ]
 
     async def create(self, topics: Sequence[Topic]) -> list[str]:
@@ -123,14 +160,16 @@ class TopicAdmin:
             await self._client.describe_topics([topic.name for topic in missing])
             return [topic.name for topic in missing]
         answer = await self._client.create_topics([_new(topic) for topic in missing])
+        outcomes = {name: (code, message) for name, code, message in answer.topic_errors}
         failed = {
             name: _reason(code, message)
-            for name, code, message in answer.topic_errors
+            for name, (code, message) in outcomes.items()
             if code not in (0, _TOPIC_ALREADY_EXISTS)
         }
         if failed:
             raise TopicCreationFailed(f"topics not created: {_told(failed)}")
-        return [topic.name for topic in missing]
+        # One that others made meanwhile, or that was there and is hidden from this user, is not ours.
+        return [topic.name for topic in missing if outcomes[topic.name][0] == 0]
 
     async def _has_controller(self) -> bool:
         cluster = await self._client.describe_cluster()

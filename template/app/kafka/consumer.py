@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka import errors as kafka_errors
 
 from app.health import Health, Unhealthy
+from app.kafka.admin import hidden_topics, not_authorized
 from app.kafka.event import EventRegistry
 from app.kafka.metrics import ConsumerStatus, Draining, LagMeter, begin_at_zero
 from app.kafka.processing import Processor, Progress
@@ -38,10 +39,13 @@ COMMIT_AGAIN_SECONDS = (0.1, 5.0)
 
 
 class TopicsMissing(Exception):
-    """Topics of a subscription do not exist."""
+    """Topics of a subscription do not exist, or are `hidden` from the user."""
 
-    def __init__(self, topics: list[str]) -> None:
-        super().__init__(f"missing topics: {', '.join(topics)}; `app topics create` makes them")
+    def __init__(self, missing: list[str], hidden: list[str]) -> None:
+        reasons = [not_authorized(hidden)] if hidden else []
+        if missing:
+            reasons.append(f"missing topics: {', '.join(missing)}; `app topics create` makes them")
+        super().__init__("; ".join(reasons))
 
 
 class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is not typed
@@ -138,9 +142,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         }
 
     async def _check_topics(self, client: AIOKafkaConsumer) -> None:
-        missing = sorted(set(self._origins) - await client.topics())
-        if missing:
-            raise TopicsMissing(missing)
+        absent = sorted(set(self._origins) - await client.topics())
+        if absent:
+            hidden = await hidden_topics(client._client, absent)  # the consumer has no such call
+            raise TopicsMissing([name for name in absent if name not in hidden], hidden)
 
     async def _consume(self, client: AIOKafkaConsumer) -> None:
         while not self._stopping.is_set():
