@@ -26,7 +26,7 @@ Poison = dict[Place, tuple[bytes, bytes | None]]
 # What no handler can mend, by what is wrong with it.
 HOPELESS: dict[str, bytes | None] = {
     "bytes": b"\xff\xfe\x00",
-    "nothing": None,
+    "nothing": b"",
     "half a document": b'{"event_id": "',
     "no object": b"[1, 2, 3]",
     "nesting": b"[" * 100_000,

@@ -22,6 +22,7 @@ from app.kafka import metrics
 from app.kafka.consumer import Consumer, check_inbox_retention
 from app.kafka.event import EventRegistry, EventType
 from app.kafka.metrics import ConsumerStatus, Draining, LagMeter, Waiting
+from app.kafka.positions import Positions
 from app.kafka.processing import Progress, split
 from app.kafka.producer import FakeProducer
 from app.kafka.settings import KafkaSettings
@@ -574,14 +575,19 @@ class Ends:
     error: KafkaError | None = None
     asked = 0
     beginning = 0
+    offset: int | None = None
+    deleted: Sequence[str] = ()
 
     async def beginning_offsets(
         self, partitions: Sequence[TopicPartition]
     ) -> dict[TopicPartition, int]:
         return dict.fromkeys(partitions, self.beginning)
 
-    async def committed(self, tp: TopicPartition) -> None:
-        return None
+    async def committed(self, tp: TopicPartition) -> int | None:
+        return self.offset
+
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        return None if topic in self.deleted else {0}
 
     async def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         self.asked += 1
@@ -617,26 +623,37 @@ async def test_a_consumer_that_has_nothing_to_do_notices_that_the_broker_is_away
         assert paused() == 0
 
 
-@pytest.mark.parametrize(
-    ("topic", "reset", "lag"),
-    [
-        ("shop.meter.read", "earliest", 6),
-        ("shop.meter.read", "latest", 0),
-        ("shop.meter.read.late.retry.5s", "latest", 6),
-        ("shop.meter.read.late.replay", "latest", 6),
-    ],
-)
-async def test_where_nothing_is_committed_the_lag_is_what_will_be_read(
-    topic: str, reset: str, lag: int
-) -> None:
-    client, tp = Ends(), TopicPartition(topic, 0)
-    client.beginning = 4
-    settings = KafkaSettings(kafka_auto_offset_reset=reset, _env_file=None)
-    meter = LagMeter(ConsumerStatus("late"), settings)
+async def test_the_lag_is_counted_from_what_was_committed_before() -> None:
+    client, tp = Ends(), TopicPartition("shop.meter.read", 0)
+    client.offset = 4
+    meter = LagMeter(ConsumerStatus("late"), KafkaSettings(_env_file=None))
     meter.assigned([tp])
     await meter._measure_once(client)
 
-    assert measured("late", topic) == lag
+    assert measured("late", "shop.meter.read") == 6
+
+
+async def test_where_reading_has_not_begun_there_is_no_lag_yet() -> None:
+    client, tp = Ends(), TopicPartition("shop.meter.read", 0)
+    meter = LagMeter(ConsumerStatus("new"), KafkaSettings(_env_file=None))
+    meter.assigned([tp])
+    await meter._measure_once(client)
+    assert measured("new", "shop.meter.read") is None
+
+    meter.handled({tp: 2})
+    await meter._measure_once(client)
+    assert measured("new", "shop.meter.read") == 8
+
+
+async def test_a_deleted_topic_is_no_broker_that_is_away() -> None:
+    client, there, gone = Ends(), TopicPartition("there", 0), TopicPartition("gone", 0)
+    client.deleted = ["gone"]
+    meter = LagMeter(ConsumerStatus("half"), KafkaSettings(_env_file=None))
+    meter.handled({there: 1, gone: 1})
+    await meter._measure_once(client)
+
+    assert measured("half", "there") == 9
+    assert measured("half", "gone") is None
 
 
 async def test_what_was_deleted_unread_is_no_lag() -> None:
@@ -648,6 +665,67 @@ async def test_what_was_deleted_unread_is_no_lag() -> None:
     await meter._measure_once(client)
 
     assert measured("late", "shop.meter.read") == 1
+
+
+class Beginning:
+    """As much of a client as is asked where to begin, in a group of which some offsets are there."""
+
+    def __init__(self, generation: int, offsets: dict[TopicPartition, int]) -> None:
+        self._coordinator = self
+        self.generation = generation
+        self.offsets = offsets
+        self.at = 0
+
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        return {0, 1}
+
+    async def committed(self, tp: TopicPartition) -> int | None:
+        return self.offsets.get(tp)
+
+    async def seek_to_beginning(self, tp: TopicPartition) -> None:
+        self.at = 3
+
+    async def seek_to_end(self, tp: TopicPartition) -> None:
+        self.at = 10
+
+    async def position(self, tp: TopicPartition) -> int:
+        return self.at
+
+
+READ, REPLAYED = TopicPartition(TOPIC, 0), TopicPartition(f"{TOPIC}.billing.replay", 1)
+
+
+@pytest.mark.parametrize(
+    ("reset", "generation", "offsets", "lost", "begun"),
+    [
+        ("earliest", 1, {}, None, 3),
+        ("latest", 1, {}, None, 10),
+        ("latest", 2, {}, None, 10),
+        # Another member of a new group was quicker.
+        ("latest", 1, {REPLAYED: 0}, None, 10),
+        ("latest", 2, {REPLAYED: 0}, None, 3),
+        ("latest", 1, {}, 1, 3),
+        ("latest", 2, {READ: 99}, 99, 3),
+    ],
+)
+async def test_latest_is_the_end_for_a_new_group_only(
+    reset: str,
+    generation: int,
+    offsets: dict[TopicPartition, int],
+    lost: int | None,
+    begun: int,
+) -> None:
+    settings = KafkaSettings(kafka_auto_offset_reset=reset, _env_file=None)
+    positions = Positions("billing", [TOPIC, REPLAYED.topic], settings)
+
+    assert await positions.begin(Beginning(generation, offsets), READ, lost) == begun
+
+
+async def test_what_has_failed_is_read_from_its_beginning() -> None:
+    settings = KafkaSettings(kafka_auto_offset_reset="latest", _env_file=None)
+    positions = Positions("billing", [TOPIC, REPLAYED.topic], settings)
+
+    assert await positions.begin(Beginning(1, {}), REPLAYED, None) == 3
 
 
 def measured(consumer: str, topic: str) -> float | None:

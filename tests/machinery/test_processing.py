@@ -8,6 +8,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
+from prometheus_client import REGISTRY as METRICS
 from samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, record
 from structlog.testing import capture_logs
 
@@ -208,7 +209,6 @@ ODD_HEADERS: list[tuple[str, bytes | None]] = [
 @pytest.mark.parametrize(
     "value",
     [
-        None,
         b"",
         b"\xff\xfe",
         b"[" * 100_000,
@@ -398,7 +398,7 @@ async def test_a_probe_that_passes_resumes_the_subscription() -> None:
         if event.count == 2 and world.status.overload is not None:
             broken.clear()  # mended while it was probed
         if broken:
-            raise PermanentError("broken")
+            raise ValueError("broken")
         await apply(event, uow)
 
     world = World(handle, overload=SENSITIVE)
@@ -412,7 +412,7 @@ async def test_a_probe_that_passes_resumes_the_subscription() -> None:
 
 async def test_messages_applied_together_count_one_by_one_for_overload() -> None:
     overload = OverloadPolicy(window=10, probe_initial=0, probe_maximum=0)
-    world = World(failing_for(lambda e: e.count >= 10, PermanentError("broken")), overload=overload)
+    world = World(failing_for(lambda e: e.count >= 10, ValueError("broken")), overload=overload)
     await world.process(*numbered(15)[:10])
     assert world.status.overload is None
     await world.process(*numbered(15)[10:])
@@ -429,13 +429,61 @@ async def test_a_message_that_fails_all_its_probes_is_given_up() -> None:
     assert progress.complete
 
 
-async def test_undecodable_messages_open_the_breaker_too() -> None:
-    world = World(apply, overload=SENSITIVE)
-    progress = await world.process(*(record(b"no", offset=n) for n in range(5)))
+# Its probes would outlast any test.
+STRICT = OverloadPolicy(window=3, probe_initial=600, probe_maximum=600)
 
-    assert world.status.overload is not None
-    assert len(world.dead) == 5
+
+async def test_undecodable_messages_hold_nobody_back() -> None:
+    world = World(apply, overload=STRICT)
+    before = counted("kafka_messages_undecodable_total")
+    bad = [record(b"no", offset=n) for n in range(60)]
+    progress = await world.process(*bad, record(body(meter_read()), offset=60))
+
+    assert world.status.overload is None
+    assert len(world.dead) == 60
+    assert world.units.effects == [1]
     assert progress.complete
+    assert counted("kafka_messages_undecodable_total") - before == 60
+
+
+async def test_permanent_errors_hold_nobody_back() -> None:
+    world = World(failing_for(lambda e: e.count < 30, PermanentError("never")), overload=STRICT)
+    progress = await world.process(*numbered(31))
+
+    assert world.status.overload is None
+    assert len(world.dead) == 30
+    assert world.units.effects == [30]
+    assert progress.complete
+
+
+async def test_a_permanent_error_of_a_probe_is_no_reason_for_another() -> None:
+    def wrong(event: MeterRead) -> bool:
+        if world.status.overload is not None and event.count == 2:
+            raise PermanentError("never")
+        return event.count < 3
+
+    world = World(failing_for(wrong, ValueError("broken")), overload=SENSITIVE)
+    progress = await world.process(*numbered(5))
+
+    assert world.dead == ["ValueError", "ValueError", "PermanentError"]
+    assert world.status.overload is None, "the message after it passed"
+    assert progress.complete
+
+
+async def test_tombstones_are_skipped_and_counted() -> None:
+    world = World(apply, overload=STRICT)
+    before = counted("kafka_tombstones_skipped_total")
+    nulls = [record(None, offset=n) for n in range(60)]
+    progress = await world.process(*nulls, record(body(meter_read()), offset=60))
+
+    assert world.dead == []
+    assert world.units.effects == [1]
+    assert progress.committable() == {PARTITION: 61}
+    assert counted("kafka_tombstones_skipped_total") - before == 60
+
+
+def counted(name: str) -> float:
+    return METRICS.get_sample_value(name, {"consumer": "billing", "topic": TOPIC}) or 0
 
 
 STORY: tuple[tuple[str, bytes | None], ...] = (

@@ -67,8 +67,7 @@ async def measure(
             partitions = [tp for tp in client.assignment() if tp.topic in of_it]
             committed = await committed_offsets(admin, group, partitions)
             pending = await _pending(client, partitions, committed)
-            events = sum(end - position for position, end in pending.values())
-            found[subscription.name] = Lag(events, await _age(client, pending))
+            found[subscription.name] = await _lag(client, pending)
     return found
 
 
@@ -127,21 +126,30 @@ async def _pending(
     return {tp: (positions[tp], ends[tp]) for tp in partitions if positions[tp] < ends[tp]}
 
 
-async def _age(
-    client: AIOKafkaConsumer, pending: Mapping[TopicPartition, tuple[int, int]]
-) -> float:
-    """For how many seconds the oldest pending event has been in Kafka."""
+async def _lag(client: AIOKafkaConsumer, pending: Mapping[TopicPartition, tuple[int, int]]) -> Lag:
+    """How many events are pending, and for how long the oldest has been in Kafka.
+
+    What ends in nothing but control records and aborted transactions is not behind.
+    """
     for tp, (position, _) in pending.items():
         client.seek(tp, position)
         client.resume(tp)
-    oldest, waiting = time.time(), set(pending)
+    now = time.time()
+    oldest, waiting, behind = now, set(pending), set(pending)
     deadline = time.monotonic() + FETCH_SECONDS
     while waiting and time.monotonic() < deadline:
-        for tp, records in (await client.getmany(*waiting, timeout_ms=200)).items():
-            oldest = min(oldest, records[0].timestamp / 1000)
+        fetched = await client.getmany(*waiting, timeout_ms=200)
+        for tp in list(waiting):
+            if records := fetched.get(tp):
+                oldest = min(oldest, records[0].timestamp / 1000)
+            elif await client.position(tp) >= pending[tp][1]:
+                behind.discard(tp)
+            else:
+                continue
             waiting.discard(tp)
             client.pause(tp)
-    return max(0.0, time.time() - oldest) if pending else 0.0
+    events = sum(pending[tp][1] - pending[tp][0] for tp in behind)
+    return Lag(events, max(0.0, now - oldest))
 
 
 class Monitor:

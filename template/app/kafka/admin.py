@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
 
 from app.kafka.errors import BrokerUnavailable, MessagingError
-from app.kafka.settings import KafkaSettings, client_options, reason_for
+from app.kafka.settings import KafkaSettings, client_options, consumer_options, reason_for
 from app.kafka.topics import Topic
 
 # Kafka protocol error codes
@@ -235,7 +235,8 @@ async def reading(
     """
     async with TopicAdmin.connected(settings) as admin:
         partitions = await admin.partitions(topics)
-    client = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
+    # What retention deletes meanwhile is passed; the rest is read.
+    client = AIOKafkaConsumer(**consumer_options(settings), auto_offset_reset="earliest")
     try:
         if partitions:  # aiokafka raises CancelledError when it stops one without any
             await _start(client, settings)

@@ -5,7 +5,7 @@ It runs for as long as the process: whatever Kafka or the database do, it waits 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,12 +18,13 @@ from app.health import Health, Unhealthy
 from app.kafka.admin import hidden_topics, not_authorized
 from app.kafka.event import EventRegistry
 from app.kafka.metrics import ConsumerStatus, Draining, LagMeter, begin_at_zero
+from app.kafka.positions import Positions
 from app.kafka.processing import Processor, Progress
 from app.kafka.producer import Producer
 from app.kafka.retry import due_at
-from app.kafka.settings import KafkaSettings, client_options, reason_for
+from app.kafka.settings import KafkaSettings, consumer_options, reason_for
 from app.kafka.subscription import Subscription, check_names
-from app.kafka.topics import DEAD_LETTER_OVERTIME, begins_at_the_oldest, is_delay_topic, origins
+from app.kafka.topics import DEAD_LETTER_OVERTIME, is_delay_topic, origins
 from app.unit_of_work import UnitsOfWork
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,7 @@ Batch = dict[TopicPartition, list[ConsumerRecord]]
 
 FETCH_WAIT_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 3.0
+LOOK_SECONDS = 1.0
 COMMIT_TIMEOUT_SECONDS = 5.0
 CLOSE_TIMEOUT_SECONDS = 5.0
 RESTART_SECONDS = (0.2, 5.0)
@@ -64,11 +66,11 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         self._subscription = subscription
         self._settings = settings
         self._origins = origins(subscription, registry)
-        self._reads_all = all(begins_at_the_oldest(topic, settings) for topic in self._origins)
         begin_at_zero(self.name, self._origins)
         self._processor = Processor(
             subscription, registry, self._origins, units, producer, self.status
         )
+        self._positions = Positions(self.name, self._origins, settings)
         self._lag = LagMeter(self.status, settings)
         self._stopping = asyncio.Event()
         self._held: Batch = {}
@@ -76,6 +78,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         self._progress: Progress | None = None
         self._client: AIOKafkaConsumer | None = None
         self._assignments = 0
+        self._next_look = 0.0
 
     async def run(self) -> None:
         """Consume until `stop`. A client that fails is replaced."""
@@ -129,11 +132,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
     def _client_options(self) -> dict[str, Any]:
         settings = self._settings
         return {
-            **client_options(settings),
+            **consumer_options(settings),
             "group_id": f"{settings.kafka_group_id}.{self.name}",
-            # `_reset` does it where not all topics begin at the same end.
-            "auto_offset_reset": "earliest" if self._reads_all else "none",
-            "enable_auto_commit": False,
+            "auto_offset_reset": "none",  # `Positions` decides
             "session_timeout_ms": int(settings.kafka_session_timeout_seconds * 1000),
             "heartbeat_interval_ms": int(settings.kafka_session_timeout_seconds * 1000 / 5),
             # The group waits this long for members that are still draining.
@@ -151,8 +152,20 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         while not self._stopping.is_set():
             batch = await self._fetch(client)
             self.status.progressed()
+            if time.monotonic() >= self._next_look:
+                await self._look(client, batch)
             if batch:
                 await self._work(client, batch)
+
+    async def _look(self, client: AIOKafkaConsumer, batch: Batch) -> None:
+        """Once in a while: are all topics there, and has anything been passed without a message?"""
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self.status.misses([t for t in self._origins if not client.partitions_for_topic(t)])
+        try:
+            if passed := await self._positions.passed(client, {*batch, *self._held}):
+                await self._commit_offsets(client, passed)
+        except (TimeoutError, kafka_errors.KafkaError) as error:
+            log.debug("passed offsets not committed", consumer=self.name, error=repr(error))
 
     # Fetching
 
@@ -184,22 +197,25 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         """What is fetched, and under which assignment."""
         try:
             fetched = await client.getmany(timeout_ms=int(seconds * 1000))
-        except kafka_errors.NoOffsetForPartitionError as error:
-            (tp,) = error.args
-            fetched = await self._reset(client, [tp])
-        except kafka_errors.OffsetOutOfRangeError as error:
-            (positions,) = error.args
-            fetched = await self._reset(client, positions)
+        except (
+            kafka_errors.NoOffsetForPartitionError,
+            kafka_errors.OffsetOutOfRangeError,
+        ) as error:
+            fetched = {}
+            await self._begin(client, error)
         return self._assignments, fetched
 
-    async def _reset(self, client: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> Batch:
-        """Begin to read `partitions`, where nothing is committed, or no longer there."""
-        for tp in client.assignment().intersection(partitions):
-            if begins_at_the_oldest(tp.topic, self._settings):
-                await client.seek_to_beginning(tp)
-            else:
-                await client.seek_to_end(tp)
-        return {}
+    async def _begin(self, client: AIOKafkaConsumer, error: kafka_errors.KafkaError) -> None:
+        """Begin to read where nothing is committed, or where that is no longer there."""
+        (what,) = error.args
+        lost = {what: None} if isinstance(what, TopicPartition) else what
+        assigned = client.assignment()
+        with suppress(kafka_errors.IllegalStateError):  # revoked meanwhile
+            for tp, position in lost.items():
+                if tp in assigned:
+                    begun = await self._positions.begin(client, tp, position)
+                    self._lag.handled({tp: begun})
+                    self._next_look = 0.0  # to commit it before anything else
 
     def _keep(self, client: AIOKafkaConsumer, fetched: Mapping[TopicPartition, Any]) -> None:
         for tp, records in fetched.items():
@@ -295,17 +311,29 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         if not offsets:
             return None
         try:
+            if await self._commit_offsets(client, offsets):
+                progress.committed(offsets)
+        except (TimeoutError, kafka_errors.KafkaError) as error:
+            return error
+        return None
+
+    async def _commit_offsets(
+        self, client: AIOKafkaConsumer, offsets: dict[TopicPartition, int]
+    ) -> bool:
+        """Commit; False when another member has the partitions.
+
+        Raises TimeoutError or KafkaError when the broker does not take the offsets.
+        """
+        try:
             async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
                 await client.commit(offsets)
         except (kafka_errors.CommitFailedError, kafka_errors.IllegalStateError) as error:
-            # Another member has the partitions; what it handles again, the inbox recognises.
+            # What the other one handles again, the inbox recognises.
             log.info("offsets not committed", consumer=self.name, reason=str(error))
-            return None
-        except (TimeoutError, kafka_errors.KafkaError) as error:
-            return error
-        progress.committed(offsets)
+            return False
+        self._positions.committed(offsets)
         self._lag.handled(offsets)
-        return None
+        return True
 
     # Rebalances
 
@@ -315,6 +343,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         await self._drain()
         self._assignments += 1
         self._held.clear()
+        self._positions.revoked()
         self._lag.revoked()
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
@@ -410,6 +439,8 @@ def _add_checks(
         for trouble in (consumer.status.trouble, consumer.status.overload):
             if trouble is not None:
                 raise Unhealthy(trouble)
+        if consumer.status.missing:
+            raise Unhealthy(str(TopicsMissing(consumer.status.missing)))
         if not consumer.status.assigned:
             raise Unhealthy("waiting for the consumer group to assign partitions")
 

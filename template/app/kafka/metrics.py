@@ -16,7 +16,6 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from app.kafka.settings import KafkaSettings, reason_for
-from app.kafka.topics import begins_at_the_oldest
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +51,19 @@ messages_retried = Counter(
 messages_dead_lettered = Counter(
     "kafka_messages_dead_lettered_total",
     "Messages written to the dead letter topic",
+    ["consumer", "topic"],
+)
+messages_undecodable = Counter(
+    "kafka_messages_undecodable_total",
+    "Messages that no version of their event can be read from, written to the dead letter topic",
+    ["consumer", "topic"],
+)
+tombstones_skipped = Counter(
+    "kafka_tombstones_skipped_total", "Messages without a value, skipped", ["consumer", "topic"]
+)
+messages_expired = Counter(
+    "kafka_messages_expired_total",
+    "Messages that retention deleted before they were handled",
     ["consumer", "topic"],
 )
 inbox_duplicates = Counter(
@@ -124,6 +136,9 @@ def begin_at_zero(consumer: str, origins: Mapping[str, str]) -> None:
     for topic, origin in origins.items():
         messages_consumed.labels(consumer, topic)
         inbox_duplicates.labels(consumer, topic)
+        messages_undecodable.labels(consumer, topic)
+        tombstones_skipped.labels(consumer, topic)
+        messages_expired.labels(consumer, topic)
         for kind in ("transient", "permanent"):
             messages_failed.labels(consumer, topic, kind)
         messages_retried.labels(consumer, topic, "in_place")
@@ -154,7 +169,14 @@ class ConsumerStatus:
         self.assigned = False
         self._troubles: dict[Waiting, str] = {}
         self.overload: str | None = None
+        self.missing: list[str] = []
         self._last_progress = time.monotonic()
+
+    def misses(self, topics: list[str]) -> None:
+        """Note that `topics` do not exist: they were deleted while the consumer ran."""
+        if topics and topics != self.missing:
+            log.warning("topics missing", consumer=self.consumer, topics=topics)
+        self.missing = topics
 
     def progressed(self) -> None:
         self._last_progress = time.monotonic()
@@ -259,7 +281,12 @@ class LagMeter:
             await asyncio.sleep(LAG_INTERVAL_SECONDS)
 
     async def _measure_once(self, client: AIOKafkaConsumer) -> None:
-        partitions = list(self._handled)
+        # The client would wait for those of a deleted topic as for a broker that is away.
+        partitions = [
+            tp
+            for tp in self._handled
+            if tp.partition in (client.partitions_for_topic(tp.topic) or ())
+        ]
         if not partitions:
             return
         for tp in partitions:
@@ -276,9 +303,7 @@ class LagMeter:
                 self._measured.add(tp)
 
     async def _seed(self, client: AIOKafkaConsumer, tp: TopicPartition) -> None:
+        # Where nothing is committed, the consumer tells where it begins.
         offset = await client.committed(tp)
-        if offset is None:  # nothing committed yet: counted from where reading begins
-            whole = begins_at_the_oldest(tp.topic, self._settings)
-            offset = 0 if whole else (await client.end_offsets([tp]))[tp]
         if tp in self._handled and self._handled[tp] is None:
             self._handled[tp] = offset

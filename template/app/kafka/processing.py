@@ -189,7 +189,9 @@ class Processor:
                 )
 
     async def _lane(self, records: Sequence[ConsumerRecord], progress: Progress) -> None:
-        opened = [self._open(record) for record in records]
+        tombstones = [record for record in records if record.value is None]
+        self._skip(tombstones, progress)
+        opened = [self._open(record) for record in records if record.value is not None]
         deliveries = [entry for entry in opened if isinstance(entry, Delivery)]
         try:
             together = await self._apply_together(deliveries, progress)
@@ -207,6 +209,13 @@ class Processor:
                 progress.done(entry.record)
         except Draining:
             log.debug("lane drained", consumer=self._name)
+
+    def _skip(self, tombstones: Sequence[ConsumerRecord], progress: Progress) -> None:
+        """A null value says that what was there is deleted: no event, and no fault of anybody's."""
+        for record in tombstones:
+            metrics.tombstones_skipped.labels(self._name, record.topic).inc()
+            log.debug("tombstone skipped", **self._place(record))
+        progress.done(*tombstones)
 
     def _open(self, record: ConsumerRecord) -> "Delivery | Undecodable":
         try:
@@ -303,7 +312,8 @@ class Processor:
             await self._status.wait(backoff(policy, attempt))
 
     async def _exhausted(self, delivery: Delivery, error: Exception, attempts: int) -> None:
-        if self._paused_by(delivery.record, error):
+        # A permanent error is the message's own: it says nothing about what comes after it.
+        if not self._is_permanent(error) and self._paused_by(delivery.record, error):
             await self._probe(delivery, attempts)
         else:
             await self._give_up(delivery.record, error, attempts)
@@ -378,11 +388,10 @@ class Processor:
         return True
 
     async def _give_up_undecodable(self, entry: Undecodable) -> None:
+        self._status.check_draining()
+        # Not throttled, and no sign of overload: nothing that the service waits for would help.
         self._failed(entry.record, entry.error, "permanent")
-        if self._paused_by(entry.record, entry.error):
-            async with self._probing:
-                # Its bytes will not change: one wait limits how fast such messages are given up.
-                await self._status.wait(self._breaker.probe_wait())
+        metrics.messages_undecodable.labels(self._name, entry.record.topic).inc()
         await self._give_up(entry.record, entry.error, attempts_so_far(entry.record) + 1)
 
     # Overload
@@ -400,6 +409,8 @@ class Processor:
                 if error is None:
                     self._succeeded()
                     return
+                if self._is_permanent(error):
+                    break
         if error is None:  # another message closed the breaker while this one waited its turn
             await self._apply_alone(delivery)
         else:

@@ -104,6 +104,7 @@ def _is_address(text: str) -> bool:
 
 
 REASON_TIMEOUT_SECONDS = 5.0
+METADATA_MAX_AGE_SECONDS = 10.0
 
 _REFUSED = (
     kafka_errors.AuthenticationFailedError,
@@ -127,6 +128,18 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     if settings.kafka_security_protocol.startswith("SASL"):
         options |= _sasl(settings)
     return options
+
+
+def consumer_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Keyword arguments of every client that reads, in a group or without one."""
+    return {
+        **client_options(settings),
+        "enable_auto_commit": False,
+        # A transaction of somebody else's counts once it is committed, and not if it is aborted.
+        "isolation_level": "read_committed",
+        # So soon a topic that was made anew, or has more partitions, is noticed.
+        "metadata_max_age_ms": int(METADATA_MAX_AGE_SECONDS * 1000),
+    }
 
 
 async def reason_for(error: Exception, settings: KafkaSettings) -> str:

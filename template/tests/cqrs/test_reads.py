@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from aiokafka import OffsetAndMetadata, TopicPartition
+from aiokafka import AIOKafkaProducer, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
     GroupCoordinatorNotAvailableError,
@@ -35,7 +35,7 @@ from app.kafka.codec import encode
 from app.kafka.consumer import consuming
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer
-from app.kafka.settings import KafkaSettings
+from app.kafka.settings import KafkaSettings, client_options
 from app.kafka.topics import wanted
 from app.repositories.orders import OrderFilter
 from app.tracing import Trace
@@ -359,6 +359,25 @@ async def shop_projects(
             lambda lags: lags == dict.fromkeys(NAMES, Lag()),
             seconds=30,
         )
+
+
+async def test_a_transaction_marker_is_no_lag(
+    kafka_settings: KafkaSettings, registry: EventRegistry, real_kafka: str
+) -> None:
+    topic = SUBSCRIPTIONS[0].topics(registry)[0]
+    neighbour = AIOKafkaProducer(**client_options(kafka_settings), transactional_id=topic)
+    await neighbour.start()
+    try:
+        await neighbour.begin_transaction()
+        await neighbour.send_and_wait(topic, b"aborted")
+        await neighbour.abort_transaction()
+    finally:
+        await neighbour.stop()
+    strict = monitor(kafka_settings, registry, 0.001)
+    await strict.look()
+
+    await strict.ready()
+    assert strict.seen == dict.fromkeys(NAMES, Lag())
 
 
 async def test_readiness_depends_on_lag_only_where_it_is_asked_for(
