@@ -145,8 +145,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
     async def _check_topics(self, client: AIOKafkaConsumer) -> None:
         absent = sorted(set(self._origins) - await client.topics())
         if absent:
-            hidden = await hidden_topics(client._client, absent)  # the consumer has no such call
-            raise TopicsMissing([name for name in absent if name not in hidden], hidden)
+            raise await _missing(client, absent)
 
     async def _consume(self, client: AIOKafkaConsumer) -> None:
         while not self._stopping.is_set():
@@ -160,12 +159,13 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
     async def _look(self, client: AIOKafkaConsumer, batch: Batch) -> None:
         """Once in a while: are all topics there, and has anything been passed without a message?"""
         self._next_look = time.monotonic() + LOOK_SECONDS
-        self.status.misses([t for t in self._origins if not client.partitions_for_topic(t)])
+        absent = sorted(t for t in self._origins if not client.partitions_for_topic(t))
         try:
+            self.status.misses(str(await _missing(client, absent)) if absent else None)
             if passed := await self._positions.passed(client, {*batch, *self._held}):
                 await self._commit_offsets(client, passed)
         except (TimeoutError, kafka_errors.KafkaError) as error:
-            log.debug("passed offsets not committed", consumer=self.name, error=repr(error))
+            log.debug("look failed", consumer=self.name, error=repr(error))
 
     # Fetching
 
@@ -367,6 +367,11 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             await self._commit_once(client, progress)
 
 
+async def _missing(client: AIOKafkaConsumer, absent: list[str]) -> TopicsMissing:
+    hidden = await hidden_topics(client._client, absent)  # the consumer has no such call
+    return TopicsMissing([name for name in absent if name not in hidden], hidden)
+
+
 def _ready(records: list[ConsumerRecord], now: datetime) -> int:
     """How many of a delay topic's `records`, from the first on, are due."""
     for index, record in enumerate(records):
@@ -440,7 +445,7 @@ def _add_checks(
             if trouble is not None:
                 raise Unhealthy(trouble)
         if consumer.status.missing:
-            raise Unhealthy(str(TopicsMissing(consumer.status.missing)))
+            raise Unhealthy(consumer.status.missing)
         if not consumer.status.assigned:
             raise Unhealthy("waiting for the consumer group to assign partitions")
 

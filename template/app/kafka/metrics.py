@@ -169,14 +169,14 @@ class ConsumerStatus:
         self.assigned = False
         self._troubles: dict[Waiting, str] = {}
         self.overload: str | None = None
-        self.missing: list[str] = []
+        self.missing: str | None = None
         self._last_progress = time.monotonic()
 
-    def misses(self, topics: list[str]) -> None:
-        """Note that `topics` do not exist: they were deleted while the consumer ran."""
-        if topics and topics != self.missing:
-            log.warning("topics missing", consumer=self.consumer, topics=topics)
-        self.missing = topics
+    def misses(self, reason: str | None) -> None:
+        """Some topics are not there, says `reason`; None: all are."""
+        if reason is not None and reason != self.missing:
+            log.warning("topics missing", consumer=self.consumer, reason=reason)
+        self.missing = reason
 
     def progressed(self) -> None:
         self._last_progress = time.monotonic()
