@@ -103,7 +103,6 @@ class Stage:
 @asynccontextmanager
 async def stage(kafka: bool = True, **database_options: object) -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
         broker: Literal["kafka", "mock"] = "kafka" if kafka else "mock"
         with Servers(Path(folder), broker, fresh=True, fsync=True) as servers:
             if kafka and servers.broker_kind == "mock":

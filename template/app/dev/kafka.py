@@ -35,6 +35,7 @@ from app.dev.process import (
     clean_environment,
     free_port,
     is_free,
+    private_folder,
 )
 
 _DAYS = "3650"
@@ -224,6 +225,7 @@ class KafkaCluster:
     def _own_folder(self) -> None:
         if any(broker.process.running for broker in self._brokers.values()):
             raise FolderInUse(f"Kafka on {self.data} is running already, in this process")
+        private_folder(self.data)
         if not self._lock.acquire():
             raise FolderInUse(
                 f"Kafka's data in {self.data} is in use by process {self._lock.holder}; "

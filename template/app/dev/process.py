@@ -114,6 +114,13 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def private_folder(path: Path) -> None:
+    """Make the folder `path`, or close it, so that only its owner gets in; its parents are left alone."""
+    path.mkdir(parents=True, exist_ok=True)
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o700)
+
+
 class FileLock:
     """An exclusive lock on `path`. Its holder's process id is written beside it, for messages."""
 
@@ -192,7 +199,14 @@ class ServerProcess:
             raise ServerFailed(f"{self.name} was not started")
         return self._child.pid
 
-    def spawn(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def spawn(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        folder: Path | None = None,
+    ) -> None:
+        """Start the server, in the working directory `folder`."""
         self._keep_last_log()
         options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
@@ -206,6 +220,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=dict(environment) if environment is not None else None,
+                cwd=folder,
                 **options,
             )
         self._pid_file.write_text(f"{self._child.pid}\n")

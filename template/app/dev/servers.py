@@ -17,7 +17,13 @@ from typing import Any, Literal, Self
 from app import terminal
 from app.dev.kafka import KafkaCluster
 from app.dev.postgres import PostgresServer
-from app.dev.process import JarsUnavailable, ServerFailed, development, started
+from app.dev.process import (
+    JarsUnavailable,
+    ServerFailed,
+    development,
+    private_folder,
+    started,
+)
 
 ADDRESSES = Path(".dev/servers.json")
 
@@ -227,8 +233,9 @@ def told(servers: Servers, file: Path = ADDRESSES) -> Iterator[None]:
     if servers.broker_kind != "external":
         settings["kafka_bootstrap_servers"] = servers.kafka_bootstrap_servers
     process = os.getpid()
-    file.parent.mkdir(exist_ok=True)  # nobody has, where both servers were given
+    private_folder(file.parent)  # nobody has made it, where both servers were given
     written = file.with_suffix(".new")
+    written.touch(mode=0o600)  # the database's address has its password
     written.write_text(
         json.dumps({"process": process, "started": started(process), "settings": settings}) + "\n"
     )
