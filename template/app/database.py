@@ -15,7 +15,7 @@ from sqlalchemy import (
     event,
     text,
 )
-from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
+from sqlalchemy.exc import DisconnectionError, InvalidatePoolError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -121,6 +121,8 @@ class RequestPool(AsyncAdaptedQueuePool):
                 f"all {self.checkedout()} connections of the pool are in use"
                 " (DATABASE_POOL_SIZE, DATABASE_MAX_OVERFLOW)"
             ) from error
+        except InvalidRequestError as error:  # it was replaced, and that one was closed, too
+            raise DatabaseUnavailable("PostgreSQL closes each connection at once") from error
 
 
 class Database:
@@ -149,7 +151,8 @@ class Database:
         self.probe = Probe(Connector(url, connect_seconds, limit, pooler=pooler))
         self._read_only = False
         self._pool_is_stale = False
-        event.listen(self.engine.sync_engine, "checkout", self._leave_stale_pool)
+        # First of the listeners: SQLAlchemy lets only one of them replace the connection.
+        event.listen(self.engine.sync_engine, "checkout", self._leave_stale_pool, insert=True)
 
     async def ping(self) -> None:
         """Ask whether the database can be written to, beside the pool.

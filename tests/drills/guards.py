@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONSUMER = "app/kafka/consumer.py"
+DATABASE = "app/database.py"
 PROCESSING = "app/kafka/processing.py"
 RELAY = "app/outbox/relay.py"
 STORE = "app/outbox/store.py"
@@ -77,6 +78,48 @@ GUARDS = [
         "    return meaning_of(error) in _PASSING\n",
         "    return False\n",
         "test_database_that_drops_connections",
+    ),
+    Guard(
+        "limits-are-no-failures",
+        "app/database_errors.py",
+        '"55P03": Meaning.LIMIT,',
+        '"55P03": Meaning.BUG,',
+        "test_limits_of_the_server",
+    ),
+    Guard(
+        "isolation-is-pinned",
+        DATABASE,
+        'isolation_level="READ COMMITTED",',
+        "isolation_level=None,",
+        "test_stricter_isolation",
+    ),
+    Guard(
+        "requests-are-decided-again",
+        "app/boundary.py",
+        "if decision == DECISIONS or not is_retryable(error):",
+        "if True:",
+        "test_stricter_isolation",
+    ),
+    Guard(
+        "readiness-beside-the-pool",
+        DATABASE,
+        "            await self.probe.ask_for_writes()\n",
+        "            async with self.engine.connect():\n                pass\n",
+        "test_an_empty_pool",
+    ),
+    Guard(
+        "a-standby-is-left",
+        DATABASE,
+        "        context.is_disconnect = context.invalidate_pool_on_disconnect = True\n",
+        "        pass\n",
+        "test_a_fail_over",
+    ),
+    Guard(
+        "a-standby-is-not-ready",
+        DATABASE,
+        "        if standby or read_only:\n",
+        "        if False:\n",
+        "test_a_fail_over",
     ),
     Guard(
         "keep-alive",

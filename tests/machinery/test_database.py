@@ -1,6 +1,7 @@
 """The database's URL, its connections and their pool, on a real server."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,8 +11,8 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
-from sqlalchemy import make_url, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import event, make_url, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import ConfigurationError, load
@@ -258,6 +259,30 @@ async def configure(url: str, setting: str) -> None:
     await engine.dispose()
 
 
+async def cut(url: str) -> None:
+    engine = open_engine(url)
+    async with engine.connect() as connection:
+        await connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+    await engine.dispose()
+
+
+async def test_a_server_that_closes_each_connection_is_away(database_server_url: str) -> None:
+    database = database_at(database_server_url)
+
+    def closed(*_connection: object) -> None:
+        raise DisconnectionError("the server closed this connection")
+
+    event.listen(database.engine.sync_engine, "checkout", closed)
+    with pytest.raises(DatabaseUnavailable, match="closes each connection"):
+        await do(database, text("SELECT 1"))
+    await database.close()
+
+
 @pytest.mark.parametrize("default", ["repeatable read", "serializable"])
 async def test_the_isolation_does_not_depend_on_the_servers_default(
     own_database_url: str, default: str
@@ -285,6 +310,22 @@ async def test_a_commit_is_durable_whatever_the_servers_default(own_database_url
         async with database.engine.connect() as connection:
             assert await connection.scalar(asked) == used
         await database.close()
+
+
+async def test_too_many_connections_are_a_limit_of_the_server(database_server_url: str) -> None:
+    role = f"limited_{secrets.token_hex(4)}"
+    server = database_at(database_server_url)
+    await do(server, text(f"CREATE ROLE {role} LOGIN PASSWORD 'p' CONNECTION LIMIT 0"))
+    limited = async_url(database_server_url).set(username=role, password="p")
+    database = database_at(limited.render_as_string(hide_password=False))
+
+    with pytest.raises(DatabaseUnavailable, match="too many connections") as refused:
+        await database.ping()
+    await do(server, text(f"DROP ROLE {role}"))
+    await database.close()
+    await server.close()
+
+    assert meaning_of(refused.value) is Meaning.LIMIT
 
 
 async def test_an_empty_pool_is_told_counted_and_no_matter_of_readiness(
@@ -323,8 +364,10 @@ async def test_a_database_that_takes_no_writes_is_left_and_found_again(
 
     with pytest.raises(DBAPIError) as refused:
         await do(database, write)
+    await open_two(database)
     with pytest.raises(DatabaseReadOnly, match="default_transaction_read_only"):
         await database.ping()
+    await cut(own_database_url)  # the connections of the pool are closed, and not to be used
     await do(database, text("SELECT 1"))
     await configure(own_database_url, "RESET default_transaction_read_only")
     await database.ping()
