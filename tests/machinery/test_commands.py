@@ -100,9 +100,17 @@ def test_to_discard_everything_has_to_be_asked_for() -> None:
     assert "--all" in result.output
 
 
+@pytest.fixture
+def mock_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with MockBroker() as broker:
+        monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
+        yield
+
+
 CONSUMERS = ", ".join(subscription.name for subscription in wiring.SUBSCRIPTIONS)
 
 
+@pytest.mark.usefixtures("mock_broker")
 @pytest.mark.parametrize("command", ["list", "replay", "discard"])
 def test_a_consumer_that_does_not_exist_is_refused_with_those_that_do(command: str) -> None:
     result = CliRunner().invoke(dlq_commands, ["dlq", command, "--consumer", "nosuch"])
@@ -111,12 +119,28 @@ def test_a_consumer_that_does_not_exist_is_refused_with_those_that_do(command: s
     assert f"error: there is no consumer nosuch; there are: {CONSUMERS}\n" in result.output
 
 
+@pytest.mark.usefixtures("mock_broker")
 @pytest.mark.parametrize("command", ["list", "replay", "discard"])
 def test_a_topic_that_no_consumer_reads_is_refused_with_those_that_are_read(command: str) -> None:
     result = CliRunner().invoke(dlq_commands, ["dlq", command, "--topic", "review.written"])
 
     assert result.exit_code == 1
     assert "error: no consumer reads the topic review.written; they read: " in result.output
+
+
+def test_only_a_consumer_of_the_code_is_handed_dead_letters() -> None:
+    result = CliRunner().invoke(dlq_commands, ["dlq", "replay", "--to", "nosuch"])
+
+    assert result.exit_code == 1
+    assert f"error: there is no consumer nosuch; there are: {CONSUMERS}\n" in result.output
+
+
+def test_dead_letters_are_handed_over_from_a_consumer_that_is_named() -> None:
+    name = wiring.SUBSCRIPTIONS[0].name
+    result = CliRunner().invoke(dlq_commands, ["dlq", "replay", "--to", name])
+
+    assert result.exit_code == 1
+    assert "error: say whose dead letters: --consumer OLD --to NEW" in result.output
 
 
 def test_a_topic_that_the_service_does_not_have_is_not_followed() -> None:
@@ -126,13 +150,10 @@ def test_a_topic_that_the_service_does_not_have_is_not_followed() -> None:
     assert "error: there is no topic nosuch; there are: " in result.output
 
 
-def test_topics_that_the_broker_does_not_have_yet_hold_no_dead_letters(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with MockBroker() as broker:
-        monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
-        listed = CliRunner().invoke(dlq_commands, ["dlq", "list"])
-        followed = CliRunner().invoke(commands, ["events", "tail", "--from-beginning"])
+@pytest.mark.usefixtures("mock_broker")
+def test_topics_that_the_broker_does_not_have_yet_hold_no_dead_letters() -> None:
+    listed = CliRunner().invoke(dlq_commands, ["dlq", "list"])
+    followed = CliRunner().invoke(commands, ["events", "tail", "--from-beginning"])
 
     assert listed.output.startswith("0 dead letters")
     assert "none of these topics exists" in followed.output

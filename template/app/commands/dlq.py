@@ -3,12 +3,13 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 import typer
-from aiokafka import ConsumerRecord
 
 from app.commands import Context, counted, failure, on_database, unknown
 from app.commands.events import one_line
@@ -26,8 +27,10 @@ from app.kafka.dlq import (
     read,
 )
 from app.kafka.errors import BrokerUnavailable, SendError
+from app.kafka.orphans import has_members, orphaned_topics, read_orphaned
 from app.kafka.producer import KafkaProducer
 from app.kafka.retry import discarded, replayed
+from app.kafka.topics import FailureTopic, failure_topic
 from app.terminal import printable, say, say_block
 
 commands = typer.Typer()
@@ -63,12 +66,18 @@ def list_letters(
     until: Until = None,
     undecodable: Undecodable = False,
 ) -> None:
-    """Show the dead letters, one a line, and whether their events were applied since."""
+    """Show the dead letters, one a line, and whether their events were applied since.
+
+    Those of consumers that the code has no more are among them, with what waits for a delay or a
+    replay that nobody reads any more.
+    """
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
-    letters, applied = asyncio.run(_find(Context.from_environment(), only, undecodable))
-    for letter in letters:
-        say(_line(letter, letter.identity in applied))
-    say(_summary(letters, applied))
+    context = Context.from_environment()
+    found = asyncio.run(_find(context, only, undecodable))
+    for letter in found.letters:
+        say(_line(letter, letter.identity in found.applied))
+    say(_summary(found.letters, found.applied))
+    _say_orphaned(context, found.waiting)
 
 
 @group.command()
@@ -96,6 +105,10 @@ def replay(
     rate: Annotated[
         float | None, typer.Option(help="At most so many messages a second.", min=0.001)
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="To this consumer, as the code has that of --consumer no more."),
+    ] = None,
 ) -> None:
     """Send dead letters back to the consumer that they failed in, with their event ids.
 
@@ -104,17 +117,19 @@ def replay(
     """
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
     context = Context.from_environment()
-    letters, applied = asyncio.run(_find(context, only, undecodable))
-    waiting = [letter for letter in letters if letter.identity not in applied]
-    todo = [x for x in waiting if undecodable or is_readable(x, context.registry)]
-    say(_summary(letters, applied))
-    if len(todo) < len(waiting):
-        say(_left_out(len(waiting) - len(todo)))
+    if to is not None:
+        _check_hand_over(context, only, to)
+    found = asyncio.run(_find(context, only, undecodable, to))
+    say(_summary(found.letters, found.applied))
+    chosen = _of_the_code(context, found) if to is None else _handed_to(context, found, to)
+    todo = [x for x in chosen if undecodable or is_readable(x, context.registry)]
+    if len(todo) < len(chosen):
+        say(_left_out(len(chosen) - len(todo)))
     if dry_run:
         for letter in todo:
             say(f"would replay {_line(letter, False)}")
         return
-    _send(context, todo, replayed, "replayed", rate)
+    _send(context, todo, lambda letter: _replay_of(letter, to), "replayed", rate)
 
 
 @group.command()
@@ -139,19 +154,29 @@ def discard(
     if only == Filter() and not (undecodable or every):
         raise failure("say which dead letters: --undecodable, --error, … or --all")
     context = Context.from_environment()
-    letters, applied = asyncio.run(_find(context, only, undecodable))
-    say(_summary(letters, applied))
+    found = asyncio.run(_find(context, only, undecodable))
+    say(_summary(found.letters, found.applied))
     what = "would discard" if dry_run else "discarding"
-    for letter in letters:
-        say(f"{what} {_line(letter, letter.identity in applied)}")
+    for letter in found.letters:
+        say(f"{what} {_line(letter, letter.identity in found.applied)}")
     if not dry_run:
-        _send(context, letters, discarded, "discarded")
+        _send(context, found.letters, lambda letter: [discarded(letter.record)], "discarded")
+
+
+Messages = Callable[[DeadLetter], Sequence[Message]]
+
+
+def _replay_of(letter: DeadLetter, to: str | None) -> Sequence[Message]:
+    if to is None:
+        return [replayed(letter.record)]
+    # It is the other consumer's now: what becomes of it is to be seen there.
+    return [replayed(letter.record, to), discarded(letter.record)]
 
 
 def _send(
     context: Context,
     letters: Sequence[DeadLetter],
-    made: Callable[[ConsumerRecord], Message],
+    made: Messages,
     done: str,
     rate: float | None = None,
 ) -> None:
@@ -174,7 +199,7 @@ def _send(
 async def _send_each(
     context: Context,
     letters: Sequence[DeadLetter],
-    made: Callable[[ConsumerRecord], Message],
+    made: Messages,
     rate: float | None,
     sent: Counter[str],
 ) -> None:
@@ -183,12 +208,13 @@ async def _send_each(
         for letter in letters:
             started = loop.time()
             try:
-                message = made(letter.record)
+                messages = made(letter)
             except ValueError as reason:
                 say(f"skipped: {reason}", err=True)
                 continue
             try:
-                await producer.send(message)
+                for message in messages:
+                    await producer.send(message)
             except BrokerUnavailable:
                 raise
             except SendError as reason:  # this one's own fault: the others can still go
@@ -199,52 +225,134 @@ async def _send_each(
                 await asyncio.sleep(max(0.0, 1 / rate - (loop.time() - started)))
 
 
-async def _find(
-    context: Context, only: Filter, undecodable: bool
-) -> tuple[list[DeadLetter], set[Identity]]:
-    _refuse_unknown(context, only)
+@dataclass(frozen=True)
+class Found:
+    """The dead letters that were asked for, and which of them were applied since."""
+
+    letters: Sequence[DeadLetter]
+    applied: set[Identity]
+
+    @property
+    def waiting(self) -> list[DeadLetter]:
+        return [letter for letter in self.letters if letter.identity not in self.applied]
+
+
+async def _find(context: Context, only: Filter, undecodable: bool, to: str | None = None) -> Found:
+    orphans = await orphaned_topics(context.kafka, context.registry, context.subscriptions)
+    _refuse_unknown(context, only, orphans)
     topics = dead_letter_topics(context.subscriptions, context.registry, only)
+    everything = [letter async for letter in read(context.kafka, topics)]
+    everything += await read_orphaned(context.kafka, filter(only.concerns, orphans))
     # A message counts as it failed last: to choose before would find it as it failed earlier.
-    found = newest([letter async for letter in read(context.kafka, topics)])
     letters = [
         letter
-        for letter in found
+        for letter in newest(everything)
         if only.matches(letter) and not (undecodable and is_readable(letter, context.registry))
     ]
-    return letters, await _applied(letters)
+    return Found(letters, await _applied(letters, to))
 
 
-def _refuse_unknown(context: Context, only: Filter) -> None:
+def _refuse_unknown(context: Context, only: Filter, orphans: Sequence[FailureTopic]) -> None:
     """A name that is misspelt would find nothing, as if all were well."""
     consumers = [subscription.name for subscription in context.subscriptions]
-    if only.consumer is not None and only.consumer not in consumers:
-        raise unknown("consumer", only.consumer, consumers)
+    gone = sorted({orphan.consumer for orphan in orphans} - {*consumers})
+    if only.consumer is not None and only.consumer not in (*consumers, *gone):
+        raise unknown("consumer", only.consumer, [*consumers, *gone])
     topics = {topic for each in context.subscriptions for topic in each.topics(context.registry)}
+    topics |= {orphan.origin for orphan in orphans}
     if only.topic is not None and only.topic not in topics:
         known = ", ".join(sorted(topics)) or "none"
         raise failure(f"no consumer reads the topic {only.topic}; they read: {known}")
 
 
-async def _applied(letters: Sequence[DeadLetter]) -> set[Identity]:
-    """The dead letters whose events the inbox knows: a replay has already succeeded."""
+# Consumers that the code has no more
+
+
+def _readers(context: Context, origin: str) -> list[str]:
+    """The consumers that read the topic."""
+    return [each.name for each in context.subscriptions if origin in each.topics(context.registry)]
+
+
+def _is_orphaned(context: Context, letter: DeadLetter) -> bool:
+    place = failure_topic(letter.record.topic)
+    return place is not None and place.consumer not in _readers(context, place.origin)
+
+
+def _say_orphaned(context: Context, waiting: Sequence[DeadLetter]) -> None:
+    """Say of letters that no replay reaches what can be done about them."""
+    places = (failure_topic(x.record.topic) for x in waiting if _is_orphaned(context, x))
+    groups = Counter((place.consumer, place.origin) for place in places if place is not None)
+    for (consumer, origin), count in sorted(groups.items()):
+        readers = _readers(context, origin)
+        todo = f"`app dlq discard --consumer {consumer} --topic {origin}` gives them up"
+        if readers:
+            others = ", ".join(readers)
+            todo = (
+                f"`app dlq replay --consumer {consumer} --to NAME` hands them to {others}; {todo}"
+            )
+        else:
+            todo = f"subscribe a consumer to it, or {todo}"
+        say(f"{count} waiting from {origin} in {consumer}, which does not read it any more: {todo}")
+
+
+def _check_hand_over(context: Context, only: Filter, to: str) -> None:
+    names = [subscription.name for subscription in context.subscriptions]
+    if to not in names:
+        raise unknown("consumer", to, names)
+    if only.consumer is None:
+        raise failure("say whose dead letters: --consumer OLD --to NEW")
+    if only.consumer not in names and asyncio.run(has_members(context.kafka, only.consumer)):
+        raise failure(
+            f"a process still runs the consumer {only.consumer}: stop it first, or its messages"
+            " would be handled by both"
+        )
+
+
+def _of_the_code(context: Context, found: Found) -> list[DeadLetter]:
+    """The waiting letters whose consumer is there; what to do about the others is said."""
+    _say_orphaned(context, found.waiting)
+    return [letter for letter in found.waiting if not _is_orphaned(context, letter)]
+
+
+def _handed_to(context: Context, found: Found, to: str) -> list[DeadLetter]:
+    """The waiting letters that another consumer can take; why not the others is said."""
+    orphaned = [letter for letter in found.waiting if _is_orphaned(context, letter)]
+    if len(orphaned) < len(found.waiting):
+        count = len(found.waiting) - len(orphaned)
+        say(f"{count} left out, whose consumer still reads their topic: replay those without --to")
+    taken = [letter for letter in orphaned if to in _readers(context, letter.origin)]
+    if len(taken) < len(orphaned):
+        others = ", ".join(sorted({x.origin for x in orphaned if x not in taken}))
+        count = len(orphaned) - len(taken)
+        say(f"{count} left out: {to} does not read {others}; subscribe it, or choose another")
+    return taken
+
+
+async def _applied(letters: Sequence[DeadLetter], to: str | None) -> set[Identity]:
+    """The dead letters whose events the inbox knows, of their consumer or of the one they go `to`:
+    a replay has already succeeded."""
     known: set[tuple[str, UUID]] = set()
 
     async def ask(database: Database) -> None:
         async with database.sessions() as session:
             for consumer in {letter.consumer for letter in letters}:
                 ids = [x.event_id for x in letters if x.consumer == consumer and x.event_id]
-                found = await inbox.applied(session, consumer, ids)
-                known.update((consumer, event_id) for event_id in found)
+                for name in {consumer, to or consumer}:
+                    found = await inbox.applied(session, name, ids)
+                    known.update((consumer, event_id) for event_id in found)
 
     await on_database(ask)
     return {x.identity for x in letters if x.event_id and (x.consumer, x.event_id) in known}
 
 
 async def _find_one(context: Context, letter_id: str) -> DeadLetter:
+    orphans = await orphaned_topics(context.kafka, context.registry, context.subscriptions)
     topics = dead_letter_topics(context.subscriptions, context.registry, Filter())
-    async for letter in read(context.kafka, topics):
-        if letter.id == letter_id:
-            return letter
+    topics += [orphan.name for orphan in orphans]
+    async with aclosing(read(context.kafka, topics)) as letters:
+        async for letter in letters:
+            if letter.id == letter_id:
+                return letter
     raise failure(f"there is no dead letter {letter_id}: `app dlq list` shows them")
 
 

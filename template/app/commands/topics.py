@@ -1,12 +1,15 @@
 """Topics: `app topics …`."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
 import typer
 
 from app.commands import Context, counted
 from app.kafka.admin import State, TopicAdmin, TopicState, provision
+from app.kafka.dlq import newest
+from app.kafka.orphans import orphaned_topics, read_orphaned
 from app.kafka.topics import Topic
 from app.terminal import say
 
@@ -17,18 +20,25 @@ commands.add_typer(group, name="topics")
 
 @group.command("list")
 def list_topics() -> None:
-    """Show each topic that the service needs, and what the broker has of it."""
-    for state in asyncio.run(_states()):
+    """Show each topic that the service needs, what the broker has of it, and the topics for failures
+    that no consumer of the code reads any more."""
+    context = Context.from_environment()
+    for state in asyncio.run(_states(context)):
         say(_line(state))
+    for line in asyncio.run(_orphaned(context)):
+        say(line)
 
 
 @group.command()
 def check() -> None:
     """Exit with code 1 when a topic is missing, hidden from this user, or differs in what `create`
     would give it."""
-    wrong = [state for state in asyncio.run(_states()) if state.state is not State.PRESENT]
+    context = Context.from_environment()
+    wrong = [state for state in asyncio.run(_states(context)) if state.state is not State.PRESENT]
     for state in wrong:
         say(_line(state))
+    for line in asyncio.run(_orphaned(context)):
+        say(line)
     if wrong:
         raise typer.Exit(1)
     say("all topics are there")
@@ -44,11 +54,22 @@ def create() -> None:
     say(f"{counted(len(made), 'topic')} created" if made else "all topics were there")
 
 
-async def _states() -> list[TopicState]:
-    context = Context.from_environment()
+async def _states(context: Context) -> list[TopicState]:
     topics: Sequence[Topic] = context.topics()
     async with TopicAdmin.connected(context.kafka) as admin:
         return await admin.compare(topics)
+
+
+async def _orphaned(context: Context) -> list[str]:
+    """A line for each orphaned topic. They are nothing wrong: Kafka empties them in time."""
+    topics = await orphaned_topics(context.kafka, context.registry, context.subscriptions)
+    letters = newest(await read_orphaned(context.kafka, topics))
+    left = Counter(letter.record.topic for letter in letters)
+    return [
+        f"{'orphaned':<10}{topic.name}  messages={left[topic.name]}"
+        + (f" (see `app dlq list --consumer {topic.consumer}`)" if left[topic.name] else "")
+        for topic in topics
+    ]
 
 
 def _line(state: TopicState) -> str:

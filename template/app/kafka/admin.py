@@ -131,6 +131,26 @@ class TopicAdmin:
             raise TopicsUnreadable(f"settings of topics cannot be read: {_told(refused)}")
         return found
 
+    async def names(self) -> list[str]:
+        """All topics that the user may describe."""
+        return list(await self._client.list_topics())
+
+    async def groups(self) -> set[str]:
+        """All consumer groups that the user may describe; a mock has none."""
+        if not await self._has_controller():
+            return set()
+        return {name for name, *_ in await self._client.list_consumer_groups()}
+
+    async def committed(self, group: str) -> dict[TopicPartition, int]:
+        """The offsets that the group has committed. They expire a week after its last member left."""
+        found = await self._client.list_consumer_group_offsets(group)
+        return {place: committed.offset for place, committed in found.items()}
+
+    async def has_members(self, group: str) -> bool:
+        """Whether a consumer is in the group."""
+        (answer,) = await self._client.describe_consumer_groups([group])
+        return any(described[5] for described in answer.groups)
+
     async def partitions(self, topics: Sequence[str]) -> list[TopicPartition]:
         """The partitions of those of `topics` that exist.
 

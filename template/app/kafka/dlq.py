@@ -1,7 +1,7 @@
 """Dead letters: reading them, and choosing among those that still count."""
 
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -19,7 +19,7 @@ from app.kafka.event import EventRegistry
 from app.kafka.retry import dead_letter_id
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
-from app.kafka.topics import dead_letter_topic
+from app.kafka.topics import FailureTopic, dead_letter_topic
 
 
 class Identity(NamedTuple):
@@ -125,6 +125,10 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
 
+    def concerns(self, topic: FailureTopic) -> bool:
+        """Whether anything in the topic can match."""
+        return self.consumer in (None, topic.consumer) and self.topic in (None, topic.origin)
+
     def matches(self, letter: DeadLetter) -> bool:
         failed = letter.last_failed_at
         return (
@@ -150,7 +154,7 @@ def dead_letter_topics(
     ]
 
 
-async def read(settings: KafkaSettings, topics: Sequence[str]) -> AsyncIterator[DeadLetter]:
+async def read(settings: KafkaSettings, topics: Sequence[str]) -> AsyncGenerator[DeadLetter, None]:
     """All that is in `topics`, which are dead letter topics. Raises BrokerUnavailable."""
     async with reading(settings, topics) as client:
         async for record in read_to_end(client):

@@ -11,7 +11,13 @@ from app.database_errors import summary, words_of
 from app.kafka import codec as names
 from app.kafka.codec import Message, header, header_number, header_time, with_headers
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
-from app.kafka.topics import dead_letter_topic, is_delay_topic, replay_topic, retry_topic
+from app.kafka.topics import (
+    dead_letter_topic,
+    failure_topic,
+    is_delay_topic,
+    replay_topic,
+    retry_topic,
+)
 
 ERROR_MESSAGE_LENGTH = 2000
 
@@ -89,8 +95,8 @@ def without_value(letter: Message) -> Message:
     return letter._replace(value=b"", headers=headers)
 
 
-def replayed(record: ConsumerRecord) -> Message:
-    """A dead letter on its way back to the consumer that it failed in, and to no other.
+def replayed(record: ConsumerRecord, to: str | None = None) -> Message:
+    """A dead letter on its way back to the consumer that it failed in, or `to` another one.
 
     Raises ValueError when the record does not say where it came from, or is not whole.
     """
@@ -108,7 +114,10 @@ def replayed(record: ConsumerRecord) -> Message:
             f" too many: it is at offset {header_number(record.headers, names.ORIGIN_OFFSET)} of"
             f" {place}, for as long as that is kept"
         )
+    consumer = to or consumer
     changes: dict[str, str | None] = {
+        names.CONSUMER: consumer,
+        names.DUE_AT: None,
         names.REPLAYED_AT: datetime.now(UTC).isoformat(),
         names.REPLAYS: str(header_number(record.headers, names.REPLAYS) + 1),
     }
@@ -128,7 +137,9 @@ def discarded(record: ConsumerRecord) -> Message:
         # After an unclean leader election another record may have this one's offset.
         names.DISCARDS_TIMESTAMP: str(record.timestamp),
     }
-    return Message(record.topic, record.key, b"", with_headers((), headers), forwarded=True)
+    found = failure_topic(record.topic)  # what waits for a delay is discarded in the same topic
+    topic = dead_letter_topic(found.origin, found.consumer) if found else record.topic
+    return Message(topic, record.key, b"", with_headers((), headers), forwarded=True)
 
 
 def dead_letter_id(record: ConsumerRecord) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import NamedTuple
 
 from app.kafka.event import TOPIC_MAX_LENGTH, EventRegistry
 from app.kafka.settings import KafkaSettings
@@ -38,6 +39,29 @@ def replay_topic(topic: str, consumer: str) -> str:
 
 def retry_topic(topic: str, consumer: str, delay: timedelta) -> str:
     return _checked(f"{topic}.{consumer}.retry.{format_delay(delay)}")
+
+
+def group_of(consumer: str, settings: KafkaSettings) -> str:
+    """The consumer group of the consumer."""
+    return f"{settings.kafka_group_id}.{consumer}"
+
+
+class FailureTopic(NamedTuple):
+    """A topic for what a consumer failed at; `keeps` of dead letters, others pass messages on."""
+
+    name: str
+    origin: str
+    consumer: str
+    keeps: bool
+
+
+def failure_topic(name: str) -> FailureTopic | None:
+    """The topic as one that the functions above name; None if it is another's."""
+    parts = name.split(".")
+    keeps = len(parts) == 5 and parts[4] == "dlq"
+    if not (keeps or is_replay_topic(name) or is_delay_topic(name)):
+        return None
+    return FailureTopic(name, ".".join(parts[:3]), parts[3], keeps)
 
 
 def is_delay_topic(topic: str) -> bool:

@@ -4,20 +4,26 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
+import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from typer.testing import CliRunner
 
 from app import wiring
+from app.cli import cli
 from app.kafka.admin import provision
 from app.kafka.codec import Message
 from app.kafka.dlq import newest, read
 from app.kafka.errors import PermanentError
-from app.kafka.event import EventRegistry
+from app.kafka.event import EventRegistry, EventType
 from app.kafka.settings import client_options
-from app.kafka.subscription import Subscription
+from app.kafka.subscription import RetryPolicy, Subscription
 from app.kafka.topics import wanted
+from app.unit_of_work import UnitOfWork
 from tests.fixtures import eventually
-from tests.world import Counted, World, counted, failing
+from tests.world import Counted, World, counted, failing, record_effect
 
 REFUSING = Subscription("counter", {Counted: failing(99, PermanentError("refused"))})
 
@@ -99,3 +105,121 @@ async def test_a_reader_that_goes_away_ends_the_output(world: World) -> None:
     assert await asyncio.to_thread(tail.wait, timeout=60) == 1
     assert b"Error" not in await asyncio.to_thread(tail.stderr.read)
     tail.stderr.close()
+
+
+# Consumers that the code has no more
+
+Command = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+def command(world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`app …` of the world's service, whose code has these subscriptions; what it prints."""
+    service = world.registry.service
+    for name, value in {
+        "SERVICE_NAME": service,
+        "KAFKA_CLIENT_ID": service,
+        "KAFKA_GROUP_ID": service,
+        "KAFKA_BOOTSTRAP_SERVERS": world.settings.kafka_bootstrap_servers,
+        "DATABASE_URL": migrated_database_url,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(wiring, "EVENTS", [EventType(Counted)])
+
+    async def run(subscriptions: list[Subscription], *arguments: str) -> str:
+        monkeypatch.setattr(wiring, "SUBSCRIPTIONS", subscriptions)
+        result = await asyncio.to_thread(CliRunner().invoke, cli, list(arguments))
+        return result.output
+
+    return run
+
+
+async def fail(event: Counted, uow: UnitOfWork) -> None:
+    """For good where the number is even, and otherwise only for now."""
+    raise PermanentError("refused") if event.number % 2 == 0 else RuntimeError("for now")
+
+
+LATER = RetryPolicy(attempts=1, retry_after=[timedelta(hours=1)])
+OLD = Subscription("old", {Counted: fail}, retry=LATER)
+NEW = Subscription("new", {Counted: record_effect})
+
+
+async def fails_three_times(world: World, command: Command) -> None:
+    """Of three messages of the consumer `old` two are dead letters and one waits for its delay."""
+    async with world.running(OLD):
+        await world.send(*counted(3))
+        await world.dead_letters("old", 2)
+        await eventually(
+            lambda: world.records(f"{world.topic}.old.retry.1h"), lambda found: len(found) == 1
+        )
+        refused = await command([NEW], "dlq", "replay", "--consumer", "old", "--to", "new")
+    assert "error: a process still runs the consumer old: stop it first" in refused
+
+
+async def test_dead_letters_of_a_renamed_consumer_can_be_handed_to_it(
+    world: World, command: Command, real_kafka: str
+) -> None:
+    await fails_three_times(world, command)
+    await command([OLD], "dlq", "replay")  # sent twice, and still the same messages
+    await world.create_topics(NEW)
+
+    listed = await command([NEW], "dlq", "list")
+    assert "3 dead letters, 3 waiting, 0 applied since" in listed
+    assert f"3 waiting from {world.topic} in old" in listed
+    assert "`app dlq replay --consumer old --to NAME` hands them to new" in listed
+    topics = await command([NEW], "topics", "list")
+    assert f"orphaned  {world.topic}.old.replay  messages=2 (see `app dlq list" in topics
+    assert f"orphaned  {world.topic}.old.retry.1h  messages=1 (see" in topics
+    assert f"orphaned  {world.topic}.old.replay" in await command([NEW], "topics", "check")
+    assert "replayed 0 of 0" in await command([NEW], "dlq", "replay")
+
+    arguments = ("dlq", "replay", "--consumer", "old", "--to", "new")
+    assert "replayed 3 of 3" in await command([NEW], *arguments)
+    assert "0 dead letters" in await command([NEW], "dlq", "list")
+    assert "replayed 0 of 0" in await command([NEW], *arguments)
+    # So that what it reads is what it was handed.
+    world.settings = world.settings.model_copy(update={"kafka_auto_offset_reset": "latest"})
+    async with world.running(NEW):
+        effects = await world.has_effects(3)
+    assert sorted(number for _, number in effects) == [0, 1, 2]
+
+
+async def test_dead_letters_of_an_event_that_nobody_reads_can_be_discarded(
+    world: World, command: Command, real_kafka: str
+) -> None:
+    await fails_three_times(world, command)
+    listed = await command([], "dlq", "list")
+    assert f"3 waiting from {world.topic} in old, which does not read it any more" in listed
+    assert f"`app dlq discard --consumer old --topic {world.topic}` gives them up" in listed
+    letter = next(line for line in listed.splitlines() if ".retry.1h:" in line)
+    assert "RuntimeError" in await command([], "dlq", "show", letter.split()[0])
+    assert "discarded 3 of 3" in await command([], "dlq", "discard", "--consumer", "old")
+    assert "0 dead letters" in await command([], "dlq", "list")
+
+
+async def test_what_waits_for_a_delay_that_is_gone_is_replayed(
+    world: World, command: Command, real_kafka: str
+) -> None:
+    await fails_three_times(world, command)
+    mended = Subscription("old", {Counted: record_effect})
+    listed = await command([mended], "dlq", "list")
+    assert "3 dead letters, 3 waiting" in listed
+    assert "any more" not in listed
+    assert "replayed 3 of 3" in await command([mended], "dlq", "replay")
+    async with world.running(mended):
+        await world.has_effects(3)
+    assert "3 dead letters, 0 waiting, 3 applied since" in await command([mended], "dlq", "list")
+    # What the consumer had taken from its replay topic does not wait there when it has gone.
+    assert f"{world.topic}.old.replay  messages=0" in await command([NEW], "topics", "list")
+
+
+async def test_dead_letters_of_another_service_are_not_listed(
+    world: World, command: Command, real_kafka: str
+) -> None:
+    own = world.settings
+    world.settings = own.model_copy(update={"kafka_group_id": f"other-{own.kafka_group_id}"})
+    async with world.running(Subscription("old", {Counted: fail})):
+        await world.send(*counted(1))
+        await world.dead_letters("old", 1)
+    assert "0 dead letters" in await command([NEW], "dlq", "list")
+    assert "orphaned" not in await command([NEW], "topics", "list")
