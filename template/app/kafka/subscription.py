@@ -84,8 +84,8 @@ class Subscription:
     """One consumer: a name, the events it handles, and its policies.
 
     `name` is part of the consumer group and of the dead letter topics: renaming it starts a new
-    consumer from the beginning. `concurrency` is the number of lanes that handle different keys
-    side by side. With `batch`, a handler takes `list[Event]` instead of one event. `batch_size` is
+    consumer from the beginning, which `app dlq replay --to` hands what the old one left behind.
+    `concurrency` is the number of lanes that handle different keys side by side. With `batch`, a handler takes `list[Event]` instead of one event. `batch_size` is
     how many messages are fetched at once, at most; by default 500, and 2,000 with `batch`.
     """
 
