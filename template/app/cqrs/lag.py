@@ -16,7 +16,7 @@ from pydantic import Field
 from app.config import EnvSettings, load
 from app.health import Unhealthy
 from app.kafka.admin import reading
-from app.kafka.errors import BrokerUnavailable
+from app.kafka.errors import BrokerUnavailable, MessagingError
 from app.kafka.event import EventRegistry
 from app.kafka.settings import KafkaSettings, client_options, reason_for
 from app.kafka.subscription import Subscription
@@ -198,7 +198,7 @@ class Monitor:
         try:
             async with asyncio.timeout(MEASURE_TIMEOUT_SECONDS):
                 self.seen = await measure(self._kafka, self._registry, self._projectors)
-        except (BrokerUnavailable, KafkaError, TimeoutError) as error:
+        except (MessagingError, KafkaError, TimeoutError) as error:
             self._fails(f"lag not measured: {error or 'no answer'}")
         except Exception as error:
             log.exception("lag not measured", error=f"{type(error).__name__}: {error}")

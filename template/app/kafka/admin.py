@@ -141,10 +141,19 @@ class TopicAdmin:
             return set()
         return {name for name, *_ in await self._client.list_consumer_groups()}
 
-    async def committed(self, group: str) -> dict[TopicPartition, int]:
-        """The offsets that the group has committed. They expire a week after its last member left."""
-        found = await self._client.list_consumer_group_offsets(group)
-        return {place: committed.offset for place, committed in found.items()}
+    async def committed(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        """The offsets that the group has committed of those of `topics` that exist.
+
+        They expire a week after the group's last member left. Raises TopicsUnreadable.
+        """
+        partitions = await self.partitions(topics)
+        if not partitions:
+            return {}
+        found = await self._client.list_consumer_group_offsets(group, partitions=partitions)
+        # aiokafka overlooks an error of the answer as a whole: then nothing is in it.
+        if not found.keys() >= set(partitions):
+            raise TopicsUnreadable(f"the broker does not tell the offsets of {group}: try again")
+        return {place: entry.offset for place, entry in found.items() if entry.offset >= 0}
 
     async def has_members(self, group: str) -> bool:
         """Whether a consumer is in the group."""

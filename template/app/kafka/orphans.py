@@ -26,27 +26,35 @@ async def orphaned_topics(
     """
     known = {topic.name for topic in wanted(settings, registry, subscriptions)}
     async with TopicAdmin.connected(settings) as admin:
-        names = sorted(set(await admin.names()) - known)
-        found = [topic for name in names if (topic := failure_topic(name)) is not None]
+        names = set(await admin.names())
+        found = [topic for name in sorted(names - known) if (topic := failure_topic(name))]
         groups = await admin.groups() if found else set()
         return [
-            topic for topic in found if await _is_ours(topic, admin, groups, settings, registry)
+            topic
+            for topic in found
+            if await _has_offsets(topic, admin, groups, names, settings)
+            or _is_likely_ours(topic, groups, settings, registry)
         ]
 
 
-async def _is_ours(
+async def _has_offsets(
     topic: FailureTopic,
     admin: TopicAdmin,
     groups: set[str],
+    names: set[str],
     settings: KafkaSettings,
-    registry: EventRegistry,
 ) -> bool:
     group = group_of(topic.consumer, settings)
-    if group in groups:
-        read_topics = {tp.topic for tp in await admin.committed(group)}
-        if read_topics & {topic.origin, topic.name}:
-            return True
-    if any(other.endswith(f".{topic.consumer}") for other in groups - {group}):
+    if group not in groups:
+        return False
+    return bool(await admin.committed(group, sorted(names & {topic.origin, topic.name})))
+
+
+def _is_likely_ours(
+    topic: FailureTopic, groups: set[str], settings: KafkaSettings, registry: EventRegistry
+) -> bool:
+    others = groups - {group_of(topic.consumer, settings)}
+    if any(group.endswith(f".{topic.consumer}") for group in others):
         return False  # another service's consumer, which reads the same events
     own = topic.origin.startswith(f"{registry.service}.")
     return own or registry.on_topic(topic.origin) is not None
@@ -62,8 +70,9 @@ async def read_orphaned(
     if passing:
         async with TopicAdmin.connected(settings) as admin:
             groups = await admin.groups()
-            for group in {group_of(topic.consumer, settings) for topic in passing} & groups:
-                taken |= await admin.committed(group)
+            for topic in passing:
+                if (group := group_of(topic.consumer, settings)) in groups:
+                    taken |= await admin.committed(group, [topic.name])
     names = [topic.name for topic in chosen]
     return [
         letter
