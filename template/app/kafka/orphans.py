@@ -29,25 +29,19 @@ async def orphaned_topics(
         names = set(await admin.names())
         found = [topic for name in sorted(names - known) if (topic := failure_topic(name))]
         groups = await admin.groups() if found else set()
-        return [
-            topic
-            for topic in found
-            if await _has_offsets(topic, admin, groups, names, settings)
-            or _is_likely_ours(topic, groups, settings, registry)
-        ]
-
-
-async def _has_offsets(
-    topic: FailureTopic,
-    admin: TopicAdmin,
-    groups: set[str],
-    names: set[str],
-    settings: KafkaSettings,
-) -> bool:
-    group = group_of(topic.consumer, settings)
-    if group not in groups:
-        return False
-    return bool(await admin.committed(group, sorted(names & {topic.origin, topic.name})))
+        read_topics: set[tuple[str, str]] = set()
+        for consumer in {topic.consumer for topic in found}:
+            group = group_of(consumer, settings)
+            about = {n for t in found if t.consumer == consumer for n in (t.origin, t.name)}
+            if group in groups:
+                offsets = await admin.committed(group, sorted(about & names))
+                read_topics |= {(consumer, place.topic) for place in offsets}
+    return [
+        topic
+        for topic in found
+        if not read_topics.isdisjoint({(topic.consumer, n) for n in (topic.origin, topic.name)})
+        or _is_likely_ours(topic, groups, settings, registry)
+    ]
 
 
 def _is_likely_ours(
