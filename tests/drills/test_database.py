@@ -42,12 +42,12 @@ async def test_database_that_stops_costs_time_only(
 
 async def test_database_that_drops_connections_costs_nothing(bench_of: MakeBench) -> None:
     """The server ends connections again and again, in the middle of transactions."""
-    bench = await bench_of("every-way", DRILL_PACE_SECONDS="0.001")
+    bench = await bench_of("every-way", DRILL_PACE_SECONDS="0.005")
     worker = bench.worker()
     await worker.is_ready()
     async with bench.feeding(rate=150):
-        for _ in range(10):
-            await asyncio.sleep(0.4)
+        for _ in range(20):  # the next one while a batch is taken one by one
+            await asyncio.sleep(0.2)
             await bench.query(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
