@@ -143,6 +143,21 @@ async def test_a_new_partition_is_read_from_its_beginning(world: World, reset: s
     assert [number for name, number in effects if name == "new"] in ([3, 4], [4, 3])
 
 
+async def test_a_partition_added_while_nobody_ran_is_read_from_its_beginning(
+    world: World, reset: str
+) -> None:
+    async with world.running(COUNTER):
+        await has_begun(world)
+    async with administering(world) as admin, transactional(world) as producer:
+        await admin.create_partitions({world.topic: NewPartitions(total_count=4)})
+        await eventually(lambda: has_partitions(producer, world.topic, 4))
+        await producer.begin_transaction()
+        await send(producer, world, 3, Counted(name="new", number=3))
+        await producer.commit_transaction()
+    async with world.running(COUNTER):
+        assert await world.has_effects(1) == [("new", 3)]
+
+
 async def has_partitions(producer: AIOKafkaProducer, topic: str, count: int) -> bool:
     await producer.client.force_metadata_update()
     return len(await producer.partitions_for(topic)) == count
@@ -190,10 +205,7 @@ async def test_a_topic_made_anew_is_read_from_its_beginning(world: World, reset:
         assert world.topic in report.checks["consumer counter"]
         assert "app topics create" in report.checks["consumer counter"]
         await provision(world.settings, wanted(world.settings, world.registry, [COUNTER]))
-        async with transactional(world) as producer:
-            await producer.begin_transaction()
-            await send(producer, world, 1, Counted(name="anew", number=99))
-            await producer.commit_transaction()
+        await world.send(Counted(name="anew", number=99))  # by a producer that knew the old one
         effects = await world.has_effects(21, seconds=30)
         await eventually(world.health.ready, lambda found: found.status == "ok", seconds=30)
     assert effects[-1] == ("anew", 99)
