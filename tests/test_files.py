@@ -73,6 +73,13 @@ def test_compose_starts_the_service_after_its_migrations_and_topics(compose: Pat
         }
 
 
+def test_compose_gives_every_process_the_same_time_to_stop(rendered: Rendered) -> None:
+    compose = rendered(Variant(("outbox",))) / "compose.yaml"
+    services = yaml.safe_load(compose.read_text())["services"]
+    given = {services[process]["stop_grace_period"] for process in ("api", "worker", "relay")}
+    assert len(given) == 1
+
+
 def test_compose_publishes_ports_to_this_machine_only(compose: Path) -> None:
     services = yaml.safe_load(compose.read_text())["services"]
     published = [port for service in services.values() for port in service.get("ports", [])]

@@ -26,6 +26,8 @@ class Settings(EnvSettings):
     service_name: str = Field(SERVICE_NAME, pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=80)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "pretty", "json"] = "auto"
+    listen_host: str = Field("127.0.0.1", min_length=1)
+    listen_port: int | None = Field(None, ge=1, le=65535)
 
     @field_validator("log_level", mode="before")
     @classmethod

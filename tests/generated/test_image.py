@@ -1,8 +1,12 @@
 """What the Dockerfile does, step by step, where there is no Docker: only what is sent to the
 builder, only what production needs, and `app` as the entry point."""
 
+import json
+import re
 import shutil
+import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +81,40 @@ def test_the_migrations_are_part_of_the_image(image: Path) -> None:
     assert result.returncode == 1
     assert "127.0.0.1" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["api"], ["worker"]], ids=["default", "api", "worker"])
+def test_the_health_check_asks_whichever_process_is_run(
+    base: Service, image: Path, command: list[str]
+) -> None:
+    final_stage = (base.path / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    variables = dict(re.findall(r"(LISTEN_\w+)=(\S+)", final_stage))
+    assert variables["LISTEN_HOST"] == "0.0.0.0"
+    assert f"EXPOSE {variables['LISTEN_PORT']}" in final_stage
+    health, default = (
+        json.loads(re.findall(rf"{before}CMD (\[.*\])$", final_stage, re.MULTILINE)[0])
+        for before in (r" +", "^")
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    here = {"LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": str(port)}
+    nowhere = {
+        "DATABASE_URL": "postgresql://127.0.0.1:1/none",
+        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
+    }
+    settings = environment() | variables | here | nowhere
+    programs = image / ".venv" / "bin"
+    with subprocess.Popen(
+        (programs / "app", *(command or default)), cwd=image, env=settings
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while subprocess.run(
+                (programs / health[0], *health[1:]), env=settings, check=False
+            ).returncode:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        finally:
+            process.terminate()
+            process.wait(60)

@@ -20,7 +20,7 @@ commands = typer.Typer()
 
 
 @commands.command()
-def relay(host: Host = "127.0.0.1", port: Port = 8002) -> None:
+def relay(host: Host = None, port: Port = None) -> None:
     """Send the outbox's events to Kafka; health and metrics are served on the port.
 
     Any number of relays may run: they share the work.

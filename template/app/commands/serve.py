@@ -13,8 +13,19 @@ from app.server import serve
 
 commands = typer.Typer()
 
-Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
+Host = Annotated[
+    str | None, typer.Option(help="Address to listen on, instead of LISTEN_HOST (or 127.0.0.1).")
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        help="Port to listen on, instead of LISTEN_PORT (or one of the role's own, from 8000).",
+        min=1,
+        max=65535,
+    ),
+]
+
+_PORTS = {Role.API: 8000, Role.WORKER: 8001, Role.RELAY: 8002}
 
 
 class Broker(StrEnum):
@@ -25,30 +36,32 @@ class Broker(StrEnum):
 
 
 @commands.command()
-def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def api(host: Host = None, port: Port = None) -> None:
     """Serve the HTTP API, with its documentation at /docs."""
     serve_as(Role.API, host, port)
 
 
 @commands.command()
-def worker(host: Host = "127.0.0.1", port: Port = 8001) -> None:
+def worker(host: Host = None, port: Port = None) -> None:
     """Run the consumers; health and metrics are served on the port."""
     serve_as(Role.WORKER, host, port)
 
 
-def serve_as(role: Role, host: str, port: int) -> None:
-    """Run a process with `role` until a signal.
+def serve_as(role: Role, host: str | None, port: int | None) -> None:
+    """Run a process with `role` until a signal. Where it listens is a setting, unless it is given.
 
     Raises ConfigurationError, before anything starts.
     """
     context = Context.from_environment()  # for what it raises, too
-    configuration = Configuration(load(Settings), context.kafka, load(DatabaseSettings))
-    serve({role}, configuration, host, port)
+    settings = load(Settings)
+    configuration = Configuration(settings, context.kafka, load(DatabaseSettings))
+    where = host or settings.listen_host, port or settings.listen_port or _PORTS[role]
+    serve({role}, configuration, *where)
 
 
 @commands.command()
 def dev(
-    port: Port = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     broker: Annotated[
         Broker, typer.Option(help="A real Apache Kafka, or a mock inside the process.")
     ] = Broker.KAFKA,
