@@ -274,6 +274,7 @@ class Pair:
         cluster = copy.data / "cluster"
         run(source, "pg_basebackup", "--pgdata", str(cluster), "--checkpoint", "fast")
         own(cluster, source)
+        shutil.copy(source.data / "password", copy.data)
         follow(copy, source)
 
     def kill(self) -> None:
