@@ -13,6 +13,9 @@ from app.database_errors import summary
 Check = Callable[[], Awaitable[None]]
 
 CHECK_TIMEOUT_SECONDS = 3.0
+# A check that does not count must not use up the patience of the probe.
+INFORMATION_TIMEOUT_SECONDS = 0.5
+NOT_NEEDED = "unavailable (not needed by this process): "
 
 
 class Unhealthy(Exception):
@@ -30,6 +33,7 @@ class Report(BaseModel):
 class _Named:
     name: str
     check: Check
+    needed: bool = True
 
 
 class Health:
@@ -43,9 +47,12 @@ class Health:
         """`check` fails when only a restart of the process can help."""
         self._live.append(_Named(name, check))
 
-    def add_ready(self, name: str, check: Check) -> None:
-        """`check` fails while the process cannot do its work; it is expected to recover."""
-        self._ready.append(_Named(name, check))
+    def add_ready(self, name: str, check: Check, *, needed: bool = True) -> None:
+        """Add a check that fails while the process cannot do its work; it is expected to recover.
+
+        A check of something that this process does not need is reported, but does not count.
+        """
+        self._ready.append(_Named(name, check, needed))
 
     async def live(self) -> Report:
         return await _report(self._live)
@@ -55,18 +62,26 @@ class Health:
 
 
 async def _report(checks: list[_Named]) -> Report:
-    results = await asyncio.gather(*(_outcome(named.check) for named in checks))
-    by_name = {named.name: result for named, result in zip(checks, results, strict=True)}
-    healthy = all(result == "ok" for result in results)
-    return Report(status="ok" if healthy else "unavailable", checks=by_name)
+    results = await asyncio.gather(*(_outcome(named) for named in checks))
+    found = list(zip(checks, results, strict=True))
+    healthy = all(result == "ok" for named, result in found if named.needed)
+    return Report(
+        status="ok" if healthy else "unavailable",
+        checks={named.name: _reported(named, result) for named, result in found},
+    )
 
 
-async def _outcome(check: Check) -> str:
+def _reported(named: _Named, result: str) -> str:
+    return result if named.needed or result == "ok" else f"{NOT_NEEDED}{result}"
+
+
+async def _outcome(named: _Named) -> str:
+    seconds = CHECK_TIMEOUT_SECONDS if named.needed else INFORMATION_TIMEOUT_SECONDS
     try:
-        async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
-            await check()
+        async with asyncio.timeout(seconds):
+            await named.check()
     except TimeoutError:
-        return f"no answer within {CHECK_TIMEOUT_SECONDS:g} s"
+        return f"no answer within {seconds:g} s"
     except Exception as error:
         # Whatever a check raises is its finding.
         return summary(error)

@@ -60,7 +60,7 @@ async def running(
 ) -> AsyncIterator[Runtime]:
     """Everything that a process with `roles` runs, from the first connection to the last."""
     async with AsyncExitStack() as stack:
-        resources = await _resources(stack, configuration, producer)
+        resources = await _resources(stack, roles, configuration, producer)
         bind = wiring.bind_publisher(
             configuration.kafka, resources.registry, resources.producer, resources.published
         )
@@ -77,7 +77,10 @@ async def running(
 
 
 async def _resources(
-    stack: AsyncExitStack, configuration: Configuration, producer: Producer | None
+    stack: AsyncExitStack,
+    roles: Collection[Role],
+    configuration: Configuration,
+    producer: Producer | None,
 ) -> Resources:
     checks = health.Health()
     database = Database(configuration.database)
@@ -87,6 +90,6 @@ async def _resources(
         producer = await stack.enter_async_context(kafka.running())
     checks.add_ready("database", database.ping)
     checks.add_ready("schema", Schema(database.probe).check)
-    checks.add_ready("producer", producer.ping)
+    checks.add_ready("producer", producer.ping, needed=not wiring.SENDERS.isdisjoint(roles))
     registry = EventRegistry(configuration.service.service_name, wiring.EVENTS)
     return Resources(configuration, checks, database, producer, registry)

@@ -68,6 +68,33 @@ async def test_one_failing_check_makes_the_process_unready_and_says_why(
     }
 
 
+async def test_what_a_process_does_not_need_is_told_and_does_not_count(
+    http: AsyncClient, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INFORMATION_TIMEOUT_SECONDS", 0.02)
+
+    async def hangs() -> None:
+        await asyncio.sleep(60)
+
+    health.add_ready("database", fine)
+    health.add_ready("disk", sick, needed=False)
+    health.add_ready("kafka", hangs, needed=False)
+    health.add_ready("cache", fine, needed=False)
+    async with asyncio.timeout(1):
+        answer = await http.get("/health/ready")
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "status": "ok",
+        "checks": {
+            "database": "ok",
+            "disk": "unavailable (not needed by this process): Unhealthy: the disk is full",
+            "kafka": "unavailable (not needed by this process): no answer within 0.02 s",
+            "cache": "ok",
+        },
+    }
+
+
 async def test_a_process_that_is_not_ready_is_still_alive(
     http: AsyncClient, health: Health
 ) -> None:

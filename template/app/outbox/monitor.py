@@ -1,23 +1,24 @@
-"""What relays count. The gauges tell of the whole outbox, whichever process is asked."""
+"""Metrics of the outbox. The gauges describe the whole outbox, and every process measures them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.config import load
 from app.database_errors import is_unavailable, summary
+from app.health import Unhealthy
 from app.outbox.model import OutboxRow, ParkedRow
-
-pending = Gauge("outbox_pending", "Events that wait to be sent")
-oldest_age = Gauge("outbox_oldest_age_seconds", "Age of the oldest event that waits to be sent")
-parked = Gauge("outbox_parked", "Events that could not be sent and were set aside")
-held = Gauge("outbox_held", "Events set aside behind one of their key that could not be sent")
+from app.outbox.settings import OutboxSettings
+from app.runtime import Role, Runtime
 
 relayed = Counter("outbox_relayed_total", "Events that Kafka has acknowledged", ["topic"])
 failures = Counter(
@@ -35,6 +36,9 @@ batch_time = Histogram("outbox_relay_batch_seconds", "From the lock of a batch t
 log = structlog.get_logger(__name__)
 
 INTERVAL_SECONDS = 5.0
+# Counting costs time for each row, and every process counts: beyond this, more is not worth it.
+COUNT_LIMIT = 100_000
+MEASURE_TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,51 @@ class Standing:
         return max(0.0, (datetime.now(UTC) - self.oldest).total_seconds())
 
 
-async def standing(engine: AsyncEngine) -> Standing:
-    """Raises what the driver raises."""
+_GAUGES: Mapping[str, tuple[str, Callable[[Standing], float]]] = {
+    "outbox_pending": ("Events that wait to be sent", lambda standing: standing.pending),
+    "outbox_oldest_age_seconds": (
+        "Age of the oldest event that waits to be sent",
+        lambda standing: standing.lag_seconds,
+    ),
+    "outbox_parked": (
+        "Events that could not be sent and were set aside",
+        lambda standing: standing.parked,
+    ),
+    "outbox_held": (
+        "Events set aside behind one of their key that could not be sent",
+        lambda standing: standing.held,
+    ),
+}
+
+
+class Gauges(Collector):
+    """The last measurement, or no series at all: a 0 that nobody measured silences alerts."""
+
+    def __init__(self) -> None:
+        self.standing: Standing | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (documentation, value) in _GAUGES.items():
+            family = GaugeMetricFamily(name, documentation)
+            if self.standing is not None:
+                family.add_metric([], value(self.standing))
+            yield family
+
+
+gauges = Gauges()
+REGISTRY.register(gauges)
+
+
+async def standing(engine: AsyncEngine, count_limit: int | None = None) -> Standing:
+    """Measure the outbox, counting at most `count_limit` pending events.
+
+    Raises what the driver raises.
+    """
+    counted = select(OutboxRow.id).limit(count_limit).subquery()
     # The lowest id is the oldest row, or near enough; it costs one step of the index.
     oldest = select(OutboxRow.created_at).order_by(OutboxRow.id).limit(1)
     query = select(
-        select(func.count()).select_from(OutboxRow).scalar_subquery(),
+        select(func.count()).select_from(counted).scalar_subquery(),
         oldest.scalar_subquery(),
         func.count().filter(ParkedRow.held.is_(False)),
         func.count().filter(ParkedRow.held),
@@ -69,11 +112,13 @@ async def standing(engine: AsyncEngine) -> Standing:
 
 
 class Monitor:
-    """Looks every few seconds, and keeps what it saw."""
+    """Measures every few seconds, and keeps the result until a measurement fails."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, max_lag_seconds: float) -> None:
         self._engine = engine
-        self.seen = Standing()
+        self._max_lag_seconds = max_lag_seconds
+        self._parked = 0
+        self._trouble: str | None = None
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator["Monitor"]:
@@ -83,27 +128,57 @@ class Monitor:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            gauges.standing = None
 
     async def _watch(self) -> None:
         while True:
             try:
-                await self.look()
+                async with asyncio.timeout(MEASURE_TIMEOUT_SECONDS):
+                    await self.look()
             except Exception as error:  # the next look may succeed; readiness tells meanwhile
-                level = log.info if is_unavailable(error) else log.exception
-                level("outbox not measured", error=summary(error))
+                self._fails(error)
+            else:
+                self._trouble = None
             await asyncio.sleep(INTERVAL_SECONDS)
+
+    def _fails(self, error: Exception) -> None:
+        gauges.standing = None
+        reason = summary(error)
+        if reason != self._trouble:
+            level = log.info if is_unavailable(error) else log.error
+            level("outbox not measured", error=reason)
+        self._trouble = reason
 
     async def look(self) -> Standing:
         """Measure now."""
-        before, self.seen = self.seen, await standing(self._engine)
-        pending.set(self.seen.pending)
-        oldest_age.set(self.seen.lag_seconds)
-        parked.set(self.seen.parked)
-        held.set(self.seen.held)
-        if self.seen.parked > before.parked:
+        seen = gauges.standing = await standing(self._engine, COUNT_LIMIT)
+        if seen.parked > self._parked:
             log.error(
                 "events are parked: `app outbox status` shows them",
-                parked=self.seen.parked,
-                held=self.seen.held,
+                parked=seen.parked,
+                held=seen.held,
             )
-        return self.seen
+        self._parked = seen.parked
+        return seen
+
+    async def ready(self) -> None:
+        """Raises Unhealthy while the oldest event has waited for too long."""
+        if self._trouble is not None:
+            raise Unhealthy(f"not measured: {self._trouble}")
+        if gauges.standing is not None:
+            lag = gauges.standing.lag_seconds
+            if lag > self._max_lag_seconds:
+                raise Unhealthy(f"the oldest event has waited for {lag:.0f} s")
+
+
+@asynccontextmanager
+async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
+    """Measure the outbox for the length of the block, whatever the process does.
+
+    Only a relay is unready for events that wait: taking an API away would not send them.
+    """
+    settings = load(OutboxSettings)
+    monitor = Monitor(runtime.database.engine, settings.outbox_max_lag_seconds)
+    runtime.health.add_ready("outbox", monitor.ready, needed=Role.RELAY in runtime.roles)
+    async with monitor.watching():
+        yield

@@ -18,7 +18,6 @@ from app.kafka.errors import BrokerUnavailable, SendError, UnknownTopic
 from app.kafka.producer import Outcome, Producer
 from app.outbox import monitor, store
 from app.outbox.model import OrderKey, division_of
-from app.outbox.monitor import Monitor
 from app.outbox.settings import OnPoison, OutboxSettings
 from app.outbox.store import Pending
 from app.outbox.wakeup import listening
@@ -466,7 +465,6 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
         engine, runtime.producer, settings, kafka.kafka_send_timeout_seconds, runtime.published
     )
     async with (
-        Monitor(engine).watching() as monitor,
         nullcontext() if pooler else listening(engine, runtime.published),
         relay.running(kafka.kafka_drain_timeout_seconds) as tasks,
     ):
@@ -479,9 +477,6 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
         async def ready() -> None:
             if relay.trouble is not None:
                 raise Unhealthy(relay.trouble)
-            lag = monitor.seen.lag_seconds
-            if lag > settings.outbox_max_lag_seconds:
-                raise Unhealthy(f"the oldest event has waited for {lag:.0f} s")
 
         runtime.health.add_live("relay", live)
         runtime.health.add_ready("relay", ready)

@@ -1,7 +1,7 @@
 """Publishing through the outbox: rows, round trips, what is measured, and the commands."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -28,7 +28,7 @@ from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import RetryPolicy, Subscription
 from app.kafka.topics import wanted
 from app.main import create_app, running
-from app.outbox import relay, store
+from app.outbox import monitor, relay, store
 from app.outbox.monitor import Monitor
 from app.outbox.store import oldest
 from app.runtime import Configuration, Role
@@ -171,7 +171,7 @@ async def test_the_gauges_tell_what_waits_and_what_is_set_aside(world: World) ->
     async with world.relaying():
         await world.has_parked(2)
     await world.write(*moved(3))
-    seen = await Monitor(world.database.engine).look()
+    seen = await Monitor(world.database.engine, 60).look()
     assert (seen.pending, seen.parked, seen.held) == (3, 1, 1)
     assert 0 < seen.lag_seconds < 60
     assert REGISTRY.get_sample_value("outbox_pending") == 3
@@ -180,7 +180,7 @@ async def test_the_gauges_tell_what_waits_and_what_is_set_aside(world: World) ->
 
 
 async def test_an_empty_outbox_has_no_lag(world: World) -> None:
-    seen = await Monitor(world.database.engine).look()
+    seen = await Monitor(world.database.engine, 60).look()
     assert (seen.pending, seen.lag_seconds) == (0, 0.0)
 
 
@@ -204,9 +204,11 @@ def configuration(database_url: str) -> Configuration:
 
 
 @asynccontextmanager
-async def serving(database_url: str, producer: FakeProducer) -> AsyncIterator[AsyncClient]:
-    """A process with the role of the relay."""
-    app = create_app({Role.RELAY}, configuration(database_url), producer)
+async def serving(
+    database_url: str, producer: FakeProducer, roles: Collection[Role] = (Role.RELAY,)
+) -> AsyncIterator[AsyncClient]:
+    """A process with these roles."""
+    app = create_app(set(roles), configuration(database_url), producer)
     transport = ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -248,10 +250,10 @@ async def test_a_relay_listens_only_where_no_pooler_is_between(
         assert bool(listened) is not pooler
 
 
-async def has_said(http: AsyncClient, words: str) -> None:
+async def has_said(http: AsyncClient, words: str, check: str = "relay") -> None:
     """Wait until the readiness of the relay says that."""
     said = await eventually(
-        lambda: http.get("/health/ready"), lambda a: words in a.json()["checks"]["relay"], 20
+        lambda: http.get("/health/ready"), lambda a: words in a.json()["checks"][check], 20
     )
     if words != "ok":
         assert said.status_code == 503
@@ -283,6 +285,72 @@ async def test_a_relay_without_a_broker_is_not_ready_until_there_is_one(
         await has_said(http, "ok")
 
 
+@pytest.mark.parametrize(
+    ("roles", "status"),
+    [
+        ({Role.API}, 200),
+        ({Role.WORKER}, 503),
+        ({Role.RELAY}, 503),
+        ({Role.API, Role.RELAY}, 503),
+    ],
+)
+async def test_readiness_without_kafka_depends_on_the_role(
+    world: World, migrated_database_url: str, roles: set[Role], status: int
+) -> None:
+    producer = FakeProducer()
+    producer.available = False
+    async with serving(migrated_database_url, producer, roles) as http:
+        answer = await http.get("/health/ready")
+        assert answer.status_code == status, answer.text
+        assert "the fake broker is away" in answer.json()["checks"]["producer"]
+        assert ("not needed" in answer.json()["checks"]["producer"]) is (status == 200)
+        assert answer.json()["status"] == ("ok" if status == 200 else "unavailable")
+        assert (await http.get("/health/live")).status_code == 200
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor.gauges, "standing", None)
+
+
+GAUGES = ("outbox_pending", "outbox_oldest_age_seconds", "outbox_parked", "outbox_held")
+
+
+@pytest.mark.parametrize("role", [Role.API, Role.WORKER])
+async def test_the_outbox_is_measured_without_a_relay(
+    world: World, migrated_database_url: str, role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_MAX_LAG_SECONDS", "0.001")
+    monkeypatch.setattr(monitor, "INTERVAL_SECONDS", 0.1)
+    assert [REGISTRY.get_sample_value(name) for name in GAUGES] == [None] * 4
+    await world.write(*moved(3))
+    async with serving(migrated_database_url, FakeProducer(), {role}) as http:
+        await has_measured(3.0)
+        checks = (await http.get("/health/ready")).json()["checks"]
+        assert "not needed by this process" in checks["outbox"]
+        async with missing_table(world.database, "outbox_parked"):
+            await has_measured(None)
+        await has_measured(3.0)
+    assert [REGISTRY.get_sample_value(name) for name in GAUGES] == [None] * 4
+
+
+async def has_measured(pending: float | None) -> None:
+    async def seen() -> list[float | None]:
+        return [REGISTRY.get_sample_value(name) for name in GAUGES]
+
+    await eventually(seen, lambda values: values[0] == pending, 20)
+    assert [value is None for value in await seen()] == [pending is None] * 4
+
+
+async def test_counting_the_outbox_is_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "COUNT_LIMIT", 2)
+    await world.write(*moved(3))
+    assert (await Monitor(world.database.engine, 60).look()).pending == 2
+    assert (await monitor.standing(world.database.engine)).pending == 3
+
+
 async def test_a_relay_is_not_ready_while_events_wait_too_long(
     world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,9 +362,9 @@ async def test_a_relay_is_not_ready_while_events_wait_too_long(
         # Somebody else has the bucket.
         await connection.execute(text("SELECT FROM outbox_buckets FOR UPDATE"))
         async with serving(migrated_database_url, FakeProducer()) as http:
-            await has_said(http, "the oldest event has waited")
+            await has_said(http, "the oldest event has waited", "outbox")
             await connection.rollback()
-            await has_said(http, "ok")
+            await has_said(http, "ok", "outbox")
 
 
 async def app(*arguments: str) -> Result:
