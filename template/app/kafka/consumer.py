@@ -161,8 +161,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         self._next_look = time.monotonic() + LOOK_SECONDS
         absent = sorted(t for t in self._origins if not client.partitions_for_topic(t))
         try:
-            self.status.misses(str(await _missing(client, absent)) if absent else None)
-            if passed := await self._positions.passed(client, {*batch, *self._held}):
+            async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
+                self.status.misses(str(await _missing(client, absent)) if absent else None)
+                passed = await self._positions.passed(client, {*batch, *self._held})
+            if passed:
                 await self._commit_offsets(client, passed)
         except (TimeoutError, kafka_errors.KafkaError) as error:
             log.debug("look failed", consumer=self.name, error=repr(error))
