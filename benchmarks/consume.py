@@ -90,6 +90,9 @@ class Silent:
     async def publish(self, event: BaseEvent) -> None:
         raise AssertionError(event)
 
+    async def has_committed(self, error: BaseException) -> bool:
+        return False
+
     async def committed(self) -> None:
         pass
 

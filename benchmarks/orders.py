@@ -83,6 +83,9 @@ class Silent:
 
     async def publish(self, event: BaseEvent) -> None: ...
 
+    async def has_committed(self, error: BaseException) -> bool:
+        return False
+
     async def committed(self) -> None: ...
 
 

@@ -182,6 +182,13 @@ async def decide_again(work: Callable[[], Awaitable[T]]) -> T:
     return await work()
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server itself said that the transaction is rolled back. An outage or a limit of
+    the server ends connections, and leaves open what became of a COMMIT."""
+    told = any(sqlstate_of(cause) for cause in _causes(error))
+    return told and meaning_of(error) not in {Meaning.AWAY, Meaning.LIMIT}
+
+
 def sqlstate_of(error: BaseException) -> str | None:
     code = getattr(error, "sqlstate", None)
     return code if isinstance(code, str) else None

@@ -27,6 +27,12 @@ class TransactionalPublisher(EventPublisher, Protocol):
         it takes up to KAFKA_SEND_TIMEOUT_SECONDS, after which the events are lost, and reported.
         """
 
+    async def has_committed(self, error: BaseException) -> bool:
+        """Return whether the transaction is durable although `error` ended its block.
+
+        Raises only CancelledError. If nobody can say, the events are reported.
+        """
+
 
 BindPublisher = Callable[[AsyncSession], TransactionalPublisher]
 
@@ -52,10 +58,20 @@ class UnitsOfWork:
 
         The end of the block is also when its events go out. Without an outbox that takes up to
         KAFKA_SEND_TIMEOUT_SECONDS while the broker is away, and then the block ends as it always
-        does, though the events are lost (see app/kafka/publisher.py).
+        does, though the events are lost (see app/kafka/publisher.py). If the answer to COMMIT is lost
+        and there are events to send, the server is asked for the outcome: the block ends as if the
+        answer had come.
         """
-        async with self._sessions() as session:
-            publisher = self._bind(session)
-            async with session.begin():
-                yield UnitOfWork(session, publisher)
+        publisher: TransactionalPublisher | None = None
+        try:
+            async with self._sessions() as session:
+                publisher = self._bind(session)
+                async with session.begin():
+                    yield UnitOfWork(session, publisher)
+        except BaseException as error:
+            if publisher is None or not await publisher.has_committed(error):
+                raise
+            if not isinstance(error, Exception):  # cancelled while it committed
+                await publisher.committed()
+                raise
         await publisher.committed()

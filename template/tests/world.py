@@ -54,6 +54,9 @@ class NoPublisher:
     async def publish(self, event: BaseEvent) -> None:
         raise AssertionError(f"nothing should be published, but {event!r} was")
 
+    async def has_committed(self, error: BaseException) -> bool:
+        return False
+
     async def committed(self) -> None:
         pass
 

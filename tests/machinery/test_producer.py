@@ -14,9 +14,11 @@ from aiokafka import errors as kafka_errors
 from prometheus_client import REGISTRY as METRICS
 from pydantic import SecretStr
 from samples import REGISTRY, TOPIC, MeterRead, meter_read
+from sqlalchemy.ext.asyncio import AsyncSession
 from structlog.testing import capture_logs
 
 from app import tracing
+from app.commit_outcome import TransactionMark
 from app.config import ConfigurationError, load
 from app.dev.servers import MockBroker
 from app.kafka import producer as producing
@@ -762,7 +764,8 @@ class RecoveringProducer(FakeProducer):
 def publisher(
     producer: Producer, deadline: float = 5.0, max_bytes: int = 1_000_000
 ) -> DirectPublisher:
-    return DirectPublisher(producer, REGISTRY, deadline, max_bytes)
+    mark = TransactionMark(AsyncSession())  # never committed here
+    return DirectPublisher(producer, REGISTRY, deadline, max_bytes, mark)
 
 
 def lost() -> float:

@@ -223,6 +223,9 @@ class FakePublisher:
     async def publish(self, event: BaseEvent) -> None:
         self._happened.append("publish")
 
+    async def has_committed(self, error: BaseException) -> bool:
+        return False
+
     async def committed(self) -> None:
         self._happened.append("hand on")
 

@@ -28,7 +28,7 @@ send_failures = Counter(
 )
 events_lost = Counter(
     "kafka_events_lost_total",
-    "Events whose transaction committed but which were not delivered (publishing after commit)",
+    "Events not delivered though their transaction committed, or may have (publishing after commit)",
     ["topic"],
 )
 producer_replacements = Counter(

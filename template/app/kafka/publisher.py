@@ -1,8 +1,9 @@
 """Publishing without an outbox: events go out after the transaction has committed.
 
 What this cannot promise: when the process dies, or no broker answers, between the commit and the
-acknowledgement, the event is lost. The error log and `kafka_events_lost_total` say which; the
-outbox module is for those who cannot afford it.
+acknowledgement, the event is lost. Unless the process died, the error log and
+`kafka_events_lost_total` say which; the outbox module is for those who cannot afford it. If the
+answer to COMMIT is lost, the server is asked for the outcome (app/commit_outcome.py).
 """
 
 import asyncio
@@ -12,6 +13,8 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import tracing
+from app.commit_outcome import CommitOutcome, TransactionMark
+from app.database_errors import summary
 from app.kafka import metrics
 from app.kafka.codec import Message, encode
 from app.kafka.errors import BrokerUnavailable, MessageTooLarge
@@ -25,12 +28,22 @@ log = structlog.get_logger(__name__)
 _RETRY_SECONDS = 0.1
 
 
+class CommitOutcomeUnknown(Exception):
+    """The answer to COMMIT was lost, and the server could not be asked for the outcome."""
+
+
 class DirectPublisher:
     """Keeps the events of one transaction and sends them once it is durable."""
 
     def __init__(
-        self, producer: Producer, registry: EventRegistry, deadline: float, max_bytes: int
+        self,
+        producer: Producer,
+        registry: EventRegistry,
+        deadline: float,
+        max_bytes: int,
+        mark: TransactionMark,
     ) -> None:
+        self._mark = mark
         self._producer = producer
         self._registry = registry
         self._deadline = deadline
@@ -45,7 +58,23 @@ class DirectPublisher:
                 f"{event.event_type} has {message.size} bytes, more than"
                 f" KAFKA_MAX_MESSAGE_BYTES={self._max_bytes}"
             )
+        if not self._pending:
+            self._mark.take_before_commit()
         self._pending.append(message)
+
+    async def has_committed(self, error: BaseException) -> bool:
+        if not self._mark.leaves_doubt(error):
+            return False
+        outcome = CommitOutcome.UNKNOWN
+        try:
+            outcome = await self._mark.outcome(self._deadline)
+        finally:  # it may be cancelled, by whoever does not wait any longer
+            log.warning("answer to COMMIT lost", outcome=outcome, error=summary(error))
+            if outcome is CommitOutcome.UNKNOWN:
+                messages, self._pending = self._pending, []
+                for message in messages:
+                    _report_loss(message, CommitOutcomeUnknown("it may have committed"))
+        return outcome is CommitOutcome.COMMITTED
 
     async def committed(self) -> None:
         messages, self._pending = self._pending, []
@@ -111,12 +140,13 @@ def bind(
     for topic in registry.owned_topics():
         metrics.events_lost.labels(topic)  # `increase` sees no first event that makes a series
 
-    def bind_session(_session: AsyncSession) -> DirectPublisher:
+    def bind_session(session: AsyncSession) -> DirectPublisher:
         return DirectPublisher(
             producer,
             registry,
             settings.kafka_send_timeout_seconds,
             settings.kafka_max_message_bytes,
+            TransactionMark(session),
         )
 
     return bind_session

@@ -76,6 +76,10 @@ class OutboxPublisher:
             key = (entry.message.key or b"").decode("utf-8", "replace")
             log.info("event in the outbox", topic=entry.message.topic, key=key)
 
+    async def has_committed(self, error: BaseException) -> bool:
+        """Return False: the rows share the transaction's fate, so nobody has to know it."""
+        return False
+
     def _listen(self) -> None:
         # Once more after a rollback emptied the list: SQLAlchemy takes a listener only once.
         event.listen(self._session, "before_commit", self._before_commit)

@@ -44,6 +44,9 @@ class Recorder:
     async def publish(self, event: BaseEvent) -> None:
         self.taken.append(event)
 
+    async def has_committed(self, error: BaseException) -> bool:
+        return False
+
     async def committed(self) -> None:
         self.published.extend(self.taken)
 
