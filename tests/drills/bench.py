@@ -130,9 +130,9 @@ class Bench:
     def api(self, name: str = "api", **environment: str) -> Process:
         return self._process("api", name, environment)
 
-    def relay(self, name: str = "relay") -> Process:
+    def relay(self, name: str = "relay", **environment: str) -> Process:
         """Start `app relay`, in a service with the outbox."""
-        return self._process("relay", name, {})
+        return self._process("relay", name, environment)
 
     def replacement(self, dead: Process, name: str) -> Process:
         """Start another process of the role of `dead`."""

@@ -382,6 +382,21 @@ GUARDS = [
         "test_a_topic_that_the_user_may_not_describe",
     ),
     Guard(
+        "outcome-of-a-lost-commit",
+        "app/commit_outcome.py",
+        "        return self._xid is not None and not is_refusal(error)\n",
+        "        return False\n",
+        "test_commits_whose_answer_is_lost",
+    ),
+    Guard(
+        "outbox-row-in-the-transaction",
+        "app/outbox/publisher.py",
+        '        event.listen(self._session, "before_commit", self._before_commit)\n',
+        '        event.listen(self._session, "after_commit", self._before_commit)\n',
+        "test_no_outbox_row_depends_on_the_answer",
+        OUTBOX,
+    ),
+    Guard(
         "append-with-its-message",
         "app/event_sourcing/orders.py",
         "            appended = await self._store.append(order.id, new, expected_version)\n",

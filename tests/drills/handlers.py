@@ -47,6 +47,15 @@ class Ticked(BaseEvent):
         return value.removeprefix("no. ") if MENDED and isinstance(value, str) else value
 
 
+class Echoed(BaseEvent):
+    """An event that a handler publishes."""
+
+    key_field: ClassVar[str] = "name"
+    event_type: Literal["clock.echoed"] = "clock.echoed"
+    name: str
+    number: int
+
+
 class HandlerFault(Exception):
     """What a broken handler raises. Nothing in it says that trying again is of no use."""
 
@@ -75,6 +84,14 @@ def applying_all(consumer: str) -> Handler:
         await asyncio.sleep(PACE_SECONDS * len(events))
         for event in events:
             _fail(consumer, event)
+
+    return apply
+
+
+def echoing(consumer: str) -> Handler:
+    async def apply(event: Ticked, uow: UnitOfWork) -> None:
+        await uow.session.execute(_INSERT, _row(consumer, event))
+        await uow.events.publish(Echoed(name=event.name, number=event.number))
 
     return apply
 
@@ -143,6 +160,7 @@ NO_OVERLOAD = OverloadPolicy(window=100)
 SUBSCRIPTIONS_OF: Mapping[str, list[Subscription]] = {
     "every-way": _every_way(),
     "single": [Subscription("single", {Ticked: applying("single")})],
+    "echo": [Subscription("echo", {Ticked: echoing("echo")}, concurrency=3)],
     "poison": [
         Subscription("lanes", {Ticked: applying("lanes")}, concurrency=2, retry=QUICK),
         Subscription("bulk", {Ticked: applying_all("bulk")}, batch=True, retry=QUICK),
@@ -166,5 +184,5 @@ SUBSCRIPTIONS_OF: Mapping[str, list[Subscription]] = {
     ],
 }
 
-EVENTS = [EventType(Ticked, upcasters={1: _unchanged} if MENDED else {})]
+EVENTS = [EventType(Ticked, upcasters={1: _unchanged} if MENDED else {}), EventType(Echoed)]
 SUBSCRIPTIONS = SUBSCRIPTIONS_OF[CHOSEN] if CHOSEN else []
