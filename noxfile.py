@@ -68,7 +68,7 @@ def tests(session: nox.Session) -> None:
     """Every variant renders cleanly, bad answers are refused, updates work (four minutes)."""
     install(session)
     # What needs a rendered service has sessions of its own.
-    others = ("tests/generated", "tests/machinery", "tests/drills")
+    others = ("tests/generated", "tests/machinery", "tests/drills", "tests/debezium")
     parallel = ("-n", "auto", "--dist", "loadgroup")
     options = session.posargs or [*parallel, *(f"--ignore={folder}" for folder in others)]
     session.run("pytest", *options)
@@ -106,6 +106,14 @@ def drills(session: nox.Session) -> None:
     chosen = [session.posargs] if session.posargs else every
     for options in chosen:
         session.run("python", "-m", "tests.drills", str(service), *options)
+
+
+@nox.session
+def debezium(session: nox.Session) -> None:
+    """Send an outbox by Debezium, as its page says, and compare with the relay."""
+    install(session)
+    service = Path(session.create_tmp()) / "debezium-service"
+    session.run("python", "-m", "tests.debezium", str(service), *session.posargs)
 
 
 @nox.session

@@ -241,12 +241,11 @@ def test_every_column_of_a_header_becomes_that_header() -> None:
 
 def test_the_headers_that_are_always_the_same_are_inserted() -> None:
     config = settings()
-    inserted = {
-        config[f"transforms.{name}.header"]: config[f"transforms.{name}.value.literal"]
-        for name in config["transforms"].split(",")
-        if name != "outbox"
-    }
-    assert inserted == {"ce_specversion": "1.0", "content-type": "application/json"}
+    # Not by InsertHeader, which reads `1.0` as a number and sends `1`.
+    assert config["transforms.specversion.static.value"] == "1.0"
+    assert config["transforms.ceSpecversion.headers"] == "ce_specversion"
+    assert config["transforms.contentType.header"] == "content-type"
+    assert config["transforms.contentType.value.literal"] == "application/json"
 
 
 def test_a_wrong_setting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
