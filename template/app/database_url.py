@@ -213,7 +213,10 @@ def _each_host(url: URL, query: Mapping[str, str]) -> list[URL]:
         written = (found and found[2]) or port or "5432"
         if found is None or not written.isdecimal() or not 1 <= int(written) <= 65535:
             raise ValueError(f"several hosts are written host:port,host:port; {_USE}")
-        urls.append(url.update_query_dict({"host": found[1], "port": written}))
+        each = {**query, "host": found[1], "port": written}  # which libpq prefers to the URL's own
+        urls.append(
+            URL.create(url.drivername, url.username, url.password, None, None, url.database, each)
+        )
     return urls
 
 

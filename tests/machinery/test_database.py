@@ -222,7 +222,7 @@ def test_the_time_for_connecting_can_be_in_the_url() -> None:
 
 async def test_the_next_host_is_tried_when_one_is_away(database_server_url: str) -> None:
     server = async_url(database_server_url)
-    several = server.set(drivername="postgresql", host=None, port=None).update_query_dict(
+    several = server.set(drivername="postgresql").update_query_dict(
         {
             "host": f"127.0.0.1:1,{server.host or server.query['host']}:{server.port or 5432}",
             "application_name": "of-the-url",
@@ -368,7 +368,7 @@ async def test_a_database_that_takes_no_writes_is_left_and_found_again(
     with pytest.raises(DatabaseReadOnly, match="default_transaction_read_only"):
         await database.ping()
     await cut(own_database_url)  # the connections of the pool are closed, and not to be used
-    await do(database, text("SELECT 1"))
+    await open_two(database)
     await configure(own_database_url, "RESET default_transaction_read_only")
     await database.ping()
     await do(database, write)
