@@ -91,5 +91,6 @@ async def _resources(
     checks.add_ready("database", database.ping)
     checks.add_ready("schema", Schema(database.probe).check)
     checks.add_ready("producer", producer.ping, needed=not wiring.SENDERS.isdisjoint(roles))
+    checks.add_ready("topics", producer.check_topics)
     registry = EventRegistry(configuration.service.service_name, wiring.EVENTS)
     return Resources(configuration, checks, database, producer, registry)

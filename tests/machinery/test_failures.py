@@ -37,7 +37,7 @@ from app.kafka.retry import (
     due_at,
     replayed,
     stages,
-    without_value,
+    shortened,
 )
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 
@@ -218,19 +218,33 @@ def test_a_letter_that_does_not_say_where_it_came_from_cannot_be_replayed(missin
         replayed(record(topic=letter.topic, headers=headers))
 
 
-def test_a_letter_without_its_value_tells_where_that_is_and_cannot_be_replayed() -> None:
-    headers: list[Header] = [(names.OMITTED_BYTES, b"not ours")]
+def test_a_letter_is_shortened_until_it_says_little_more_than_where_the_message_is() -> None:
+    headers: list[Header] = [(names.OMITTED_BYTES, b"not ours"), ("theirs", b"h" * 500)]
     letter = dead_letter(
-        record(b"body", partition=2, offset=7, headers=headers), BILLING, TOPIC, 3, ERROR
+        record(b"body" * 50, partition=2, offset=7, headers=headers), BILLING, TOPIC, 3, ERROR
     )
     assert header(letter.headers, names.OMITTED_BYTES) is None
-    short = without_value(letter)
 
-    assert (short.topic, short.key, short.value) == (letter.topic, letter.key, b"")
-    sent = record(b"", topic=short.topic, headers=short.headers)
-    assert DeadLetter.of(sent).omitted_bytes == 4
-    with pytest.raises(ValueError, match=rf"4 bytes .* offset 7 of {TOPIC}\[2\]"):
-        replayed(sent)
+    whole, no_value, no_headers, no_key = shortened(letter)
+
+    assert whole == letter
+    assert (no_value.key, no_value.value) == (letter.key, b"")
+    assert header(no_value.headers, "theirs") == "h" * 500
+    assert header(no_headers.headers, "theirs") is None
+    assert (no_headers.key, no_key.key) == (letter.key, None)
+    assert whole.size > no_value.size > no_headers.size > no_key.size
+    for short in (no_value, no_headers, no_key):
+        assert short.topic == letter.topic
+        sent = record(b"", topic=short.topic, headers=short.headers)
+        assert DeadLetter.of(sent).omitted_bytes >= 150
+        with pytest.raises(ValueError, match=rf"not whole.* offset 7 of {TOPIC}\[2\]"):
+            replayed(sent)
+
+
+def test_nothing_is_left_out_that_makes_a_letter_no_smaller() -> None:
+    whole, *shorter = shortened(dead_letter(record(b"v"), BILLING, TOPIC, 3, ERROR))
+
+    assert all(letter.size < whole.size for letter in shorter)
 
 
 @pytest.mark.parametrize("value", [b"0", b"", b"-3", b"x", b"\xff", b"9" * 5000, None])

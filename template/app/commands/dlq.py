@@ -26,7 +26,7 @@ from app.kafka.dlq import (
     newest,
     read,
 )
-from app.kafka.errors import BrokerUnavailable, SendError
+from app.kafka.errors import BrokerUnavailable, SendError, TopicUnavailable
 from app.kafka.orphans import has_members, orphaned_topics, read_orphaned
 from app.kafka.producer import KafkaProducer
 from app.kafka.retry import discarded, replayed
@@ -37,6 +37,7 @@ commands = typer.Typer()
 group = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
 commands.add_typer(group, name="dlq")
 
+_REFUSED_SECONDS = 0.5
 TIME_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
 ConsumerName = Annotated[str | None, typer.Option("--consumer", help="Only of this consumer.")]
@@ -204,6 +205,7 @@ async def _send_each(
     sent: Counter[str],
 ) -> None:
     loop = asyncio.get_running_loop()
+    timeout = context.kafka.kafka_send_timeout_seconds
     async with KafkaProducer(context.kafka).running() as producer:
         for letter in letters:
             started = loop.time()
@@ -214,7 +216,7 @@ async def _send_each(
                 continue
             try:
                 for message in messages:
-                    await producer.send(message)
+                    await _send_patiently(producer, message, timeout)
             except BrokerUnavailable:
                 raise
             except SendError as reason:  # this one's own fault: the others can still go
@@ -223,6 +225,19 @@ async def _send_each(
             sent[letter.consumer] += 1
             if rate is not None:
                 await asyncio.sleep(max(0.0, 1 / rate - (loop.time() - started)))
+
+
+async def _send_patiently(producer: KafkaProducer, message: Message, seconds: float) -> None:
+    """Send `message`; what its topic refuses for now is sent again for up to `seconds`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        try:
+            return await producer.send(message)
+        except TopicUnavailable:
+            if loop.time() > deadline:
+                raise
+        await asyncio.sleep(_REFUSED_SECONDS)
 
 
 @dataclass(frozen=True)

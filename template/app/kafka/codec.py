@@ -50,8 +50,26 @@ REPLAYS = "replays"
 DISCARDS = "discards"
 DISCARDS_TIMESTAMP = "discards-timestamp"
 
-# How many bytes of value a dead letter had when that was too much for its topic, and was left out.
+# How many bytes of the message a dead letter lacks, because its topic does not take so much.
 OMITTED_BYTES = "omitted-bytes"
+
+# All that the service itself says of a failed message.
+HISTORY = frozenset(
+    [
+        ORIGIN_TOPIC,
+        ORIGIN_PARTITION,
+        ORIGIN_OFFSET,
+        ORIGIN_TIMESTAMP,
+        CONSUMER,
+        ATTEMPTS,
+        FIRST_FAILED_AT,
+        LAST_FAILED_AT,
+        ERROR_TYPE,
+        ERROR_MESSAGE,
+        REPLAYED_AT,
+        REPLAYS,
+    ]
+)
 
 
 class Message(NamedTuple):

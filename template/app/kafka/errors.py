@@ -27,14 +27,34 @@ class MessageTooLarge(SendError):
 
 
 class MessageRejected(SendError):
-    """The broker refused this message for good: too large for its topic, or not allowed there."""
-
-
-class UnknownTopic(SendError):
-    """The topic does not exist. `app topics create` makes the service's topics."""
+    """The topic does not take this message, for its own size or format: it is refused for good."""
 
 
 class BrokerUnavailable(SendError):
     """No broker took the message within the deadline; it may or may not have been written."""
 
     retriable = True
+
+
+class NotSent(BrokerUnavailable):
+    """An earlier message of the same key or partition was refused, so this one was not sent."""
+
+
+class TopicUnavailable(BrokerUnavailable):
+    """The topic refuses messages for now, whatever is in them; other topics may take theirs.
+
+    `kind` is the name of Kafka's error.
+    """
+
+    def __init__(self, topic: str, reason: str, kind: str) -> None:
+        super().__init__(reason)
+        self.topic = topic
+        self.kind = kind
+
+
+class UnknownTopic(TopicUnavailable):
+    """The topic does not exist. `app topics create` makes the service's topics."""
+
+    def __init__(self, topic: str) -> None:
+        reason = f"the topic {topic} does not exist: `app topics create` makes it"
+        super().__init__(topic, reason, type(self).__name__)

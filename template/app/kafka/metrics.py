@@ -26,6 +26,11 @@ ANSWER_SECONDS = 10.0
 send_failures = Counter(
     "kafka_send_failures_total", "Messages that were not acknowledged", ["topic", "error"]
 )
+topic_refusals = Counter(
+    "kafka_topic_refusals_total",
+    "Messages that a topic did not take for a reason that passes, by the name of Kafka's error",
+    ["topic", "reason"],
+)
 events_lost = Counter(
     "kafka_events_lost_total",
     "Events not delivered though their transaction committed, or may have (publishing after commit)",

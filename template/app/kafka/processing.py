@@ -31,6 +31,7 @@ from app.kafka import metrics
 from app.kafka.codec import CE_ID, CORRELATION_ID, Message, decode, header, trace_of
 from app.kafka.errors import (
     BrokerUnavailable,
+    MessageRejected,
     MessageTooLarge,
     PermanentError,
     SendError,
@@ -48,7 +49,7 @@ from app.kafka.retry import (
     delay_after,
     delayed,
     due_at,
-    without_value,
+    shortened,
 )
 from app.kafka.subscription import Subscription, describe
 from app.kafka.topics import is_replay_topic
@@ -59,6 +60,7 @@ log = structlog.get_logger(__name__)
 INFRASTRUCTURE_WAIT_SECONDS = (0.1, 5.0)
 # Up to so many events a transaction get a log line each; more would cost more than the work.
 STORY_LENGTH = 10
+_REFUSED_FOR_GOOD = (MessageTooLarge, MessageRejected)
 
 
 class Progress:
@@ -367,22 +369,28 @@ class Processor:
                 log.warning("message delayed", to=message.topic, **self._at_last(error, record))
                 return
         message = dead_letter(record, self._subscription, origin, attempts, error)
-        if not await self._forward(message):
-            message = without_value(message)
-            await self._patiently(lambda: self._producer.send(message), _is_unsent)
+        await self._forward_smaller(message)
         metrics.messages_dead_lettered.labels(self._name, origin).inc()
         log.error("message dead-lettered", to=message.topic, **self._at_last(error, record))
 
+    async def _forward_smaller(self, letter: Message) -> None:
+        """Send a dead letter, with less and less of its message until its topic takes it."""
+        *larger, smallest = shortened(letter)
+        for message in larger:
+            if await self._forward(message):
+                return
+        await self._patiently(lambda: self._producer.send(smallest), _is_unsent)
+
     async def _forward(self, message: Message) -> bool:
-        """Send it on; False if it is larger than anything that the service sends."""
+        """Send it on; False if its topic does not take a message of this size."""
         # Until Kafka confirms it, the message is nowhere but on its own partition: keep at it,
-        # whatever the reason for which it is not taken.
+        # whatever else the reason is for which it is not taken.
         try:
             await self._patiently(
                 lambda: self._producer.send(message),
-                lambda error: _is_unsent(error) and not isinstance(error, MessageTooLarge),
+                lambda error: _is_unsent(error) and not isinstance(error, _REFUSED_FOR_GOOD),
             )
-        except MessageTooLarge:
+        except _REFUSED_FOR_GOOD:
             return False
         self._status.progressed()
         return True

@@ -7,34 +7,27 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import structlog
-from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
-from aiokafka.partitioner import DefaultPartitioner
 
+from app.health import Unhealthy
 from app.kafka import metrics
+from app.kafka.client import Batches, Client, hand_over
 from app.kafka.codec import Message
 from app.kafka.errors import (
     BrokerUnavailable,
     MessageRejected,
     MessageTooLarge,
+    NotSent,
     SendError,
+    TopicUnavailable,
     UnknownTopic,
 )
+from app.kafka.refusals import Meaning, Obstacles, RefusingTopics, meaning_of, obstacles
 from app.kafka.settings import KafkaSettings, client_options, reason_for
 from app.kafka.topics import FORWARDED_HEADROOM_BYTES, forwarded_limit
 
 log = structlog.get_logger(__name__)
 
-# After one of these the client's sequence numbers no longer fit the broker's: each later message of
-# the partition would be refused, so the client is replaced.
-_OUT_OF_SEQUENCE = (
-    kafka_errors.ProducerFenced,
-    kafka_errors.OutOfOrderSequenceNumber,
-    kafka_errors.InvalidProducerEpoch,
-    kafka_errors.InvalidProducerIdMapping,
-    kafka_errors.UnknownProducerId,
-    kafka_errors.ProducerClosed,
-)
 # What one partition may get in one request. The client waits for a partition's acknowledgement before
 # it sends the next batch there, so its own 16 kB would mean dozens of requests for what a relay or a
 # busy handler hands over at once.
@@ -45,9 +38,6 @@ _OWN_BATCHES_FROM = 100
 _RECONNECT_SECONDS = (0.2, 5.0)
 _METADATA_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
-
-# For the client, too: a key has one partition, however its messages are handed over.
-_choose_partition = DefaultPartitioner()
 
 T = TypeVar("T")
 Outcome = SendError | None
@@ -65,11 +55,15 @@ class Producer(Protocol):
         """Deliver all, in order by key; the result holds None or the error of each message.
 
         After one that was refused nothing of its topic and key is delivered: what follows it ends
-        as BrokerUnavailable, and passes when it is sent again.
+        as NotSent, and passes when it is sent again. What a topic refuses for now ends at once, as
+        TopicUnavailable: the caller waits, and other topics do not.
         """
 
     async def ping(self) -> None:
         """Raises SendError while no broker answers."""
+
+    async def check_topics(self) -> None:
+        """Raises Unhealthy, with topic and reason, while a topic refuses what is sent to it."""
 
 
 class KafkaProducer:
@@ -88,14 +82,14 @@ class KafkaProducer:
             "compression_type": _compression(settings),
             "max_batch_size": min(_BATCH_BYTES, settings.kafka_max_message_bytes),
             "max_request_size": forwarded_limit(settings),
-            "partitioner": _choose_partition,
         }
         self._forwarded_limit = forwarded_limit(settings)
         self._seconds = settings.kafka_send_timeout_seconds
         self._deadline = Deadline(self._seconds)
-        self._client: AIOKafkaProducer | None = None
+        self._client: Client | None = None
         self._connected = asyncio.Event()
         self._reason = "not started"
+        self._refusing = RefusingTopics()
         self._connecting: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -123,10 +117,13 @@ class KafkaProducer:
                 f"no broker answers at {self._settings.kafka_bootstrap_servers}"
             )
 
+    async def check_topics(self) -> None:
+        await self._refusing.check()
+
     async def send(self, message: Message) -> None:
         started = time.perf_counter()
         outcome = await self._send(message)
-        _count(message.topic, outcome, time.perf_counter() - started)
+        self._count(message.topic, outcome, time.perf_counter() - started)
         if outcome is not None:
             raise outcome
 
@@ -137,37 +134,60 @@ class KafkaProducer:
         else:
             outcomes = await self._send_all(messages)
             await self._repeat_rejected(messages, outcomes)
-        _count_all(messages, outcomes, time.perf_counter() - started)
+        self._count_all(messages, outcomes, time.perf_counter() - started)
         return outcomes
 
     async def _repeat_rejected(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
         # A broker refuses a whole batch for one message in it: find out which one it was.
         refused = RefusedKeys()
+        waiting = {o.topic: o for o in outcomes if isinstance(o, TopicUnavailable)}
+        away: Outcome = None
         for index, outcome in enumerate(outcomes):
-            if isinstance(outcome, MessageRejected):
-                message = messages[index]
-                outcomes[index] = refused.before(message) or await self._send(message)
-                refused.note(message, outcomes[index])
+            if outcome is None:
+                continue
+            message = messages[index]
+            if isinstance(outcome, MessageRejected | NotSent):
+                outcome = waiting.get(message.topic) or refused.before(message) or away
+                outcome = outcome or await self._send(message, own_batch=True)
+                outcomes[index] = outcome
+                if isinstance(outcome, TopicUnavailable):
+                    waiting[message.topic] = outcome
+                elif type(outcome) is BrokerUnavailable:
+                    away = outcome
+            refused.note(message, outcome)
 
-    async def _send(self, message: Message) -> Outcome:
+    async def _send(self, message: Message, own_batch: bool = False) -> Outcome:
         try:
-            return await self._deadline.wait_for(self._deliver(message))
+            return await self._deadline.wait_for(self._deliver(message, own_batch))
         except TimeoutError:
             return self._late()
 
-    async def _deliver(self, message: Message) -> Outcome:
+    async def _deliver(self, message: Message, own_batch: bool) -> Outcome:
         if refusal := self._too_large(message):
             return refusal
-        client = self._client or await self._ready()
-        if not _knows(client, message.topic):
-            refusal = await self._look_up(client, message.topic)
-            if refusal is not None:
-                return refusal
+        while True:
+            client = self._client or await self._ready()
+            found = await self._obstacles(client, [message.topic])
+            outcome = found.before(message) or await self._deliver_to(client, message, own_batch)
+            # Others in its batch, or in one before it, may be why it was not taken.
+            if not (
+                isinstance(outcome, NotSent)
+                or (isinstance(outcome, MessageRejected) and not own_batch)
+            ):
+                return outcome
+            own_batch = True
+
+    async def _deliver_to(self, client: Client, message: Message, own_batch: bool) -> Outcome:
         try:
-            acknowledged = await _hand_over(client, message)
+            if own_batch:
+                batches = Batches(client)
+                acknowledged = await batches.add(message)
+                await batches.hand_over()
+            else:
+                acknowledged = await hand_over(client, message)
             await acknowledged
         except kafka_errors.KafkaError as error:
-            return self._failure(client, error)
+            return self._failure(client, message.topic, error)
         return None
 
     async def _send_all(self, messages: Sequence[Message]) -> list[Outcome]:
@@ -186,50 +206,61 @@ class KafkaProducer:
             await self._hand_over_all(client, messages, handed)
             await _all_done(dict.fromkeys(handed))
         finally:
-            found = {one: self._outcome(client, one) for one in dict.fromkeys(handed)}
+            topics = {one: m.topic for one, m in zip(handed, messages, strict=False)}
+            found = {one: self._outcome(client, topic, one) for one, topic in topics.items()}
             outcomes += [found[one] for one in handed]
 
     async def _hand_over_all(
-        self, client: AIOKafkaProducer, messages: Sequence[Message], handed: list[Handed]
+        self, client: Client, messages: Sequence[Message], handed: list[Handed]
     ) -> None:
         """Give the client what nothing speaks against, in order."""
-        unknown = await self._unknown_topics(client, {message.topic for message in messages})
+        obstacles = await self._obstacles(client, {message.topic for message in messages})
         refused = RefusedKeys()
-        batches = _Batches(client)
+        batches = Batches(client)
         few = len(messages) < _OWN_BATCHES_FROM
+        refusals, before = client.refusals, dict(client.refusals)
         for message in messages:
+            topic = message.topic
             one: Handed | None = (
-                refused.before(message) or self._too_large(message) or unknown.get(message.topic)
+                refused.before(message) or self._too_large(message) or obstacles.before(message)
             )
+            if refusals.get(topic) != before.get(topic):  # what was handed over may not pass
+                one = one or NotSent("not sent: the topic refused an earlier message")
             if one is None:
                 try:
-                    one = await (_hand_over(client, message) if few else batches.add(message))
+                    one = await (hand_over(client, message) if few else batches.add(message))
                 except kafka_errors.KafkaError as error:
-                    one = self._failure(client, error)
+                    one = self._failure(client, topic, error)
             if isinstance(one, SendError):
                 refused.note(message, one)
             handed.append(one)
         await batches.hand_over()
 
-    def _outcome(self, client: AIOKafkaProducer, handed: Handed) -> Outcome:
+    def _outcome(self, client: Client, topic: str, handed: Handed) -> Outcome:
         if isinstance(handed, SendError):
             return handed
         handed.cancel()  # unless it is done: what becomes of it later, nobody asks any more
         if handed.cancelled():
             return self._late()
         error = handed.exception()
-        return None if error is None else self._failure(client, error)
+        return None if error is None else self._failure(client, topic, error)
 
-    def _failure(self, client: AIOKafkaProducer, error: BaseException) -> SendError:
+    def _failure(self, client: Client, topic: str, error: BaseException) -> SendError:
         reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, _OUT_OF_SEQUENCE) or client is not self._client:
+        meaning = meaning_of(error)
+        replaced = meaning is Meaning.PRODUCER or client is not self._client
+        if replaced or client.out_of_sequence:
             self._replace(client, reason)
             return BrokerUnavailable(f"the producer was replaced ({reason})")
-        if getattr(error, "retriable", False) or isinstance(error, kafka_errors.KafkaTimeoutError):
-            return BrokerUnavailable(reason)
-        self._replace(client, reason)
-        if isinstance(error, kafka_errors.BrokerResponseError):
-            return MessageRejected(f"the broker refused the message: {reason}")
+        match meaning:
+            case Meaning.RECORD:
+                return MessageRejected(f"the broker refused the message: {reason}")
+            case Meaning.TOPIC:
+                return TopicUnavailable(topic, f"{topic}: {reason}", type(error).__name__)
+            case Meaning.BEHIND:
+                return NotSent(str(error))
+            case Meaning.UNFORESEEN:
+                self._replace(client, reason)
         return BrokerUnavailable(reason)
 
     def _late(self) -> BrokerUnavailable:
@@ -246,36 +277,40 @@ class KafkaProducer:
             f" more than KAFKA_MAX_MESSAGE_BYTES={limit}"
         )
 
-    async def _unknown_topics(
-        self, client: AIOKafkaProducer, topics: Iterable[str]
-    ) -> dict[str, SendError]:
-        missing = [topic for topic in topics if not _knows(client, topic)]
-        checks = await asyncio.gather(*(self._look_up(client, topic) for topic in missing))
-        return {topic: e for topic, e in zip(missing, checks, strict=True) if e is not None}
+    async def _obstacles(self, client: Client, topics: Iterable[str]) -> Obstacles:
+        return await obstacles(client, topics, min(_METADATA_SECONDS, self._seconds / 2))
 
-    async def _look_up(self, client: AIOKafkaProducer, topic: str) -> SendError | None:
-        try:
-            async with asyncio.timeout(min(_METADATA_SECONDS, self._seconds / 2)):
-                await client.partitions_for(topic)
-        except (TimeoutError, kafka_errors.UnknownTopicOrPartitionError):
-            if await client.client.force_metadata_update():
-                return UnknownTopic(
-                    f"the topic {topic} does not exist: `app topics create` makes it"
-                )
-            return BrokerUnavailable("no broker answers")
-        except kafka_errors.KafkaError as error:
-            if error.retriable:
-                return BrokerUnavailable(f"{type(error).__name__}: {error}")
-            return MessageRejected(f"{topic}: {type(error).__name__}: {error}")
-        return None
+    def _count(self, topic: str, outcome: Outcome, seconds: float) -> None:
+        if outcome is None:
+            metrics.deliveries.add(topic, seconds)
+            self._refusing.took(topic)
+            return
+        metrics.send_failures.labels(topic, type(outcome).__name__).inc()
+        if isinstance(outcome, TopicUnavailable):
+            self._refusing.refused(outcome)
 
-    async def _ready(self) -> AIOKafkaProducer:
+    def _count_all(
+        self, messages: Sequence[Message], outcomes: Sequence[Outcome], seconds: float
+    ) -> None:
+        delivered: dict[str, int] = {}
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if outcome is None:
+                delivered[message.topic] = delivered.get(message.topic, 0) + 1
+        for topic, count in delivered.items():
+            metrics.deliveries.add(topic, seconds, count)
+            self._refusing.took(topic)
+        if sum(delivered.values()) < len(messages):
+            for message, outcome in zip(messages, outcomes, strict=True):
+                if outcome is not None:
+                    self._count(message.topic, outcome, seconds)
+
+    async def _ready(self) -> Client:
         """The client, once it is connected."""
         while self._client is None:
             await self._connected.wait()
         return self._client
 
-    def _replace(self, client: AIOKafkaProducer, reason: str) -> None:
+    def _replace(self, client: Client, reason: str) -> None:
         if client is not self._client:
             return
         log.warning("producer replaced", reason=reason)
@@ -294,7 +329,7 @@ class KafkaProducer:
     async def _connect(self) -> None:
         wait, longest = _RECONNECT_SECONDS
         while True:
-            client = AIOKafkaProducer(**self._options)
+            client = Client(**self._options)
             try:
                 await client.start()
             except asyncio.CancelledError:
@@ -326,11 +361,11 @@ class RefusedKeys:
     def before(self, message: Message) -> Outcome:
         """The error of `message` if an earlier one of its key was refused."""
         if self._keys and message.key is not None and (message.topic, message.key) in self._keys:
-            return BrokerUnavailable("not sent: an earlier message of its key was refused")
+            return NotSent("not sent: an earlier message of its key was refused")
         return None
 
     def note(self, message: Message, outcome: Outcome) -> None:
-        if outcome is not None and not outcome.retriable and message.key is not None:
+        if outcome is not None and message.key is not None:
             self._keys.add((message.topic, message.key))
 
 
@@ -338,87 +373,7 @@ def _compression(settings: KafkaSettings) -> str | None:
     return None if settings.kafka_compression == "none" else settings.kafka_compression
 
 
-def _knows(client: AIOKafkaProducer, topic: str) -> bool:
-    return client.client.cluster.partitions_for_topic(topic) is not None
-
-
-def _hand_over(client: AIOKafkaProducer, message: Message) -> Awaitable[asyncio.Future[Any]]:
-    """Wait until the partition's batch has room; the acknowledgement to come. Raises KafkaError."""
-    sending: Awaitable[asyncio.Future[Any]] = client.send(
-        message.topic, message.value, message.key, headers=list(message.headers)
-    )
-    return sending
-
-
-class _Batches:
-    """Messages in batches of their own: those of a batch have one acknowledgement in common."""
-
-    def __init__(self, client: AIOKafkaProducer) -> None:
-        self._client = client
-        self._partitions: dict[str, tuple[list[int], list[int]]] = {}
-        self._open: dict[tuple[str, int], _Batch] = {}
-
-    async def add(self, message: Message) -> asyncio.Future[Any]:
-        """The acknowledgement to come, once the batches are handed over."""
-        place = message.topic, self._partition_of(message)
-        batch = self._open.get(place)
-        if batch is None or not batch.takes(message):
-            if batch is not None:
-                await batch.hand_over(self._client, *place)
-            batch = self._open[place] = _Batch(self._client)
-            batch.takes(message)
-        return batch.acknowledged
-
-    async def hand_over(self) -> None:
-        """Give the client what it does not have yet."""
-        for place, batch in self._open.items():
-            await batch.hand_over(self._client, *place)
-
-    def _partition_of(self, message: Message) -> int:
-        if message.topic not in self._partitions:
-            cluster = self._client.client.cluster
-            self._partitions[message.topic] = (
-                sorted(cluster.partitions_for_topic(message.topic)),
-                sorted(cluster.available_partitions_for_topic(message.topic)),
-            )
-        partition: int = _choose_partition(message.key, *self._partitions[message.topic])
-        return partition
-
-
-class _Batch:
-    """A batch of one partition."""
-
-    def __init__(self, client: AIOKafkaProducer) -> None:
-        self._builder = client.create_batch()
-        self.acknowledged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def takes(self, message: Message) -> bool:
-        """Whether it had room for `message`; an empty one has."""
-        added = self._builder.append(
-            timestamp=None, key=message.key, value=message.value, headers=list(message.headers)
-        )
-        return added is not None
-
-    async def hand_over(self, client: AIOKafkaProducer, topic: str, partition: int) -> None:
-        """Wait until the partition's last batch is on its way."""
-        try:
-            sent = await client.send_batch(self._builder, topic, partition=partition)
-        except Exception as error:  # an AssertionError too, where the partition is gone meanwhile
-            self.acknowledged.set_exception(error)
-        else:
-            sent.add_done_callback(self._pass_on)
-
-    def _pass_on(self, sent: asyncio.Future[Any]) -> None:
-        error = sent.exception()
-        if self.acknowledged.done():
-            return  # given up
-        if error is None:
-            self.acknowledged.set_result(None)
-        else:
-            self.acknowledged.set_exception(error)
-
-
-async def _close(client: AIOKafkaProducer) -> None:
+async def _close(client: Client) -> None:
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
             await client.stop()
@@ -478,36 +433,24 @@ async def _all_done(handed: Iterable[Handed]) -> None:
                 continue
 
 
-def _count(topic: str, outcome: Outcome, seconds: float) -> None:
-    if outcome is None:
-        metrics.deliveries.add(topic, seconds)
-    else:
-        metrics.send_failures.labels(topic, type(outcome).__name__).inc()
-
-
-def _count_all(messages: Sequence[Message], outcomes: Sequence[Outcome], seconds: float) -> None:
-    delivered: dict[str, int] = {}
-    for message, outcome in zip(messages, outcomes, strict=True):
-        if outcome is None:
-            delivered[message.topic] = delivered.get(message.topic, 0) + 1
-        else:
-            _count(message.topic, outcome, seconds)
-    for topic, count in delivered.items():
-        metrics.deliveries.add(topic, seconds, count)
-
-
 class FakeProducer:
-    """Delivers into `sent`, in order. `available` and `topics` make it fail as a broker would."""
+    """Delivers into `sent`, in order. `available`, `refusing` (topics, each with the reason) and
+    `topics` make it fail as a broker would."""
 
     def __init__(self, topics: Sequence[str] | None = None, max_bytes: int = 1_000_000) -> None:
         self.sent: list[Message] = []
         self.available = True
+        self.refusing: dict[str, str] = {}
         self._topics = topics
         self._max_bytes = max_bytes
 
     async def ping(self) -> None:
         if not self.available:
             raise BrokerUnavailable("the fake broker is away")
+
+    async def check_topics(self) -> None:
+        if self.refusing:
+            raise Unhealthy("; ".join(f"{topic}: {why}" for topic, why in self.refusing.items()))
 
     async def send(self, message: Message) -> None:
         (outcome,) = await self.send_all([message])
@@ -534,5 +477,7 @@ class FakeProducer:
         if message.size > limit:
             return MessageTooLarge(f"{message.size} bytes are more than {limit}")
         if self._topics is not None and message.topic not in self._topics:
-            return UnknownTopic(f"the topic {message.topic} does not exist")
+            return UnknownTopic(message.topic)
+        if reason := self.refusing.get(message.topic):
+            return TopicUnavailable(message.topic, f"{message.topic}: {reason}", reason)
         return None

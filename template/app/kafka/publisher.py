@@ -25,7 +25,7 @@ from app.unit_of_work import BindPublisher
 
 log = structlog.get_logger(__name__)
 
-_RETRY_SECONDS = 0.1
+_RETRY_SECONDS = (0.1, 1.0)
 
 
 class CommitOutcomeUnknown(Exception):
@@ -96,8 +96,10 @@ class DirectPublisher:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._deadline
         outcomes = await self._producer.send_all(messages)
+        wait, longest = _RETRY_SECONDS
         while loop.time() < deadline and any(o is not None and o.retriable for o in outcomes):
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(min(wait, max(0.0, deadline - loop.time())))
+            wait = min(wait * 2, longest)
             again = _to_repeat(messages, outcomes)
             results = await self._producer.send_all([messages[i] for i in again])
             for index, result in zip(again, results, strict=True):

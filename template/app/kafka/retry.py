@@ -2,14 +2,14 @@
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from aiokafka import ConsumerRecord
 
 from app.database_errors import summary, words_of
 from app.kafka import codec as names
-from app.kafka.codec import Message, header, header_number, header_time, with_headers
+from app.kafka.codec import Header, Message, header, header_number, header_time, with_headers
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 from app.kafka.topics import (
     dead_letter_topic,
@@ -20,6 +20,7 @@ from app.kafka.topics import (
 )
 
 ERROR_MESSAGE_LENGTH = 2000
+_BRIEF_BYTES = 250  # the longest name of a topic
 
 
 def backoff(
@@ -85,14 +86,33 @@ def dead_letter(
     )
 
 
-def without_value(letter: Message) -> Message:
-    """A dead letter that is too large for its topic: where the message is, and what was wrong.
+def shortened(letter: Message) -> list[Message]:
+    """A dead letter whole, and with ever less of its message, for a topic that takes no more.
 
-    The message itself is on its own topic, for as long as that keeps it.
+    The last one says little more than where the message is: on its own topic, for as long as that
+    keeps it.
     """
-    size = len(letter.value or b"")
-    headers = with_headers(letter.headers, {names.OMITTED_BYTES: str(size)})
-    return letter._replace(value=b"", headers=headers)
+    own = [(name, text) for name, text in letter.headers if name in names.HISTORY]
+    brief = [(name, (text or b"")[:_BRIEF_BYTES]) for name, text in own]
+    letters = [letter]
+    for key, headers in [(letter.key, letter.headers), (letter.key, own), (None, brief)]:
+        less = _reduced(letter, key, headers)
+        if less.size < letters[-1].size:
+            letters.append(less)
+    return letters
+
+
+def _reduced(letter: Message, key: bytes | None, headers: Sequence[Header]) -> Message:
+    less = letter._replace(key=key, value=b"", headers=tuple(headers))
+    omitted = _content_bytes(letter) - _content_bytes(less)
+    # A letter without its value is not whole, however little that was.
+    changes: dict[str, str | None] = {names.OMITTED_BYTES: str(max(1, omitted))}
+    return less._replace(headers=with_headers(headers, changes))
+
+
+def _content_bytes(letter: Message) -> int:
+    texts = [part for header in letter.headers for part in (header[0].encode(), header[1])]
+    return sum(len(text or b"") for text in (letter.key, letter.value, *texts))
 
 
 def replayed(record: ConsumerRecord, to: str | None = None) -> Message:
@@ -110,8 +130,8 @@ def replayed(record: ConsumerRecord, to: str | None = None) -> Message:
     if size := header_number(record.headers, names.OMITTED_BYTES):
         place = f"{origin}[{header_number(record.headers, names.ORIGIN_PARTITION)}]"
         raise ValueError(
-            f"offset {record.offset} of {record.topic} is without its value, whose {size} bytes were"
-            f" too many: it is at offset {header_number(record.headers, names.ORIGIN_OFFSET)} of"
+            f"offset {record.offset} of {record.topic} is not whole, because its topic does not take"
+            f" {size} bytes more: the message is at offset {header_number(record.headers, names.ORIGIN_OFFSET)} of"
             f" {place}, for as long as that is kept"
         )
     consumer = to or consumer

@@ -22,7 +22,7 @@ from app.runtime import Role, Runtime
 
 relayed = Counter("outbox_relayed_total", "Events that Kafka has acknowledged", ["topic"])
 failures = Counter(
-    "outbox_send_failures_total", "Sends that failed for the event's own reasons", ["topic"]
+    "outbox_send_failures_total", "Sends that failed while the broker was there", ["topic"]
 )
 outages = Counter("outbox_outages_total", "Waits for broker or database", ["what"])
 batch_size = Histogram(

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.config import load
 from app.database_errors import is_unavailable, summary
 from app.health import Unhealthy
-from app.kafka.errors import BrokerUnavailable, SendError, UnknownTopic
+from app.kafka.errors import BrokerUnavailable, NotSent, SendError, TopicUnavailable
 from app.kafka.producer import Outcome, Producer
 from app.outbox import monitor, store
 from app.outbox.model import OrderKey, division_of
@@ -34,8 +34,7 @@ class Batch:
 
     A wave holds of each key the next rows that go to one topic: these keep their order in Kafka by
     themselves, while between topics only an acknowledgement says what came first. After a failure
-    nothing of that key is sent any more. Rows that failed before go last, because finding out about
-    a topic that is not there takes seconds.
+    nothing of that key is sent any more. Rows that failed before go last.
     """
 
     rows: Sequence[Pending]
@@ -43,8 +42,8 @@ class Batch:
     sent: list[Pending] = field(default_factory=list)
     attempted: list[Pending] = field(default_factory=list)
     hopeless: dict[int, str] = field(default_factory=dict)
-    missing_topics: set[str] = field(default_factory=set)
-    outage: SendError | None = None
+    refusing: set[str] = field(default_factory=set)
+    unanswered: dict[str, SendError] = field(default_factory=dict)
     _left: list[Pending] = field(init=False)
     _stopped: set[OrderKey] = field(default_factory=set)
     _singly: bool = False
@@ -54,7 +53,7 @@ class Batch:
 
     def next_wave(self) -> list[Pending]:
         """The rows to send next; none when the batch is through, or no broker answers."""
-        if self.outage is not None:
+        if self.unanswered:
             return []
         left = self._left
         if self._stopped:
@@ -81,6 +80,16 @@ class Batch:
         """Whether any row leaves the outbox."""
         return bool(self.sent or self.hopeless)
 
+    @property
+    def outage(self) -> SendError | None:
+        """Why no broker took anything; None where only some topics had no answer."""
+        return None if self.sent else next(iter(self.unanswered.values()), None)
+
+    @property
+    def topics_in_trouble(self) -> set[str]:
+        """The topics that took nothing, while the broker took what others were sent."""
+        return self.refusing if self.outage else {*self.refusing, *self.unanswered}
+
     def settle(self, wave: Sequence[Pending], outcomes: Sequence[Outcome]) -> None:
         """Take in how the sends of `wave` ended."""
         for row, outcome in zip(wave, outcomes, strict=True):
@@ -91,11 +100,14 @@ class Batch:
                 self._failed(row, outcome)
 
     def _failed(self, row: Pending, error: SendError) -> None:
-        if isinstance(error, UnknownTopic):
-            self.missing_topics.add(row.message.topic)
-        if error.retriable:
-            self.outage = error
-        elif isinstance(error, UnknownTopic | Unsendable) and row.attempts + 1 < self.max_attempts:
+        topic = row.message.topic
+        if isinstance(error, TopicUnavailable):
+            self.refusing.add(topic)
+        elif isinstance(error, NotSent):
+            return  # it goes with the next batch
+        elif error.retriable:
+            self.unanswered[topic] = error
+        elif isinstance(error, Unsendable) and row.attempts + 1 < self.max_attempts:
             self.attempted.append(row)
         else:
             self.hopeless[row.id] = f"{type(error).__name__}: {error}"
@@ -127,7 +139,7 @@ _BUSY_SECONDS = 0.05
 # The longer a look takes, the busier is the process or the database: more commits share a batch.
 _REST_PER_LOOK = 5
 _OUTAGE_SECONDS = (0.1, 5.0)
-_MISSING_TOPIC_SECONDS = (1.0, 60.0)
+_TOPIC_SECONDS = (0.2, 5.0)
 _BUCKETS_AT_ONCE = 8
 
 
@@ -152,7 +164,7 @@ class Relay:
         self._taken: set[int] = set()  # in the queue or being sent
         self._again: set[int] = set()  # found to have rows while it was being sent
         self._moved = False
-        self._topics = _MissingTopics()
+        self._topics = _RestingTopics()
         self._broker_away = False
         self._asking = asyncio.Lock()
         self._broker_waits = _Waits()
@@ -281,7 +293,11 @@ class Relay:
                 await self._settle(connection, batch)
         if rows:
             self._count(batch, time.perf_counter() - started)
-        return _full(rows, limit, size) if batch.moved and not batch.outage else set()
+        if batch.outage:
+            return set()
+        # Without the rows of a topic that rests from now on, those behind them are the oldest.
+        behind = {row.bucket for row in rows if row.message.topic in batch.topics_in_trouble}
+        return behind | _full(rows, limit, size) if batch.moved else behind
 
     async def _rows(
         self, connection: AsyncConnection, buckets: Sequence[int], limit: int, size: int
@@ -335,8 +351,8 @@ class Relay:
         for topic, count in Counter(row.message.topic for row in batch.sent).items():
             monitor.relayed.labels(topic).inc(count)
             self._topics.found(topic)
-        for topic in batch.missing_topics:
-            self._topics.missing(topic)
+        for topic in batch.topics_in_trouble:
+            self._topics.refused(topic)
         for row in batch.rows:
             if row.id in batch.hopeless:
                 _report_parked(row, batch.hopeless[row.id])
@@ -410,19 +426,18 @@ class _Waits:
         return waited
 
 
-class _MissingTopics:
-    """Topics that were not there, and until when they are left alone.
+class _RestingTopics:
+    """Topics that took nothing, and until when they are left alone: other topics go on meanwhile.
 
-    To find that out takes seconds in which the rest of the batch waits, so it is not asked with
-    every batch.
+    The rows of such a topic stay where they are; nothing is counted against them.
     """
 
     def __init__(self) -> None:
         self._waits: dict[str, float] = {}
         self._until: dict[str, float] = {}
 
-    def missing(self, topic: str) -> None:
-        first, longest = _MISSING_TOPIC_SECONDS
+    def refused(self, topic: str) -> None:
+        first, longest = _TOPIC_SECONDS
         self._waits[topic] = min(self._waits.get(topic, first / 2) * 2, longest)
         self._until[topic] = time.monotonic() + self._waits[topic]
         monitor.failures.labels(topic).inc()

@@ -19,9 +19,9 @@ from app.config import Settings
 from app.database import Database
 from app.health import Health
 from app.kafka.admin import provision
-from app.kafka.codec import encode
+from app.kafka.codec import Message, encode
 from app.kafka.consumer import consuming
-from app.kafka.errors import MessageTooLarge
+from app.kafka.errors import MessageRejected, MessageTooLarge, SendError
 from app.kafka.event import EventRegistry, EventType
 from app.kafka.producer import FakeProducer, KafkaProducer
 from app.kafka.settings import KafkaSettings
@@ -38,6 +38,7 @@ from tests.fixtures import database_settings, eventually, settings_for
 from tests.outbox.conftest import (
     MAX_BYTES,
     MOVED,
+    SOLD,
     TOPICS,
     Moved,
     Sold,
@@ -165,8 +166,7 @@ async def test_a_commit_wakes_the_relay_of_its_process(world: World) -> None:
 
 
 async def test_the_gauges_tell_what_waits_and_what_is_set_aside(world: World) -> None:
-    world.producer = FakeProducer([MOVED])
-    world.settings = world.settings.model_copy(update={"outbox_max_attempts": 1})
+    world.producer = RefusesSold()
     await world.write(Sold(name="a", number=1), Moved(name="a", number=2))
     async with world.relaying():
         await world.has_parked(2)
@@ -374,14 +374,20 @@ async def app(*arguments: str) -> Result:
         return await loop.run_in_executor(thread, CliRunner().invoke, cli, ["outbox", *arguments])
 
 
+class RefusesSold(FakeProducer):
+    """Refuses for good what was sold."""
+
+    def _refusal(self, message: Message) -> SendError | None:
+        return MessageRejected("too large for its topic") if message.topic == SOLD else None
+
+
 @pytest.fixture
 async def parked(
     world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> World:
     """One event that cannot be sent, and one held behind it."""
     monkeypatch.setenv("DATABASE_URL", migrated_database_url)
-    world.producer = FakeProducer([MOVED])
-    world.settings = world.settings.model_copy(update={"outbox_max_attempts": 1})
+    world.producer = RefusesSold()
     await world.write(Sold(name="a", number=1), Moved(name="a", number=2))
     async with world.relaying():
         await world.has_parked(2)
@@ -396,7 +402,7 @@ async def test_status_tells_what_waits_and_what_cannot_be_sent(parked: World) ->
     await parked.write(Moved(name="b", number=3))
     result = await app("status")
     assert result.exit_code == 0
-    assert "shop.thing.sold key=a  UnknownTopic: the topic shop.thing.sold" in result.output
+    assert "shop.thing.sold key=a  MessageRejected: too large for its topic" in result.output
     assert "1 pending" in result.output
     assert "1 parked, 1 held behind them" in result.output
 
@@ -404,7 +410,7 @@ async def test_status_tells_what_waits_and_what_cannot_be_sent(parked: World) ->
 async def test_show_tells_all_of_a_parked_event(parked: World) -> None:
     result = await app("show", await first_id(parked))
     assert result.exit_code == 0
-    for part in ("UnknownTopic", "ce_type: thing.sold", '"number": 1', "content-type"):
+    for part in ("MessageRejected", "ce_type: thing.sold", '"number": 1', "content-type"):
         assert part in result.output
 
 

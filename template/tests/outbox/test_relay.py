@@ -460,60 +460,50 @@ async def test_park_lets_the_later_events_of_the_key_pass(world: World) -> None:
     assert [row["held"] for row in await world.rows("outbox_parked")] == [False]
 
 
-async def test_a_topic_that_is_missing_is_tried_again_and_does_not_stop_others(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("missing", [True, False])
+async def test_a_topic_that_refuses_waits_alone_and_gets_its_events_when_it_takes_them(
+    world: World, missing: bool
 ) -> None:
-    monkeypatch.setattr(relay, "_MISSING_TOPIC_SECONDS", (0.1, 0.2))
-    world.producer = FakeProducer([MOVED])
-    world.settings = outbox_settings(outbox_max_attempts=3)
+    if missing:
+        world.producer = FakeProducer([MOVED])
+    else:
+        world.producer.refusing[SOLD] = "TopicAuthorizationFailedError"
+    world.settings = outbox_settings(outbox_max_attempts=1, outbox_buckets=1)
     await world.write(
         Sold(name="a", number=1), Moved(name="a", number=2), Moved(name="b", number=3)
     )
     async with world.relaying():
         await eventually(lambda: asyncio.sleep(0, world.delivered()), lambda d: d == [("b", 3)])
-        rows = await world.has_parked(2)
-    assert str(rows[0]["reason"]).startswith("UnknownTopic")
-    assert [row["held"] for row in rows] == [False, True]
-    assert world.delivered() == [("b", 3)]
+        await world.write(Moved(name="c", number=4))
+        await eventually(lambda: asyncio.sleep(0, world.delivered()), lambda d: len(d) == 2)
+        assert [row["attempts"] for row in await world.rows()] == [0, 0]
+        world.producer.refusing.clear()
+        world.producer._topics = None
+        await world.is_empty()
+    assert world.delivered() == [("b", 3), ("c", 4), ("a", 1), ("a", 2)]
+    assert await world.rows("outbox_parked") == []
 
 
-async def test_a_missing_topic_is_left_alone_for_a_while(
+async def test_a_topic_that_refuses_is_left_alone_for_a_while(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "_MISSING_TOPIC_SECONDS", (60.0, 60.0))
+    monkeypatch.setattr(relay, "_TOPIC_SECONDS", (60.0, 60.0))
 
     class Counting(FakeProducer):
         tries = 0
 
         async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
-            # On a broker each of these would take seconds, and the rest of its batch would wait.
             self.tries += any(message.topic == SOLD for message in messages)
             return await super().send_all(messages)
 
     world.producer = producer = Counting([MOVED])
-    world.settings = outbox_settings(outbox_max_attempts=100, outbox_buckets=1)
-    await world.write(Sold(name="a", number=0))
+    world.settings = outbox_settings(outbox_buckets=1)
+    await world.write(Sold(name="a", number=1))
     async with world.relaying():
         await eventually(lambda: asyncio.sleep(0, producer.tries))
-        for number in range(1, 6):
-            await world.write(Moved(name="b", number=number), Sold(name="c", number=number))
-            await eventually(lambda n=number: asyncio.sleep(0, ("b", n) in world.delivered()))  # type: ignore[misc]  # a default binds it
-        assert producer.tries == 1
-    assert len(await world.rows()) == 6
-
-
-async def test_a_topic_that_comes_into_being_gets_its_events(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relay, "_MISSING_TOPIC_SECONDS", (0.1, 0.2))
-    world.producer = FakeProducer([MOVED])
-    world.settings = outbox_settings(outbox_max_attempts=1000)
-    await world.write(Sold(name="a", number=1), Moved(name="a", number=2))
-    async with world.relaying():
-        await eventually(world.rows, lambda rows: bool(rows[0]["attempts"]))
-        world.producer._topics = TOPICS
-        await world.is_empty()
-    assert world.delivered() == [("a", 1), ("a", 2)]
+        await world.write(*moved(20, keys=5))
+        await eventually(lambda: asyncio.sleep(0, world.delivered()), lambda d: len(d) == 20)
+    assert producer.tries == 1
 
 
 async def test_a_row_at_which_the_client_itself_fails_is_parked_alone(world: World) -> None:

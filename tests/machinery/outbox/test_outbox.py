@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from app.commands import outbox
 from app.config import ConfigurationError
 from app.kafka.codec import Message, encode
-from app.kafka.errors import BrokerUnavailable, MessageRejected, SendError, UnknownTopic
+from app.kafka.errors import BrokerUnavailable, MessageRejected, NotSent, SendError, UnknownTopic
 from app.kafka.producer import Outcome
 from app.main import create_app
 from app.outbox.model import (
@@ -82,12 +82,27 @@ def test_an_outage_counts_nothing_and_ends_the_batch() -> None:
     assert batch.outage is not None
 
 
-def test_a_missing_topic_is_tried_again_until_the_last_attempt() -> None:
-    batch = Batch([row(1, "a", attempts=3), row(2, "b", attempts=4)], 5)
-    batch.settle(batch.next_wave(), [UnknownTopic("a.b.c"), UnknownTopic("a.b.c")])
-    assert ids(batch.attempted) == [1]
-    assert batch.hopeless.keys() == {2}
-    assert batch.missing_topics == {"a.b.c"}
+def test_a_topic_that_refuses_is_no_outage_and_no_fault_of_its_rows() -> None:
+    batch = Batch([row(1, "a"), row(2, "b", "a.b.d"), row(3, "a", "a.b.d"), row(4, "b", "a.b.d")], 1)
+    batch.settle(batch.next_wave(), [UnknownTopic("a.b.c"), None, None])
+    assert batch.next_wave() == []
+    assert ids(batch.sent) == [2, 4]
+    assert (batch.attempted, batch.hopeless, batch.outage) == ([], {}, None)
+    assert batch.topics_in_trouble == {"a.b.c"}
+
+
+def test_a_topic_without_an_answer_is_in_trouble_alone_where_others_had_theirs() -> None:
+    batch = Batch([row(1, "a"), row(2, "b", "a.b.d")], 1)
+    batch.settle(batch.next_wave(), [BrokerUnavailable("late"), None])
+    assert batch.outage is None
+    assert batch.topics_in_trouble == {"a.b.c"}
+
+
+def test_a_row_behind_a_refused_one_goes_with_the_next_batch() -> None:
+    batch = Batch([row(1, "a"), row(2, "b")], 1)
+    batch.settle(batch.next_wave(), [MessageRejected("no"), NotSent("behind")])
+    assert batch.hopeless.keys() == {1}
+    assert (batch.outage, batch.topics_in_trouble, batch.attempted) == (None, set(), [])
 
 
 def test_rows_that_failed_before_go_last() -> None:

@@ -1,0 +1,96 @@
+"""A broker whose rights and topics are changed while a service runs."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourcePatternType,
+    ResourceType,
+)
+
+# Everybody may do everything with a topic of which no right says otherwise.
+AUTHORIZED = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
+}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Someone who changes the rights and settings of topics."""
+
+    bootstrap_servers: str
+
+    async def deny_writing(self, topic: str) -> None:
+        everything = _rights(AclBinding, topic, AclOperation.ALL, AclPermissionType.ALLOW)
+        but = _rights(AclBinding, topic, AclOperation.WRITE, AclPermissionType.DENY)
+        await asyncio.to_thread(_done, self._admin().create_acls([everything, but]).values())
+
+    async def allow_writing(self, topic: str) -> None:
+        denied = _rights(AclBindingFilter, topic, AclOperation.WRITE, AclPermissionType.DENY)
+        await asyncio.to_thread(_done, self._admin().delete_acls([denied]).values())
+
+    async def configure(self, topic: str, name: str, value: str | None) -> None:
+        """Set what Kafka calls `name`; None for its default."""
+        operation = AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET
+        entry = ConfigEntry(name, value or "", incremental_operation=operation)
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+        changed = self._admin().incremental_alter_configs([resource])
+        await asyncio.to_thread(_done, changed.values())
+
+    def _admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+
+
+def _rights(
+    kind: type[AclBinding] | type[AclBindingFilter],
+    topic: str,
+    operation: AclOperation,
+    permission: AclPermissionType,
+) -> AclBinding | AclBindingFilter:
+    pattern = ResourcePatternType.LITERAL
+    return kind(ResourceType.TOPIC, topic, pattern, "User:*", "*", operation, permission)
+
+
+def _done(futures: Iterable["object"]) -> None:
+    for future in futures:
+        future.result(30)  # type: ignore[attr-defined]
+
+
+class Refusal:
+    """A refusal that passes: how it begins, how it ends, and the word of Kafka for it."""
+
+    def __init__(self, operator: Operator, topic: str, kind: str) -> None:
+        self._operator, self._topic, self._kind = operator, topic, kind
+
+    @property
+    def reason(self) -> str:
+        return {
+            "rights": "TopicAuthorizationFailedError",
+            "clock": "InvalidTimestampError",
+        }[self._kind]
+
+    async def begin(self) -> None:
+        if self._kind == "rights":
+            await self._operator.deny_writing(self._topic)
+        else:
+            # By the clock of the broker, whatever is written comes from too far in the past.
+            await self._operator.configure(self._topic, "message.timestamp.before.max.ms", "0")
+
+    async def end(self) -> None:
+        if self._kind == "rights":
+            await self._operator.allow_writing(self._topic)
+        else:
+            await self._operator.configure(self._topic, "message.timestamp.before.max.ms", None)
+
+
+KINDS = ["rights", "clock"]
