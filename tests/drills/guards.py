@@ -13,6 +13,7 @@ from pathlib import Path
 CONSUMER = "app/kafka/consumer.py"
 DATABASE = "app/database.py"
 PROCESSING = "app/kafka/processing.py"
+REFUSALS = "app/kafka/refusals.py"
 RELAY = "app/outbox/relay.py"
 STORE = "app/outbox/store.py"
 OUTBOX, READ_SIDE, EVENT_STORE = ("outbox",), ("cqrs",), ("outbox", "event_sourcing")
@@ -131,12 +132,45 @@ GUARDS = [
     Guard(
         "confirmed-before-commit",
         PROCESSING,
-        "        await self._patiently(lambda: self._producer.send(message), _is_unsent)\n",
-        "        try:\n"
-        "            await self._producer.send(message)\n"
-        "        except SendError:\n"
-        "            pass\n",
+        "            await self._patiently(\n"
+        "                lambda: self._producer.send(message),\n"
+        "                lambda error: _is_unsent(error) and not isinstance(error, _REFUSED_FOR_GOOD),\n"
+        "            )\n",
+        "            try:\n"
+        "                await self._producer.send(message)\n"
+        "            except BrokerUnavailable:\n"
+        "                pass\n",
         "test_dead_letters_wait_for_their_topic",
+    ),
+    Guard(
+        "refusals-that-pass-are-waited-for",
+        REFUSALS,
+        "    kafka_errors.TopicAuthorizationFailedError: Meaning.TOPIC,\n",
+        "    kafka_errors.TopicAuthorizationFailedError: Meaning.RECORD,\n",
+        "test_refusals_that_pass",
+    ),
+    Guard(
+        "any-size-refused-is-too-large",
+        PROCESSING,
+        "_REFUSED_FOR_GOOD = (MessageTooLarge, MessageRejected)\n",
+        "_REFUSED_FOR_GOOD = (MessageTooLarge,)\n",
+        "test_dead_letters_that_their_topic_takes_only_in_part",
+    ),
+    Guard(
+        "outbox-refusals-park-nothing",
+        REFUSALS,
+        "    kafka_errors.InvalidTimestampError: Meaning.TOPIC,\n",
+        "    kafka_errors.InvalidTimestampError: Meaning.RECORD,\n",
+        "test_refusals_that_pass",
+        OUTBOX,
+    ),
+    Guard(
+        "outbox-a-topic-waits-alone",
+        "app/kafka/client.py",
+        "        lacks_replicas = isinstance(error, kafka_errors.NotEnoughReplicasError)\n",
+        "        lacks_replicas = False\n",
+        "test_refusals_that_pass",
+        OUTBOX,
     ),
     Guard(
         "clients-are-replaced",
