@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no __all__
     AclBinding,
     AclBindingFilter,
     AclOperation,
@@ -31,39 +33,20 @@ class Operator:
     bootstrap_servers: str
 
     async def deny_writing(self, topic: str) -> None:
-        everything = _rights(AclBinding, topic, AclOperation.ALL, AclPermissionType.ALLOW)
-        but = _rights(AclBinding, topic, AclOperation.WRITE, AclPermissionType.DENY)
-        await asyncio.to_thread(_done, self._admin().create_acls([everything, but]).values())
+        allowed = self._rights(topic, AclOperation.ALL, AclPermissionType.ALLOW)
+        denied = self._rights(topic, AclOperation.WRITE, AclPermissionType.DENY)
+        created = self._admin().create_acls([AclBinding(*allowed), AclBinding(*denied)])
+        await asyncio.to_thread(_done, created.values())
 
     async def allow_writing(self, topic: str) -> None:
-        denied = _rights(AclBindingFilter, topic, AclOperation.WRITE, AclPermissionType.DENY)
-        await asyncio.to_thread(_done, self._admin().delete_acls([denied]).values())
+        denied = self._rights(topic, AclOperation.WRITE, AclPermissionType.DENY)
+        deleted = self._admin().delete_acls([AclBindingFilter(*denied)])
+        await asyncio.to_thread(_done, deleted.values())
 
-    async def configure(self, topic: str, name: str, value: str | None) -> None:
-        """Set what Kafka calls `name`; None for its default."""
-        operation = AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET
-        entry = ConfigEntry(name, value or "", incremental_operation=operation)
-        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-        changed = self._admin().incremental_alter_configs([resource])
-        await asyncio.to_thread(_done, changed.values())
-
-    def _admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
-
-
-def _rights(
-    kind: type[AclBinding] | type[AclBindingFilter],
-    topic: str,
-    operation: AclOperation,
-    permission: AclPermissionType,
-) -> AclBinding | AclBindingFilter:
-    pattern = ResourcePatternType.LITERAL
-    return kind(ResourceType.TOPIC, topic, pattern, "User:*", "*", operation, permission)
-
-
-def _done(futures: Iterable["object"]) -> None:
+    @staticmethod
+    def _done(futures: Iterable["Future[Any]"]) -> None:
     for future in futures:
-        future.result(30)  # type: ignore[attr-defined]
+        future.result(30)
 
 
 class Refusal:
