@@ -44,7 +44,23 @@ class Operator:
         await asyncio.to_thread(_done, deleted.values())
 
     @staticmethod
-    def _done(futures: Iterable["Future[Any]"]) -> None:
+    def _rights(topic: str, operation: AclOperation, permission: AclPermissionType) -> Any:
+        literal = ResourcePatternType.LITERAL
+        return ResourceType.TOPIC, topic, literal, "User:*", "*", operation, permission
+
+    async def configure(self, topic: str, name: str, value: str | None) -> None:
+        """Set what Kafka calls `name`; None for its default."""
+        operation = AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET
+        entry = ConfigEntry(name, value or "", incremental_operation=operation)
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+        changed = self._admin().incremental_alter_configs([resource])
+        await asyncio.to_thread(_done, changed.values())
+
+    def _admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+
+
+def _done(futures: Iterable["Future[Any]"]) -> None:
     for future in futures:
         future.result(30)
 

@@ -13,6 +13,7 @@ from app.dev.kafka import KafkaCluster
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 from drills.refusing import AUTHORIZED, KINDS, Operator, Refusal
+from drills.service import Process
 from drills.test_outbox_delivery import rows_of
 
 ROUNDS = 8
@@ -49,13 +50,7 @@ async def test_refusals_that_pass(bench_of: MakeBench, three_brokers: KafkaClust
     await asyncio.gather(api.is_ready(), relay.is_ready())
     async with httpx.AsyncClient(base_url=api.url, timeout=30) as http:
         for kind in KINDS:
-            refusal = Refusal(operator, posts, kind)
-            await refusal.begin()
-            await others_flow(bench, http, users, kind)
-            await eventually(relay.readiness, lambda now: is_named(now, posts, refusal.reason))
-            await refusal.end()
-            await eventually(lambda: rows_of(bench), lambda rows: rows == 0)
-            await relay.is_ready()
+            await refused(bench, http, relay, (users, posts), Refusal(operator, posts, kind))
         await operator.configure(posts, "min.insync.replicas", "3")
         await asyncio.to_thread(three_brokers.kill, 3)
         await sign_up(http, "survivor")
@@ -69,6 +64,23 @@ async def test_refusals_that_pass(bench_of: MakeBench, three_brokers: KafkaClust
     stored = {row["id"] for row in await bench.query("SELECT id FROM posts")}
     assert {int(record.key or b"0") for record in await bench.records(posts)} == stored
     assert len(stored) == (len(KINDS) + 1) * ROUNDS
+
+
+async def refused(
+    bench: Bench,
+    http: httpx.AsyncClient,
+    relay: Process,
+    topics: tuple[str, str],
+    refusal: Refusal,
+) -> None:
+    """The second of the topics refuses, until the first has had its events."""
+    users, posts = topics
+    await refusal.begin()
+    await others_flow(bench, http, users, refusal.reason)
+    await eventually(relay.readiness, lambda now: is_named(now, posts, refusal.reason))
+    await refusal.end()
+    await eventually(lambda: rows_of(bench), lambda rows: rows == 0)
+    await relay.is_ready()
 
 
 async def others_flow(bench: Bench, http: httpx.AsyncClient, topic: str, name: str) -> None:
