@@ -1,7 +1,7 @@
 """A broker whose rights and topics are changed while a service runs."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -35,13 +35,12 @@ class Operator:
     async def deny_writing(self, topic: str) -> None:
         allowed = self._rights(topic, AclOperation.ALL, AclPermissionType.ALLOW)
         denied = self._rights(topic, AclOperation.WRITE, AclPermissionType.DENY)
-        created = self._admin().create_acls([AclBinding(*allowed), AclBinding(*denied)])
-        await asyncio.to_thread(_done, created.values())
+        bindings = [AclBinding(*allowed), AclBinding(*denied)]
+        await self._change(lambda admin: admin.create_acls(bindings))
 
     async def allow_writing(self, topic: str) -> None:
         denied = self._rights(topic, AclOperation.WRITE, AclPermissionType.DENY)
-        deleted = self._admin().delete_acls([AclBindingFilter(*denied)])
-        await asyncio.to_thread(_done, deleted.values())
+        await self._change(lambda admin: admin.delete_acls([AclBindingFilter(*denied)]))
 
     @staticmethod
     def _rights(topic: str, operation: AclOperation, permission: AclPermissionType) -> Any:
@@ -53,16 +52,15 @@ class Operator:
         operation = AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET
         entry = ConfigEntry(name, value or "", incremental_operation=operation)
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-        changed = self._admin().incremental_alter_configs([resource])
-        await asyncio.to_thread(_done, changed.values())
+        await self._change(lambda admin: admin.incremental_alter_configs([resource]))
 
-    def _admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+    async def _change(self, change: Callable[[AdminClient], Mapping[Any, "Future[Any]"]]) -> None:
+        await asyncio.to_thread(self._change_now, change)
 
-
-def _done(futures: Iterable["Future[Any]"]) -> None:
-    for future in futures:
-        future.result(30)
+    def _change_now(self, change: Callable[[AdminClient], Mapping[Any, "Future[Any]"]]) -> None:
+        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        for future in change(admin).values():
+            future.result(30)
 
 
 class Refusal:

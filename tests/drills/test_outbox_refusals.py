@@ -54,7 +54,9 @@ async def test_refusals_that_pass(bench_of: MakeBench, three_brokers: KafkaClust
         await operator.configure(posts, "min.insync.replicas", "3")
         await asyncio.to_thread(three_brokers.kill, 3)
         await sign_up(http, "survivor")
-        await eventually(lambda: rows_of(bench), lambda rows: rows == 0)  # the others have taken over
+        await eventually(
+            lambda: rows_of(bench), lambda rows: rows == 0
+        )  # the others have taken over
         await others_flow(bench, http, users, "replicas")
         await eventually(relay.readiness, lambda now: is_named(now, posts, "NotEnoughReplicas"))
         await operator.configure(posts, "min.insync.replicas", "2")

@@ -41,19 +41,24 @@ async def test_refusals_that_pass(bench_of: MakeBench, authorized: KafkaCluster)
     async with httpx.AsyncClient(base_url=api.url, timeout=30) as http:
         for kind in KINDS:
             refusal = Refusal(Operator(authorized.bootstrap_servers), topic, kind)
-            await refusal.begin()
-            signing_up = asyncio.gather(*(sign_up(http, f"{kind}{n}") for n in range(3)))
-            await eventually(api.readiness, lambda now: is_named(now, topic, refusal.reason))
-            await asyncio.sleep(REFUSED_SECONDS)
-            await refusal.end()
-            await signing_up
-            await api.is_ready()
+            await refused(api, http, refusal, topic)
     stored = sorted(row["id"] for row in await bench.query("SELECT id FROM users"))
     keys = {int(record.key or b"0") for record in await bench.records(topic)}
     assert sorted(keys) == stored
     assert await api.metric("kafka_events_lost_total") == 0
     assert await api.metric("kafka_topic_refusals_total", topic=topic) > 0
     assert await api.metric("kafka_producer_replacements_total") == 0
+
+
+async def refused(api: Process, http: httpx.AsyncClient, refusal: Refusal, topic: str) -> None:
+    await refusal.begin()
+    names = [f"{refusal.reason}{number}" for number in range(3)]
+    signing_up = asyncio.gather(*(sign_up(http, name) for name in names))
+    await eventually(api.readiness, lambda now: is_named(now, topic, refusal.reason))
+    await asyncio.sleep(REFUSED_SECONDS)
+    await refusal.end()
+    await signing_up
+    await api.is_ready()
 
 
 async def sign_up(http: httpx.AsyncClient, name: str) -> None:

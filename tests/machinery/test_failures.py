@@ -36,8 +36,8 @@ from app.kafka.retry import (
     discarded,
     due_at,
     replayed,
-    stages,
     shortened,
+    stages,
 )
 from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 

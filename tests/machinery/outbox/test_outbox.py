@@ -83,7 +83,9 @@ def test_an_outage_counts_nothing_and_ends_the_batch() -> None:
 
 
 def test_a_topic_that_refuses_is_no_outage_and_no_fault_of_its_rows() -> None:
-    batch = Batch([row(1, "a"), row(2, "b", "a.b.d"), row(3, "a", "a.b.d"), row(4, "b", "a.b.d")], 1)
+    batch = Batch(
+        [row(1, "a"), row(2, "b", "a.b.d"), row(3, "a", "a.b.d"), row(4, "b", "a.b.d")], 1
+    )
     batch.settle(batch.next_wave(), [UnknownTopic("a.b.c"), None, None])
     assert batch.next_wave() == []
     assert ids(batch.sent) == [2, 4]
