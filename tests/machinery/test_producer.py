@@ -556,6 +556,11 @@ async def test_of_a_refused_batch_each_is_found_out_alone(client: type[Client]) 
     assert len(client.made) == 1  # a refusal costs no other topic anything
 
 
+def refused_by(error: type[kafka_errors.KafkaError]) -> float:
+    labels = {"topic": "a", "reason": error.__name__}
+    return METRICS.get_sample_value("kafka_topic_refusals_total", labels) or 0.0
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -569,7 +574,7 @@ async def test_of_a_refused_batch_each_is_found_out_alone(client: type[Client]) 
 async def test_a_refusal_that_is_not_the_records_own_is_the_topics(
     client: type[Client], error: type[kafka_errors.KafkaError]
 ) -> None:
-    refusing = True
+    refusing, before = True, refused_by(error)
     client.fate = staticmethod(lambda _value: error() if refusing else None)
     async with connected() as producer:
         assert kinds(await producer.send_all(numbered(2))) == [TopicUnavailable] * 2
@@ -582,6 +587,7 @@ async def test_a_refusal_that_is_not_the_records_own_is_the_topics(
         await producer.check_topics()
 
     assert len(client.made) == 1
+    assert refused_by(error) == before + 3
 
 
 async def test_a_refusal_is_forgotten_when_nobody_sends_there(

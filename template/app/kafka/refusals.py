@@ -9,6 +9,7 @@ import structlog
 from aiokafka import errors as kafka_errors
 
 from app.health import Unhealthy
+from app.kafka import metrics
 from app.kafka.client import (
     Client,
     InvalidRecordError,
@@ -154,6 +155,7 @@ class RefusingTopics:
     def refused(self, error: TopicUnavailable) -> None:
         if error.topic not in self._reasons:
             log.warning("topic refuses messages", topic=error.topic, reason=str(error))
+        metrics.topic_refusals.labels(error.topic, error.kind).inc()
         self._reasons[error.topic] = str(error)
         self._until[error.topic] = time.monotonic() + _REMEMBERED_SECONDS
 
