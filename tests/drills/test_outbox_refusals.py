@@ -94,13 +94,16 @@ async def others_flow(bench: Bench, http: httpx.AsyncClient, topic: str, name: s
         post = {"user_id": user, "title": "t", "content": "c"}
         answer = await http.post("/posts", json=post)
         assert answer.status_code == 201, answer.text
-
-        async def keys() -> set[bytes | None]:
-            return {record.key for record in await bench.records(topic)}
-
-        await eventually(keys, lambda found, user=user: str(user).encode() in found)
+        await has_key(bench, topic, str(user).encode())
     spent = time.monotonic() - began
     assert spent < ROUNDS * bench.settings.kafka_send_timeout_seconds / 2, f"{spent:.1f} s"
+
+
+async def has_key(bench: Bench, topic: str, key: bytes) -> None:
+    async def keys() -> set[bytes | None]:
+        return {record.key for record in await bench.records(topic)}
+
+    await eventually(keys, lambda found: key in found)
 
 
 async def sign_up(http: httpx.AsyncClient, name: str) -> int:
