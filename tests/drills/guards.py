@@ -169,7 +169,7 @@ GUARDS = [
         "app/kafka/client.py",
         "        lacks_replicas = isinstance(error, kafka_errors.NotEnoughReplicasError)\n",
         "        lacks_replicas = False\n",
-        "test_refusals_that_pass",
+        "test_a_topic_that_lacks_replicas",
         OUTBOX,
     ),
     Guard(

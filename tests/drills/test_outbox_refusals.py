@@ -19,11 +19,9 @@ from drills.test_outbox_delivery import rows_of
 ROUNDS = 8
 
 
-@pytest.fixture(scope="module")
-def three_brokers(drills_folder: Path) -> Iterator[KafkaCluster]:
-    """Replication factor 3, with rights."""
-    folder = drills_folder / "refusing"
-    cluster = KafkaCluster(folder, brokers=3, fresh=True, settings=AUTHORIZED)
+@pytest.fixture
+def authorized(drills_folder: Path) -> Iterator[KafkaCluster]:
+    cluster = KafkaCluster(drills_folder / "authorized", fresh=True, settings=AUTHORIZED)
     cluster.start()
     try:
         yield cluster
@@ -31,41 +29,74 @@ def three_brokers(drills_folder: Path) -> Iterator[KafkaCluster]:
         cluster.kill()
 
 
-async def test_refusals_that_pass(bench_of: MakeBench, three_brokers: KafkaCluster) -> None:
-    """WRITE on one topic is denied, the broker's clock disagrees, and one of three replicas is gone
-    where all have to be in sync. The others' events flow meanwhile, each within moments; the
-    relay's readiness names topic and reason; all arrives by itself."""
-    bench = await bench_of(
-        "",
-        three_brokers.bootstrap_servers,
-        topics=False,
-        KAFKA_TOPIC_REPLICATION_FACTOR="3",
-        OUTBOX_BUCKETS="1",  # in one bucket, the topics have to get past each other
-    )
-    bench.app("topics", "create")
-    service = bench.settings.kafka_client_id
-    users, posts = f"{service}.user.created", f"{service}.post.created"
-    operator = Operator(three_brokers.bootstrap_servers)
+@pytest.fixture
+def three_brokers(drills_folder: Path) -> Iterator[KafkaCluster]:
+    """Replication factor 3, min.insync.replicas=2."""
+    cluster = KafkaCluster(drills_folder / "refusing", brokers=3, fresh=True)
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        cluster.kill()
+
+
+async def test_refusals_that_pass(bench_of: MakeBench, authorized: KafkaCluster) -> None:
+    """WRITE on one topic is denied, and then the broker's clock disagrees. The others' events flow
+    meanwhile; the relay's readiness names topic and reason; all arrives by itself."""
+    bench, users, posts = await in_one_bucket(bench_of, authorized, replicas=1)
+    operator = Operator(authorized.bootstrap_servers)
     api, relay = bench.api(), bench.relay()
     await asyncio.gather(api.is_ready(), relay.is_ready())
     async with httpx.AsyncClient(base_url=api.url, timeout=30) as http:
         for kind in KINDS:
             await refused(bench, http, relay, (users, posts), Refusal(operator, posts, kind))
+    await all_arrived(bench, posts, len(KINDS) * ROUNDS)
+
+
+async def test_a_topic_that_lacks_replicas_waits_alone(
+    bench_of: MakeBench, three_brokers: KafkaCluster
+) -> None:
+    """One of three replicas is gone where one topic wants all of them in sync: the others' events
+    flow, each within moments, and that topic's arrive when it wants fewer."""
+    bench, users, posts = await in_one_bucket(bench_of, three_brokers, replicas=3)
+    operator = Operator(three_brokers.bootstrap_servers)
+    api, relay = bench.api(), bench.relay()
+    await asyncio.gather(api.is_ready(), relay.is_ready())
+    async with httpx.AsyncClient(base_url=api.url, timeout=30) as http:
         await operator.configure(posts, "min.insync.replicas", "3")
         await asyncio.to_thread(three_brokers.kill, 3)
-        await sign_up(http, "survivor")
-        await eventually(
-            lambda: rows_of(bench), lambda rows: rows == 0
-        )  # the others have taken over
+        for number in range(3):  # the brokers that are left take over
+            await sign_up(http, f"survivor{number}")
+        await eventually(lambda: rows_of(bench), lambda rows: rows == 0)
         await others_flow(bench, http, users, "replicas")
         await eventually(relay.readiness, lambda now: is_named(now, posts, "NotEnoughReplicas"))
         await operator.configure(posts, "min.insync.replicas", "2")
         await eventually(lambda: rows_of(bench), lambda rows: rows == 0)
         await relay.is_ready()
+    await all_arrived(bench, posts, ROUNDS)
+
+
+async def in_one_bucket(
+    bench_of: MakeBench, cluster: KafkaCluster, replicas: int
+) -> tuple[Bench, str, str]:
+    """A service all of whose topics have to get past each other, and two of these topics."""
+    bench = await bench_of(
+        "",
+        cluster.bootstrap_servers,
+        topics=False,
+        KAFKA_TOPIC_REPLICATION_FACTOR=str(replicas),
+        OUTBOX_BUCKETS="1",
+    )
+    bench.app("topics", "create")
+    service = bench.settings.kafka_client_id
+    return bench, f"{service}.user.created", f"{service}.post.created"
+
+
+async def all_arrived(bench: Bench, topic: str, count: int) -> None:
     assert await bench.query("SELECT id FROM outbox_parked") == []
     stored = {row["id"] for row in await bench.query("SELECT id FROM posts")}
-    assert {int(record.key or b"0") for record in await bench.records(posts)} == stored
-    assert len(stored) == (len(KINDS) + 1) * ROUNDS
+    assert {int(record.key or b"0") for record in await bench.records(topic)} == stored
+    assert len(stored) == count
 
 
 async def refused(
