@@ -89,7 +89,7 @@ async def in_one_bucket(
     )
     bench.app("topics", "create")
     service = bench.settings.kafka_client_id
-    return bench, f"{service}.user.created", f"{service}.post.created"
+    return bench, f"{service}.user.created", f"{service}.post.published"
 
 
 async def all_arrived(bench: Bench, topic: str, count: int) -> None:
@@ -122,7 +122,7 @@ async def others_flow(bench: Bench, http: httpx.AsyncClient, topic: str, name: s
     began = time.monotonic()
     for number in range(ROUNDS):
         user = await sign_up(http, f"{name}{number}")
-        post = {"user_id": user, "title": "t", "content": "c"}
+        post = {"author_id": user, "title": "t", "body": "b"}
         answer = await http.post("/posts", json=post)
         assert answer.status_code == 201, answer.text
         await has_key(bench, topic, str(user).encode())
