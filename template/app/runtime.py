@@ -13,6 +13,7 @@ from app.health import Health
 from app.kafka.consumer import consuming
 from app.kafka.event import EventRegistry
 from app.kafka.inbox import inbox_retention
+from app.kafka.lag import GroupLagMeter
 from app.kafka.producer import Producer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
@@ -84,4 +85,18 @@ async def worker(runtime: Runtime) -> AsyncIterator[None]:
             runtime.health,
         ),
     ):
+        yield
+
+
+@asynccontextmanager
+async def lag_metering(runtime: Runtime) -> AsyncIterator[None]:
+    """The lifespan of the meter that shows how far workers of other processes are behind.
+
+    A worker measures its own partitions, in the same series.
+    """
+    if Role.WORKER in runtime.roles:
+        yield
+        return
+    meter = GroupLagMeter(runtime.configuration.kafka, runtime.registry, runtime.subscriptions)
+    async with meter.measuring():
         yield

@@ -34,6 +34,22 @@ class Guard:
 
 GUARDS = [
     Guard(
+        "outbox-measured-without-relay",
+        "app/wiring.py",
+        "({Role.API, Role.WORKER, Role.RELAY}, monitor.lifespan)",
+        "({Role.RELAY}, monitor.lifespan)",
+        "test_alerts_fire_when_relay_and_worker_are_dead",
+        OUTBOX,
+    ),
+    Guard(
+        "lag-measured-without-worker",
+        "app/wiring.py",
+        "({Role.API, Role.RELAY}, lag_metering)",
+        "({Role.RELAY}, lag_metering)",
+        "test_alerts_fire_when_relay_and_worker_are_dead",
+        OUTBOX,
+    ),
+    Guard(
         "inbox",
         PROCESSING,
         "return await claim(uow.session, self._name, ids)",

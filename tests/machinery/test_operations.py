@@ -536,3 +536,21 @@ async def test_what_is_no_request_passes_untouched() -> None:
     await TracingMiddleware(app)(*parts)  # type: ignore[arg-type]  # they are only passed on
 
     assert seen == [parts]
+
+
+def test_no_gauge_has_a_value_before_it_is_measured() -> None:
+    """An alert on a 0 that nobody measured stays silent."""
+    listing = (
+        "from prometheus_client import REGISTRY\n"
+        "from app import cli, main\n"
+        "assert cli.COMMANDS and main.create_app\n"
+        "for metric in REGISTRY.collect():\n"
+        "    if metric.type == 'gauge' and not metric.name.startswith(('python_', 'process_')):\n"
+        "        print(metric.name, *(sample.name for sample in metric.samples))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    gauges = [line.split() for line in done.stdout.splitlines()]
+    assert "kafka_consumer_lag" in {name for name, *_ in gauges}
+    assert [name for name, *samples in gauges if samples] == []

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import GroupLoadInProgressError, KafkaError
+from aiokafka.errors import KafkaError
 from prometheus_client import Gauge
 from pydantic import Field
 
 from app.config import EnvSettings, load
 from app.health import Unhealthy
 from app.kafka.admin import reading
-from app.kafka.errors import BrokerUnavailable, MessagingError
+from app.kafka.errors import MessagingError
 from app.kafka.event import EventRegistry
-from app.kafka.settings import KafkaSettings, client_options, reason_for
+from app.kafka.lag import administering, committed_offsets, pending_offsets
+from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.runtime import Lifespan, Runtime
 
@@ -42,7 +42,6 @@ log = structlog.get_logger(__name__)
 INTERVAL_SECONDS = 10.0
 FETCH_SECONDS = 5.0
 MEASURE_TIMEOUT_SECONDS = 30.0
-COORDINATOR_SECONDS, COORDINATOR_POLL_SECONDS = 10.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -59,71 +58,17 @@ async def measure(
     """The lag of each projection, by name. Raises BrokerUnavailable."""
     topics = sorted({topic for s in projectors for topic in s.topics(registry)})
     found = {}
-    async with reading(settings, topics) as client, _administering(settings) as admin:
+    async with reading(settings, topics) as client, administering(settings) as admin:
         client.pause(*client.assignment())  # nothing is fetched but what is asked for
         for subscription in projectors:
             group = f"{settings.kafka_group_id}.{subscription.name}"
             of_it = subscription.topics(registry)
             partitions = [tp for tp in client.assignment() if tp.topic in of_it]
             committed = await committed_offsets(admin, group, partitions)
-            pending = await _pending(client, partitions, committed)
+            reached = await pending_offsets(client, partitions, committed)
+            pending = {tp: (at, end) for tp, (at, end) in reached.items() if at < end}
             found[subscription.name] = await _lag(client, pending)
     return found
-
-
-@asynccontextmanager
-async def _administering(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    try:
-        await admin.start()
-        yield admin
-    except KafkaError as error:
-        reason = await reason_for(error, settings)
-        raise BrokerUnavailable(f"lag cannot be measured: {reason}") from error
-    finally:
-        await admin.close()
-
-
-async def committed_offsets(
-    admin: AIOKafkaAdminClient,
-    group: str,
-    partitions: Sequence[TopicPartition],
-    patience: float = COORDINATOR_SECONDS,
-) -> dict[TopicPartition, int]:
-    """What `group` has committed of those of `partitions` of which it has committed anything.
-
-    A cluster whose first group this is has to make the topic of the offsets, and a coordinator that
-    has just begun to be one loads it: for `patience` seconds that is waited for. Raises KafkaError.
-    """
-    if not partitions:
-        return {}
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            found = await admin.list_consumer_group_offsets(group, partitions=[*partitions])
-            # aiokafka overlooks an error of the answer as a whole. Then nothing is in it, where
-            # otherwise each partition is, with -1 for those of which nothing was committed.
-            if found.keys() >= set(partitions):
-                return {tp: entry.offset for tp, entry in found.items() if entry.offset >= 0}
-            trouble: KafkaError = GroupLoadInProgressError(f"no offsets of {group} were told")
-        except KafkaError as error:
-            trouble = error
-        if not trouble.retriable or time.monotonic() >= deadline:
-            raise trouble
-        await asyncio.sleep(COORDINATOR_POLL_SECONDS)
-
-
-async def _pending(
-    client: AIOKafkaConsumer,
-    partitions: Sequence[TopicPartition],
-    committed: Mapping[TopicPartition, int],
-) -> dict[TopicPartition, tuple[int, int]]:
-    """The partitions with events still to be projected: from which offset, to which."""
-    starts = await client.beginning_offsets(partitions) if partitions else {}
-    ends = await client.end_offsets(partitions) if partitions else {}
-    # Nothing committed, or nothing that is still kept: it is counted from the beginning.
-    positions = {tp: max(committed.get(tp, 0), starts[tp]) for tp in partitions}
-    return {tp: (positions[tp], ends[tp]) for tp in partitions if positions[tp] < ends[tp]}
 
 
 async def _lag(client: AIOKafkaConsumer, pending: Mapping[TopicPartition, tuple[int, int]]) -> Lag:
@@ -187,6 +132,7 @@ class Monitor:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            self._forget()
 
     async def _watch(self) -> None:
         while True:
@@ -210,6 +156,12 @@ class Monitor:
         if self.trouble != trouble:
             log.info("projection lag unknown", reason=trouble)
         self.trouble = trouble
+        self._forget()
+
+    def _forget(self) -> None:
+        # A value that is no longer measured would keep an alert silent.
+        lag_events.clear()
+        lag_seconds.clear()
 
     def _tell(self) -> None:
         self.trouble = None

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from app import wiring
 from app.commands.projections import commands
 from app.cqrs import projections
-from app.cqrs.lag import Lag, Monitor, ProjectionSettings, committed_offsets, measure
+from app.cqrs.lag import Lag, Monitor, ProjectionSettings, measure
 from app.cqrs.order_views import OrderTables
 from app.cqrs.projections import SUBSCRIPTIONS
 from app.cqrs.queries import DailySales, OrderDetailFilter, OrderViewQueries, SalesQueries
@@ -34,6 +34,7 @@ from app.kafka.admin import provision
 from app.kafka.codec import encode
 from app.kafka.consumer import consuming
 from app.kafka.event import EventRegistry
+from app.kafka.lag import committed_offsets
 from app.kafka.producer import KafkaProducer
 from app.kafka.settings import KafkaSettings, client_options
 from app.kafka.topics import wanted
