@@ -439,14 +439,6 @@ GUARDS = [
         "test_commits_whose_answer_is_lost",
     ),
     Guard(
-        "outbox-row-in-the-transaction",
-        "app/outbox/publisher.py",
-        '        event.listen(self._session, "before_commit", self._before_commit)\n',
-        '        event.listen(self._session, "after_commit", self._before_commit)\n',
-        "test_no_outbox_row_depends_on_the_answer",
-        OUTBOX,
-    ),
-    Guard(
         "append-with-its-message",
         "app/event_sourcing/orders.py",
         "            appended = await self._store.append(order.id, new, expected_version)\n",
