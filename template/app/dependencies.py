@@ -10,15 +10,16 @@ from typing import Annotated
 from fastapi import Depends, Header, Path, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.idempotency import Idempotency, IdempotencyRepository
 from app.runtime import Runtime
+from app.schemas import DIGITS
 from app.unit_of_work import UnitOfWork
 
 # An id outside of the column's range is refused; all others are looked for.
-PathId = Annotated[int, Path(ge=-(2**63), le=2**63 - 1)]
+PathId = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), DIGITS, Path()]
 
 IdempotencyKey = Annotated[
     str | None,

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from app.domain import DomainError
+from app.methods import allowed_methods
 
 MEDIA_TYPE = "application/problem+json"
 _SCHEMAS = "#/components/schemas/{model}"
@@ -104,7 +105,7 @@ def document(app: FastAPI) -> None:
             )
             for operation in (o for path in schema["paths"].values() for o in path.values()):
                 if "requestBody" in operation:
-                    common = responses(409, 415)
+                    common = responses(400, 409, 415)
                     operation["responses"] |= {str(s): told for s, told in common.items()}
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             for model in (Problem, FieldProblem):
@@ -262,8 +263,11 @@ def _field(entry: Mapping[str, Any]) -> FieldProblem:
 async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the router names those of one route
+        headers["Allow"] = ", ".join(allowed_methods(request.app.routes, request.scope))
     return problem_response(
-        request.scope, error.status_code, detail=str(error.detail), headers=error.headers
+        request.scope, error.status_code, detail=str(error.detail), headers=headers
     )
 
 

@@ -1,5 +1,6 @@
 """Doing a request once, however often it is sent: its key, and the answer that was given."""
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,6 +9,7 @@ from sqlalchemy import DateTime, Integer, LargeBinary, String, delete, func, sel
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
+from starlette.responses import Response
 
 from app.database import Base
 from app.errors import Unprocessable
@@ -126,6 +128,20 @@ class Idempotency:
 
     def __init__(self, keys: IdempotencyRepository) -> None:
         self._keys = keys
+
+    async def respond(
+        self, scope: str, key: str | None, request: str, work: Callable[[], Awaitable[Answer]]
+    ) -> Response:
+        """The answer of `work` as a response: with a `key`, of the first time that it was done.
+
+        `request` is what tells one request in `scope` from another. Raises IdempotencyKeyReused.
+        """
+        if key is None:
+            answer = await work()
+        else:
+            fingerprint = hashlib.sha256(request.encode()).digest()
+            answer = await self.once(scope, key, fingerprint, work)
+        return Response(answer.body, answer.status, answer.headers, "application/json")
 
     async def once(
         self, scope: str, key: str, fingerprint: bytes, work: Callable[[], Awaitable[Answer]]

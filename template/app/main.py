@@ -13,6 +13,7 @@ from app.dependencies import refuse_unknown_query
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer, Producer
 from app.kafka.settings import client_options
+from app.methods import HeadAsGet
 from app.migrate import Schema
 from app.runtime import Configuration, Resources, Role, Runtime
 from app.tracing import TracingMiddleware
@@ -43,6 +44,7 @@ def create_app(
 
     app = FastAPI(title=PROJECT_NAME, description=DESCRIPTION, lifespan=lifespan)
     errors.install(app)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBoundary)
     app.add_middleware(TracingMiddleware)  # the last one added is the outermost
     app.include_router(health.router)

@@ -3,10 +3,13 @@ is as narrow as its column, so that what is valid can be stored.
 """
 
 import base64
+import re
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -16,6 +19,7 @@ from pydantic import (
 )
 
 MAX_ID = 2**63 - 1
+MAX_VERSION = 2**31 - 1
 _CURSOR_PREFIX = "id:"
 
 
@@ -35,7 +39,42 @@ def _without_nul(value: str) -> str:
     return value
 
 
-Id = Annotated[int, Field(ge=1, le=MAX_ID, examples=[1])]
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
+_DECIMAL = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,12})?")
+
+
+def _plain_integer(value: object) -> object:
+    if isinstance(value, str) and not _INTEGER.fullmatch(value):
+        raise ValueError("use digits only, such as 12")
+    return value
+
+
+def plain_decimal(value: object) -> object:
+    """For a Decimal field: refuse what Python takes for a number and other languages do not."""
+    if isinstance(value, bool) or (isinstance(value, str) and not _DECIMAL.fullmatch(value)):
+        raise ValueError('use a decimal number, such as "3.50"')
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC it must be within the years 1 to 9999") from None
+
+
+# For integers of a path or a query, where everything is text: nothing but digits. It comes after
+# the bounds, or the document does not show them.
+DIGITS = BeforeValidator(_plain_integer)
+# Of a body: a JSON number, and neither a string nor a truth value.
+Integer = Annotated[int, Field(strict=True)]
+
+Id = Annotated[Integer, Field(ge=1, le=MAX_ID, examples=[1])]
+QueryId = Annotated[int, Field(ge=1, le=MAX_ID, examples=[1]), DIGITS]
+QueryVersion = Annotated[int, Field(ge=1, le=MAX_VERSION), DIGITS]
+# The version after which a page begins; 0 is before the first one.
+AfterVersion = Annotated[int, Field(ge=0, le=MAX_VERSION), DIGITS]
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Title = Annotated[
     str,
     # Before the validator: constraints that follow one are checked on the unstripped text.

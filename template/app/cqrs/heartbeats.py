@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import AwareDatetime
+from pydantic import Field
 from sqlalchemy import BigInteger, DateTime, Index, String, Table, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -21,10 +21,10 @@ from app.cqrs.rebuild import AnyProjection, Rebuildable
 from app.database import Base
 from app.dependencies import RuntimeDep
 from app.errors import NotFound, Unavailable, responses, with_headers
-from app.events.heartbeats import HeartbeatSent, Id, Source
+from app.events.heartbeats import HeartbeatSent, Source
 from app.kafka.subscription import Subscription
 from app.repositories.heartbeats import Heartbeat
-from app.schemas import ResponseModel
+from app.schemas import DIGITS, Moment, QueryId, ResponseModel
 from app.unit_of_work import UnitOfWork
 
 
@@ -178,7 +178,7 @@ async def get_source(
     source: Annotated[Source, Path()],
     sources: SourcesDep,
     response: Response,
-    min_version: Annotated[Id | None, Query(description="The id of a heartbeat")] = None,
+    min_version: Annotated[QueryId | None, Query(description="The id of a heartbeat")] = None,
 ) -> SourceResponse:
     """With `min_version` the answer waits briefly until that heartbeat of the source is known here;
     then 503 with `Retry-After`. So one reads what one has written."""
@@ -190,8 +190,8 @@ async def get_source(
 @router.get("", summary="List the sources, the longest silent first")
 async def list_sources(
     sources: SourcesDep,
-    silent_since: Annotated[AwareDatetime | None, Query(description="With a time zone")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    silent_since: Annotated[Moment | None, Query(description="With a time zone")] = None,
+    limit: Annotated[int, Field(ge=1, le=1000), DIGITS, Query()] = 100,
 ) -> SourceList:
     """With `silent_since` those only of which nothing was heard since."""
     found = await sources.silent(silent_since, limit)

@@ -11,7 +11,7 @@ from app.domain.orders import OrderStatus
 from app.errors import Unprocessable, responses, with_headers
 from app.routers.orders import OrderAccessDep, OrderResponse, etag
 from app.routers.users import Username
-from app.schemas import Cursor, Id, ResponseModel, encode_cursor
+from app.schemas import DIGITS, Cursor, QueryId, QueryVersion, ResponseModel, encode_cursor
 from app.services.orders import OrderReads
 
 
@@ -48,7 +48,6 @@ class DailySalesReport(ResponseModel):
 
 router = APIRouter(tags=["read side"], responses=responses(422, 500, 503))
 
-_MAX_VERSION = 2**31 - 1
 _MOST_DAYS = 366
 
 
@@ -75,7 +74,7 @@ async def get_order_view(
     access: OrderAccessDep,
     response: Response,
     min_version: Annotated[
-        int | None, Query(ge=1, le=_MAX_VERSION, description="A version known from an ETag")
+        QueryVersion | None, Query(description="A version known from an ETag")
     ] = None,
 ) -> OrderViewResponse:
     """`min_version` is waited for, as at `/orders/{order_id}`."""
@@ -88,11 +87,11 @@ async def get_order_view(
 @router.get("/order-views", summary="List orders with their customers' names, newest first")
 async def list_order_views(
     views: OrderViewsDep,
-    user_id: Annotated[Id | None, Query()] = None,
+    user_id: Annotated[QueryId | None, Query()] = None,
     customer_name: Annotated[Username | None, Query()] = None,
     status: OrderStatus | None = None,
     cursor: Annotated[Cursor | None, Query(description="`next_cursor` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Field(ge=1, le=100), DIGITS, Query()] = 20,
 ) -> OrderViewPage:
     """Pages stay in place while new orders come in."""
     wanted = OrderDetailFilter(user_id, status, customer_name)

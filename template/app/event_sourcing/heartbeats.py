@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 from sqlalchemy import (
     BigInteger,
     Identity,
@@ -48,7 +48,7 @@ from app.routers.heartbeats import (
     HeartbeatCountsDep,
     get_heartbeat_count,
 )
-from app.schemas import ResponseModel
+from app.schemas import DIGITS, AfterVersion, Moment, QueryVersion, ResponseModel
 
 # What happens, and what it adds up to. No I/O, no clock, no ids made up.
 
@@ -235,8 +235,6 @@ async def _import(session: AsyncSession, source: str) -> None:
 
 router = APIRouter(prefix="/heartbeats", tags=["heartbeats"], responses=responses(422, 500, 503))
 
-_MAX_VERSION = 2**31 - 1
-
 
 class SourceStore(EventStore[SourceHeard, SourceState]):
     """The streams of sources, by their names."""
@@ -288,10 +286,8 @@ class SourceHistory(ResponseModel):
 async def list_source_events(
     source: Annotated[Source, Path()],
     store: SourceStoreDep,
-    after: Annotated[
-        int, Query(ge=0, le=_MAX_VERSION, description="`next_after` of the page before")
-    ] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[AfterVersion, Query(description="`next_after` of the page before")] = 0,
+    limit: Annotated[int, Field(ge=1, le=1000), DIGITS, Query()] = 100,
 ) -> SourceHistory:
     """The events of the source above the version `after`."""
     found = await store.events(await store.stream_of(source), after, limit + 1)
@@ -310,10 +306,10 @@ async def get_count_in_time(
     counts: HeartbeatCountsDep,
     store: SourceStoreDep,
     at_version: Annotated[
-        int | None, Query(ge=1, le=_MAX_VERSION, description="The count in this version")
+        QueryVersion | None, Query(description="The count in this version")
     ] = None,
     at: Annotated[
-        AwareDatetime | None, Query(description="The count as it was then, with a time zone")
+        Moment | None, Query(description="The count as it was then, with a time zone")
     ] = None,
 ) -> HeartbeatCountResponse:
     """Counted by the consumer of `heartbeat.sent`; a source of which nothing was consumed yet has 0.

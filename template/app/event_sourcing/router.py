@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from app.dependencies import PathId, SessionDep
 from app.domain.orders import Order, OrderEvent
@@ -13,11 +13,10 @@ from app.errors import NotFound, Unprocessable, responses, with_headers
 from app.event_sourcing.orders import ORDERS
 from app.event_sourcing.store import EventStore, StoredEvent
 from app.routers.orders import OrderReadsDep, OrderResponse, etag, get_order
-from app.schemas import ResponseModel
+from app.schemas import DIGITS, AfterVersion, Moment, QueryVersion, ResponseModel
 
 router = APIRouter(prefix="/orders", tags=["orders"], responses=responses(422, 500, 503))
 
-_MAX_VERSION = 2**31 - 1
 
 OrderStore = EventStore[OrderEvent, Order]
 
@@ -27,7 +26,6 @@ async def get_order_store(session: SessionDep) -> OrderStore:
 
 
 OrderStoreDep = Annotated[OrderStore, Depends(get_order_store, scope="function")]
-Version = Annotated[int | None, Query(ge=1, le=_MAX_VERSION)]
 
 
 class OrderEventResponse(ResponseModel):
@@ -70,10 +68,8 @@ class OrderHistory(ResponseModel):
 async def list_order_events(
     order_id: PathId,
     store: OrderStoreDep,
-    after: Annotated[
-        int, Query(ge=0, le=_MAX_VERSION, description="`next_after` of the page before")
-    ] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[AfterVersion, Query(description="`next_after` of the page before")] = 0,
+    limit: Annotated[int, Field(ge=1, le=1000), DIGITS, Query()] = 100,
 ) -> OrderHistory:
     """The events of the order above the version `after`."""
     found = await store.events(order_id, after, limit + 1)
@@ -96,10 +92,14 @@ async def get_order_in_time(
     orders: OrderReadsDep,
     store: OrderStoreDep,
     response: Response,
-    min_version: Annotated[Version, Query(description="A version known from an ETag")] = None,
-    at_version: Annotated[Version, Query(description="The order as it was in this version")] = None,
+    min_version: Annotated[
+        QueryVersion | None, Query(description="A version known from an ETag")
+    ] = None,
+    at_version: Annotated[
+        QueryVersion | None, Query(description="The order as it was in this version")
+    ] = None,
     at: Annotated[
-        AwareDatetime | None, Query(description="The order as it was then, with a time zone")
+        Moment | None, Query(description="The order as it was then, with a time zone")
     ] = None,
 ) -> OrderResponse:
     """With `min_version` the answer waits briefly until the order has come that far; then 503 with

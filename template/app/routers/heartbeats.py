@@ -1,6 +1,5 @@
 """Heartbeats over HTTP."""
 
-import hashlib
 from datetime import datetime
 from typing import Annotated
 
@@ -85,12 +84,8 @@ async def send_heartbeat(
         body = HeartbeatResponse.model_validate(sent).model_dump_json().encode()
         return Answer(201, {"Location": f"/heartbeats/{sent.source}"}, body)
 
-    if idempotency_key is None:
-        answer = await work()
-    else:
-        fingerprint = hashlib.sha256(heartbeat.model_dump_json().encode()).digest()
-        answer = await idempotency.once("POST /heartbeats", idempotency_key, fingerprint, work)
-    return Response(answer.body, answer.status, answer.headers, "application/json")
+    request = heartbeat.model_dump_json()
+    return await idempotency.respond("POST /heartbeats", idempotency_key, request, work)
 
 
 @present.get("/{source}", summary="Get how many heartbeats of a source were counted")

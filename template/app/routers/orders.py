@@ -1,13 +1,12 @@
 """Orders over HTTP: commands with idempotency keys and versions, reads that can wait."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from app.dependencies import (
     IdempotencyDep,
@@ -27,7 +26,18 @@ from app.repositories.orders import (
     OrderFilter,
 )
 from app.repositories.users import UserRepository
-from app.schemas import Cursor, Id, RequestModel, ResponseModel, encode_cursor
+from app.schemas import (
+    DIGITS,
+    Cursor,
+    Id,
+    Integer,
+    QueryId,
+    QueryVersion,
+    RequestModel,
+    ResponseModel,
+    encode_cursor,
+    plain_decimal,
+)
 from app.services.orders import OrderReads, OrderReadSettings, OrderService
 
 _CENT = Decimal("0.01")
@@ -40,10 +50,11 @@ def _in_cents(value: Decimal) -> Decimal:
 Sku = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64, examples=["tea-250g"])
 ]
-Quantity = Annotated[int, Field(ge=1, le=1_000_000, examples=[2])]
+Quantity = Annotated[Integer, Field(ge=1, le=1_000_000, examples=[2])]
 Money = Annotated[
     Decimal,
     Field(ge=0, max_digits=12, decimal_places=2, examples=["3.50"]),
+    BeforeValidator(plain_decimal),
     AfterValidator(_in_cents),
 ]
 
@@ -165,7 +176,6 @@ router = APIRouter(prefix="/orders", tags=["orders"], responses=responses(422, 5
 present = APIRouter(prefix="/orders", tags=["orders"], responses=responses(422, 500, 503))
 inventory = APIRouter(prefix="/inventory", tags=["inventory"], responses=responses(422, 500, 503))
 
-_MAX_VERSION = 2**31 - 1
 _ETAG = "The order's version"
 _CHANGE = responses(404, 409, 412, 428) | with_headers(200, ETag=_ETAG)
 
@@ -193,28 +203,48 @@ async def place_order(
     async def work() -> Answer:
         return _created(await service.place(order.user_id, order.order_items()))
 
-    if idempotency_key is None:
-        answer = await work()
-    else:
-        fingerprint = hashlib.sha256(order.model_dump_json().encode()).digest()
-        answer = await idempotency.once("POST /orders", idempotency_key, fingerprint, work)
-    return Response(answer.body, answer.status, answer.headers, "application/json")
+    request = order.model_dump_json()
+    return await idempotency.respond("POST /orders", idempotency_key, request, work)
 
 
-@router.post("/{order_id}/pay", summary="Pay an order", responses=_CHANGE)
+@router.post(
+    "/{order_id}/pay", summary="Pay an order", response_model=OrderResponse, responses=_CHANGE
+)
 async def pay_order(
-    order_id: PathId, expected: ExpectedVersions, service: OrderServiceDep, response: Response
-) -> OrderResponse:
-    """`If-Match` says which version is paid: 412 when the order has changed since."""
-    return _present(await service.pay(order_id, expected), response)
+    order_id: PathId,
+    expected: ExpectedVersions,
+    service: OrderServiceDep,
+    idempotency: IdempotencyDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """`If-Match` says which version is paid: 412 when the order has changed since. With an
+    `Idempotency-Key` the request can be repeated for a day and gets the same answer."""
+
+    async def work() -> Answer:
+        return _changed(await service.pay(order_id, expected))
+
+    scope = f"POST /orders/{order_id}/pay"
+    return await idempotency.respond(scope, idempotency_key, _condition(expected), work)
 
 
-@router.post("/{order_id}/cancel", summary="Cancel an order", responses=_CHANGE)
+@router.post(
+    "/{order_id}/cancel", summary="Cancel an order", response_model=OrderResponse, responses=_CHANGE
+)
 async def cancel_order(
-    order_id: PathId, expected: ExpectedVersions, service: OrderServiceDep, response: Response
-) -> OrderResponse:
-    """`If-Match` says which version is cancelled: 412 when the order has changed since."""
-    return _present(await service.cancel(order_id, expected), response)
+    order_id: PathId,
+    expected: ExpectedVersions,
+    service: OrderServiceDep,
+    idempotency: IdempotencyDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """`If-Match` says which version is cancelled: 412 when the order has changed since. With an
+    `Idempotency-Key` the request can be repeated for a day and gets the same answer."""
+
+    async def work() -> Answer:
+        return _changed(await service.cancel(order_id, expected))
+
+    scope = f"POST /orders/{order_id}/cancel"
+    return await idempotency.respond(scope, idempotency_key, _condition(expected), work)
 
 
 @present.get(
@@ -225,7 +255,7 @@ async def get_order(
     orders: OrderReadsDep,
     response: Response,
     min_version: Annotated[
-        int | None, Query(ge=1, le=_MAX_VERSION, description="A version known from an ETag")
+        QueryVersion | None, Query(description="A version known from an ETag")
     ] = None,
 ) -> OrderResponse:
     """With `min_version` the answer waits briefly until the order has come that far; then 503 with
@@ -238,10 +268,10 @@ async def get_order(
 @router.get("", summary="List orders, newest first")
 async def list_orders(
     orders: OrderReadsDep,
-    user_id: Annotated[Id | None, Query()] = None,
+    user_id: Annotated[QueryId | None, Query()] = None,
     status: OrderStatus | None = None,
     cursor: Annotated[Cursor | None, Query(description="`next_cursor` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Field(ge=1, le=100), DIGITS, Query()] = 20,
 ) -> OrderPage:
     """Pages stay in place while new orders come in."""
     found = await orders.page(OrderFilter(user_id, status), before=cursor, limit=limit + 1)
@@ -254,13 +284,20 @@ async def list_orders(
 
 def _created(order: Order) -> Answer:
     headers = {"Location": f"/orders/{order.id}", "ETag": etag(order.version)}
-    body = OrderResponse.model_validate(order).model_dump_json().encode()
-    return Answer(201, headers, body)
+    return Answer(201, headers, _body(order))
 
 
-def _present(order: Order, response: Response) -> OrderResponse:
-    response.headers["ETag"] = etag(order.version)
-    return OrderResponse.model_validate(order)
+def _changed(order: Order) -> Answer:
+    return Answer(200, {"ETag": etag(order.version)}, _body(order))
+
+
+def _body(order: Order) -> bytes:
+    return OrderResponse.model_validate(order).model_dump_json().encode()
+
+
+def _condition(expected: frozenset[int] | None) -> str:
+    """What tells requests without a body apart: the versions that they are meant for."""
+    return "*" if expected is None else ",".join(map(str, sorted(expected)))
 
 
 @inventory.get("/{sku}", summary="Get how many pieces of a SKU are reserved")

@@ -6,8 +6,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from pydantic import AfterValidator, EmailStr, Field
 
-from app.dependencies import PathId, SessionDep, UnitOfWorkDep
+from app.dependencies import IdempotencyDep, IdempotencyKey, PathId, SessionDep, UnitOfWorkDep
 from app.errors import NotFound, responses, with_headers
+from app.idempotency import Answer
 from app.models import Profile, User
 from app.repositories.users import PostRepository, UserRepository
 from app.schemas import Id, RequestModel, ResponseModel, Text, Title
@@ -94,16 +95,26 @@ router = APIRouter(responses=responses(422, 500, 503))
     status_code=201,
     tags=["users"],
     summary="Sign a user up",
+    response_model=UserResponse,
     responses=responses(409) | with_headers(201, Location="The user's URL"),
 )
 async def create_user(
-    user: UserCreate, service: UserServiceDep, response: Response
-) -> UserResponse:
+    user: UserCreate,
+    service: UserServiceDep,
+    idempotency: IdempotencyDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Publishes `user.created`, whose consumer makes the profile. 409 when the e-mail address or
-    the username is taken."""
-    created = await service.create(user.email, user.username, user.phone)
-    response.headers["Location"] = f"/users/{created.id}"
-    return UserResponse.of(created)
+    the username is taken. With an `Idempotency-Key` the request can be repeated for a day: the same
+    key and body get the same answer."""
+
+    async def work() -> Answer:
+        created = await service.create(user.email, user.username, user.phone)
+        body = UserResponse.of(created).model_dump_json().encode()
+        return Answer(201, {"Location": f"/users/{created.id}"}, body)
+
+    request = user.model_dump_json()
+    return await idempotency.respond("POST /users", idempotency_key, request, work)
 
 
 @router.get(
@@ -120,8 +131,25 @@ async def get_user(user_id: PathId, users: UsersDep) -> UserResponse:
     return UserResponse.of(*found)
 
 
-@router.post("/posts", status_code=201, tags=["posts"], summary="Publish a post")
-async def publish_post(post: PostCreate, service: PostServiceDep) -> PostResponse:
-    """Publishes `post.published`, whose consumer counts it on the author's profile."""
-    published = await service.publish(post.author_id, post.title, post.body)
-    return PostResponse.model_validate(published)
+@router.post(
+    "/posts",
+    status_code=201,
+    tags=["posts"],
+    summary="Publish a post",
+    response_model=PostResponse,
+)
+async def publish_post(
+    post: PostCreate,
+    service: PostServiceDep,
+    idempotency: IdempotencyDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Publishes `post.published`, whose consumer counts it on the author's profile. With an
+    `Idempotency-Key` the request can be repeated for a day: the same key and body are one post."""
+
+    async def work() -> Answer:
+        published = await service.publish(post.author_id, post.title, post.body)
+        return Answer(201, {}, PostResponse.model_validate(published).model_dump_json().encode())
+
+    request = post.model_dump_json()
+    return await idempotency.respond("POST /posts", idempotency_key, request, work)

@@ -73,6 +73,12 @@ async def test_the_largest_order_is_exact(client: AsyncClient) -> None:
         ("quantity", 0),
         ("quantity", 10**30),
         ("quantity", 1.5),
+        ("quantity", "1"),
+        ("quantity", True),
+        ("unit_price", "1_000"),
+        ("unit_price", "١٢"),
+        ("unit_price", " 1"),
+        ("unit_price", True),
         ("unit_price", "-0.01"),
         ("unit_price", "0.001"),
         ("unit_price", "1E+20"),
@@ -362,3 +368,40 @@ async def test_a_wrong_parameter_is_named(client: AsyncClient, name: str, value:
     answer = await client.get("/orders", params={name: value})
     assert pointers(assert_problem(answer, 422)) == [f"query /{name}"]
     assert "Value error" not in answer.text
+
+
+@pytest.mark.parametrize("user_id", [True, "1", 1.5])
+async def test_an_id_in_a_body_is_a_number(client: AsyncClient, user_id: object) -> None:
+    answer = await client.post("/orders", json=new_order(1) | {"user_id": user_id})
+    assert pointers(assert_problem(answer, 422)) == ["body /user_id"]
+
+
+@pytest.mark.parametrize("limit", ["1_0", "+1", " 1", "١٢"])
+async def test_a_number_in_a_query_is_digits(client: AsyncClient, limit: str) -> None:
+    answer = await client.get("/orders", params={"limit": limit})
+    assert pointers(assert_problem(answer, 422)) == ["query /limit"]
+
+
+@pytest.mark.parametrize("action", ["pay", "cancel"])
+async def test_a_repeated_command_gets_the_same_answer(client: AsyncClient, action: str) -> None:
+    order = (await place(client)).json()
+    headers = {"If-Match": '"1"', "Idempotency-Key": unique("key")}
+    answers = [
+        await client.post(f"/orders/{order['id']}/{action}", headers=headers) for _ in range(2)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+    assert answers[0].headers["etag"] == answers[1].headers["etag"] == '"2"'
+
+
+async def test_an_order_answers_to_head(client: AsyncClient) -> None:
+    order = (await place(client)).json()
+    answer = await client.head(f"/orders/{order['id']}", params={"min_version": 1})
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["etag"] == '"1"'
+
+
+async def test_allow_names_all_methods_of_a_path(client: AsyncClient) -> None:
+    answer = await client.delete("/orders")
+    assert_problem(answer, 405)
+    assert answer.headers["allow"] == "HEAD, GET, POST"

@@ -175,3 +175,28 @@ async def test_what_is_no_sku_is_refused(client: AsyncClient, sku: str) -> None:
 
 def item(sku: str, quantity: int) -> dict[str, object]:
     return {"sku": sku, "quantity": quantity, "unit_price": "1.00"}
+
+
+async def test_a_repeated_sign_up_gets_the_same_answer(client: AsyncClient) -> None:
+    user, headers = new_user(), {"Idempotency-Key": unique("key")}
+    first = await client.post("/users", json=user, headers=headers)
+    again = await client.post("/users", json=user, headers=headers)
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.json() == again.json()
+    assert first.headers["location"] == again.headers["location"]
+
+
+async def test_a_repeated_post_is_published_once(client: AsyncClient) -> None:
+    post = {"author_id": await sign_up(client), "title": "On engines", "body": "They weave."}
+    headers = {"Idempotency-Key": unique("key")}
+    first = await client.post("/posts", json=post, headers=headers)
+    again = await client.post("/posts", json=post, headers=headers)
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.json() == again.json()
+
+
+async def test_a_key_of_another_sign_up_is_refused(client: AsyncClient) -> None:
+    headers = {"Idempotency-Key": unique("key")}
+    await client.post("/users", json=new_user(), headers=headers)
+    answer = await client.post("/users", json=new_user(), headers=headers)
+    assert pointers(assert_problem(answer, 422)) == ["header /Idempotency-Key"]
