@@ -90,6 +90,8 @@ class Silent:
 
 
 def serve(port: int, roles: str, publisher: str) -> None:
+    from app.config import load
+    from app.limits import HttpSettings
     from app.main import create_app
     from app.runtime import Role
     from app.server import listen, run
@@ -98,12 +100,14 @@ def serve(port: int, roles: str, publisher: str) -> None:
         return lambda _session: Silent()
 
     logs.configure("WARNING", "json")
+    limits = load(HttpSettings)
     if publisher == "bare":
-        run(bare(), listen("127.0.0.1", port))
+        run(bare(), listen("127.0.0.1", port), limits)
         return
     if publisher == "silent":
         wiring.bind_publisher = bind_silent
-    run(create_app({Role(role) for role in roles.split(",")}), listen("127.0.0.1", port))
+    app = create_app({Role(role) for role in roles.split(",")})
+    run(app, listen("127.0.0.1", port), limits)
 
 
 def bare() -> object:

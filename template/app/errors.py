@@ -19,6 +19,12 @@ from app.domain import DomainError
 from app.methods import allowed_methods
 
 MEDIA_TYPE = "application/problem+json"
+# An answer stays below 64 KB, even if each of these characters takes twelve bytes as JSON.
+_MAX_FIELDS = 16
+_MAX_POINTER = 80
+_MAX_FIELD_DETAIL = 160
+_MAX_DETAIL = 1_000
+_MAX_INSTANCE = 2_000
 _SCHEMAS = "#/components/schemas/{model}"
 
 
@@ -33,7 +39,11 @@ class FieldProblem(BaseModel):
     def of(cls, place: Sequence[str | int], detail: str) -> "FieldProblem":
         location, *path = place
         pointer = "".join(f"/{_escaped(str(part))}" for part in path)
-        return cls(location=str(location), pointer=pointer, detail=detail)
+        return cls(
+            location=str(location),
+            pointer=_shortened(pointer, _MAX_POINTER),
+            detail=_shortened(detail, _MAX_FIELD_DETAIL),
+        )
 
     @property
     def place(self) -> str:
@@ -66,8 +76,8 @@ def problem_response(
         type=type,
         title=title or _phrase(status),
         status=status,
-        detail=detail,
-        instance=quote(scope["path"], errors="replace"),
+        detail=detail and _shortened(detail, _MAX_DETAIL),
+        instance=_shortened(quote(scope["path"], errors="replace"), _MAX_INSTANCE),
         errors=list(errors) or None,
     )
     # Not pydantic's JSON: a request may hold lone surrogates, which only escaping can repeat.
@@ -105,7 +115,7 @@ def document(app: FastAPI) -> None:
             )
             for operation in (o for path in schema["paths"].values() for o in path.values()):
                 if "requestBody" in operation:
-                    common = responses(400, 409, 415)
+                    common = responses(400, 408, 409, 413, 415)
                     operation["responses"] |= {str(s): told for s, told in common.items()}
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             for model in (Problem, FieldProblem):
@@ -124,6 +134,10 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return "Error"
+
+
+def _shortened(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[: size - 1]}…"
 
 
 def _escaped(part: str) -> str:
@@ -240,12 +254,16 @@ async def _invalid(request: Request, error: Exception) -> Response:
         return problem_response(
             request.scope, 415, detail="send JSON, and say so: Content-Type: application/json"
         )
-    fields = [_field(entry) for entry in error.errors()]
+    entries = error.errors()
+    fields = [_field(entry) for entry in entries[:_MAX_FIELDS]]
+    told = [f"{field.place}: {field.detail}" for field in fields[:3]]
+    if left_out := len(entries) - len(fields):
+        told.append(f"{left_out} more errors than are listed here")
     return problem_response(
         request.scope,
         422,
         title=Unprocessable.title,
-        detail="; ".join(f"{field.place}: {field.detail}" for field in fields[:3]),
+        detail="; ".join(told),
         type="urn:problem-type:validation-failed",
         errors=fields,
     )

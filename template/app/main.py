@@ -13,6 +13,7 @@ from app.dependencies import refuse_unknown_query
 from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer, Producer
 from app.kafka.settings import client_options
+from app.limits import BodyLimits
 from app.methods import HeadAsGet
 from app.migrate import Schema
 from app.runtime import Configuration, Resources, Role, Runtime
@@ -46,6 +47,7 @@ def create_app(
     errors.install(app)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBoundary)
+    app.add_middleware(BodyLimits, settings=chosen.http)
     app.add_middleware(TracingMiddleware)  # the last one added is the outermost
     app.include_router(health.router)
     if Role.API in roles:

@@ -17,6 +17,7 @@ from app.kafka.lag import GroupLagMeter
 from app.kafka.producer import Producer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
+from app.limits import HttpSettings
 from app.unit_of_work import UnitsOfWork
 
 
@@ -35,11 +36,12 @@ class Configuration:
     service: Settings
     kafka: KafkaSettings
     database: DatabaseSettings
+    http: HttpSettings
 
     @classmethod
     def from_environment(cls) -> "Configuration":
         """Raises ConfigurationError."""
-        return cls(load(Settings), load(KafkaSettings), load(DatabaseSettings))
+        return cls(load(Settings), load(KafkaSettings), load(DatabaseSettings), load(HttpSettings))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The HTTP server of a process: one socket, signals that drain, and exit code 0 after them."""
 
+import asyncio
 import errno
 import gc
 import signal
@@ -8,11 +9,14 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app import logs
 from app.config import ConfigurationError
+from app.limits import HttpSettings
 from app.main import create_app
 from app.runtime import Configuration, Role
 
@@ -21,6 +25,8 @@ if hasattr(signal, "SIGHUP"):
     STOP_SIGNALS.append(signal.SIGHUP)
 
 REQUESTS_TIMEOUT_SECONDS = 10
+MAX_HEAD_BYTES = 16 * 1024
+_HEAD_PART_BYTES = 4 * 1024
 
 
 class PortTaken(ConfigurationError):
@@ -40,6 +46,47 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
+def limited_protocol(header_timeout: float) -> type[H11Protocol]:
+    """uvicorn's HTTP/1.1, except that a request's line and headers have to arrive in time."""
+
+    class LimitedProtocol(H11Protocol):
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch_head()
+
+        def data_received(self, data: bytes) -> None:
+            # h11 checks the size of a head only while it is incomplete: so not all is given at once.
+            while len(data) > _HEAD_PART_BYTES and self.conn.their_state is h11.IDLE:
+                super().data_received(data[:_HEAD_PART_BYTES])
+                data = data[_HEAD_PART_BYTES:]
+            if not self.transport.is_closing():
+                super().data_received(data)
+            self._watch_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._watch_head()
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                super().send_400_response(msg)
+            else:  # what is left of a refused body is no HTTP: the answer is on its way already
+                self.transport.close()
+
+        def _watch_head(self) -> None:
+            waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+            if waiting and self._head_timer is None:
+                close = self.timeout_keep_alive_handler
+                self._head_timer = self.loop.call_later(header_timeout, close)
+            elif not waiting and self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+    return LimitedProtocol
+
+
 def serve(roles: Collection[Role], configuration: Configuration, host: str, port: int) -> None:
     """Run a process with `roles` until a signal; drain, and return.
 
@@ -49,7 +96,7 @@ def serve(roles: Collection[Role], configuration: Configuration, host: str, port
     logs.configure(settings.log_level, settings.log_format)
     listener = listen(host, port)
     try:
-        run(create_app(roles, configuration), listener)
+        run(create_app(roles, configuration), listener, configuration.http)
     finally:
         listener.close()
 
@@ -64,7 +111,7 @@ def collect_less() -> None:
     gc.set_threshold(50_000)
 
 
-def run(app: FastAPI, listener: socket.socket) -> None:
+def run(app: FastAPI, listener: socket.socket, limits: HttpSettings) -> None:
     """Serve `app` on `listener` until a signal. Exits with code 3 when it cannot start."""
     collect_less()
     server = Server(
@@ -72,6 +119,9 @@ def run(app: FastAPI, listener: socket.socket) -> None:
             app,
             log_config=None,
             access_log=False,
+            http=limited_protocol(limits.http_header_timeout_seconds),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            timeout_keep_alive=limits.http_keep_alive_timeout_seconds,
             timeout_graceful_shutdown=REQUESTS_TIMEOUT_SECONDS,
         )
     )

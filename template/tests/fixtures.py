@@ -34,6 +34,7 @@ from app.kafka.event import EventRegistry
 from app.kafka.producer import KafkaProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.topics import wanted
+from app.limits import HttpSettings
 from app.main import create_app
 from app.migrate import upgrade
 from app.runtime import Configuration, Role
@@ -180,6 +181,7 @@ async def live_app(live_database_url: str, kafka_bootstrap_servers: str) -> Asyn
         Settings(service_name=name, _env_file=None),
         settings_for(kafka_bootstrap_servers, name),
         database_settings(live_database_url),
+        HttpSettings(_env_file=None),
     )
     registry = EventRegistry(name, wiring.EVENTS)
     topics = wanted(configuration.kafka, registry, wiring.SUBSCRIPTIONS)

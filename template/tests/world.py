@@ -25,6 +25,7 @@ from app.kafka.producer import FakeProducer, KafkaProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.kafka.topics import wanted
+from app.limits import HttpSettings
 from app.main import create_app
 from app.runtime import Configuration, Role
 from app.tracing import Trace
@@ -212,6 +213,7 @@ async def serving(database_url: str) -> AsyncIterator[Api]:
         Settings(service_name="api", _env_file=None),
         settings_for("127.0.0.1:9", "api"),  # nobody talks to it: the producer is a fake
         database_settings(database_url),
+        HttpSettings(_env_file=None),
     )
     app = create_app({Role.API}, configuration, producer)
     transport = ASGITransport(app, raise_app_exceptions=False)

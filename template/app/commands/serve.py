@@ -8,6 +8,7 @@ import typer
 from app.commands import Context, load
 from app.config import Settings
 from app.database import DatabaseSettings
+from app.limits import HttpSettings
 from app.runtime import Configuration, Role
 from app.server import serve
 
@@ -54,7 +55,9 @@ def serve_as(role: Role, host: str | None, port: int | None) -> None:
     """
     context = Context.from_environment()  # for what it raises, too
     settings = load(Settings)
-    configuration = Configuration(settings, context.kafka, load(DatabaseSettings))
+    configuration = Configuration(
+        settings, context.kafka, load(DatabaseSettings), load(HttpSettings)
+    )
     where = host or settings.listen_host, port or settings.listen_port or _PORTS[role]
     serve({role}, configuration, *where)
 

@@ -24,6 +24,7 @@ from app.dev.process import DevelopmentServerError
 from app.dev.servers import BrokerChoice, Servers, say, told
 from app.kafka.admin import provision
 from app.kafka.settings import KafkaSettings
+from app.limits import HttpSettings
 from app.main import create_app
 from app.runtime import Role
 from app.server import STOP_SIGNALS, listen, run
@@ -56,7 +57,8 @@ def run_dev(port: int, broker: BrokerChoice, fresh: bool) -> None:
                     with told(servers):
                         asyncio.run(_prepare())
                         app = create_app(set(Role))
-                        run(_announcing(app, servers, port, signals), listener)
+                        announcing = _announcing(app, servers, port, signals)
+                        run(announcing, listener, load(HttpSettings))
                     if servers.ended() is not None:
                         sys.exit(1)  # it was said when it happened
                 finally:

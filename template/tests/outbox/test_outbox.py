@@ -27,6 +27,7 @@ from app.kafka.producer import FakeProducer, KafkaProducer
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import RetryPolicy, Subscription
 from app.kafka.topics import wanted
+from app.limits import HttpSettings
 from app.main import create_app, running
 from app.outbox import monitor, relay, store
 from app.outbox.monitor import Monitor
@@ -200,6 +201,7 @@ def configuration(database_url: str) -> Configuration:
         Settings(service_name="shop", _env_file=None),
         settings_for("127.0.0.1:9", "shop"),  # nobody talks to it: the producer is a fake
         database_settings(database_url),
+        HttpSettings(_env_file=None),
     )
 
 
