@@ -23,8 +23,8 @@ MEDIA_TYPE = "application/problem+json"
 _MAX_FIELDS = 16
 _MAX_POINTER = 80
 _MAX_FIELD_DETAIL = 160
-_MAX_DETAIL = 1_000
-_MAX_INSTANCE = 2_000
+_MAX_DETAIL = 800
+_MAX_INSTANCE = 8_000
 _SCHEMAS = "#/components/schemas/{model}"
 
 
@@ -72,12 +72,13 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The answer that tells a problem with the request in `scope`."""
+    instance = quote(scope["path"], errors="replace")
     problem = Problem(
         type=type,
         title=title or _phrase(status),
         status=status,
         detail=detail and _shortened(detail, _MAX_DETAIL),
-        instance=_shortened(quote(scope["path"], errors="replace"), _MAX_INSTANCE),
+        instance=instance if len(instance) <= _MAX_INSTANCE else None,
         errors=list(errors) or None,
     )
     # Not pydantic's JSON: a request may hold lone surrogates, which only escaping can repeat.
