@@ -103,7 +103,7 @@ def with_headers(status: int, **headers: str) -> dict[int | str, dict[str, Any]]
 
 def document(app: FastAPI) -> None:
     """Put the schemas that `responses` refers to into the OpenAPI document of `app`, and the problems
-    that are common to all operations with a body."""
+    that are common to all operations, or to all with a body."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -115,9 +115,10 @@ def document(app: FastAPI) -> None:
                 tags=app.openapi_tags,
             )
             for operation in (o for path in schema["paths"].values() for o in path.values()):
+                common = responses(408, 413)  # a body is limited also where none is expected
                 if "requestBody" in operation:
-                    common = responses(400, 408, 409, 413, 415)
-                    operation["responses"] |= {str(s): told for s, told in common.items()}
+                    common |= responses(400, 409, 415)
+                operation["responses"] |= {str(s): told for s, told in common.items()}
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             for model in (Problem, FieldProblem):
                 described = model.model_json_schema(ref_template=_SCHEMAS)

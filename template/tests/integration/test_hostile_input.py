@@ -11,6 +11,7 @@ from httpx import AsyncClient, Response
 
 LONGEST_ANSWER = 64 * 1024
 JSON = {"content-type": "application/json"}
+TOO_LARGE = b" " * 1_000_001  # by one byte more than HTTP_MAX_BODY_BYTES allows by default
 
 NUMBERS = [
     "0",
@@ -149,6 +150,16 @@ async def test_base_requests_pass_validation(
             answer = await client.request(operation.method, url(operation), json=operation.body)
             check(operation, answer, operation.body)
             assert "validation-failed" not in answer.text, (operation.path, answer.text)
+
+
+async def test_too_large_bodies_are_refused(
+    client: AsyncClient, documented: list[Operation]
+) -> None:
+    """By every operation, also those that take no body."""
+    for operation in documented:
+        answer = await client.request(operation.method, url(operation), content=TOO_LARGE)
+        assert answer.status_code == 413
+        check(operation, answer, "a body that is too large")
 
 
 async def test_unsafe_operations_take_an_idempotency_key(documented: list[Operation]) -> None:
