@@ -308,8 +308,12 @@ class Connector:
 
     async def _open(self, dsn: str) -> asyncpg.Connection:
         connection = await asyncpg.connect(dsn, **self._options)
-        if not self._pooler:  # behind one, it would be set for whoever has the connection next
-            await connection.execute(_DURABLE)
+        try:
+            if not self._pooler:  # behind one, it would be set for whoever has the connection next
+                await connection.execute(_DURABLE)
+        except BaseException:  # cancelled, too: nobody else knows of the connection
+            connection.terminate()
+            raise
         return connection
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import ConfigurationError, load
-from app.database import Database, DatabaseSettings, open_engine
+from app.database import Connector, Database, DatabaseSettings, open_engine
 from app.database_errors import (
     ConnectionPoolEmpty,
     DatabaseReadOnly,
@@ -541,3 +541,30 @@ async def test_readiness_answers_in_time_on_a_connection_that_died(link: Link) -
     assert "no answer" in report.checks["database"]
     assert took < CHECK_TIMEOUT_SECONDS + 1.5
     assert recovered.status == "ok"
+
+
+class Interrupted:
+    """A connection whose first statement is cancelled."""
+
+    terminated = False
+
+    async def execute(self, _statement: str) -> None:
+        raise asyncio.CancelledError
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+
+async def test_a_connection_is_closed_when_its_setup_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = Interrupted()
+
+    async def connect(*_parts: object, **_options: object) -> Interrupted:
+        return opened
+
+    monkeypatch.setattr("app.database.asyncpg.connect", connect)
+    with pytest.raises(asyncio.CancelledError):
+        await Connector("postgresql://127.0.0.1/none", 1, None, pooler=False)()
+
+    assert opened.terminated

@@ -51,7 +51,8 @@ def readable_by_others(folder: Path) -> str:
     command = ["find", str(folder), "-type", "f", "-readable"]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", **run_as("nobody"))
     assert done.stderr == "" or "Permission denied" in done.stderr
-    return done.stdout
+    found: str = done.stdout
+    return found
 
 
 async def connect(url: str) -> None:
@@ -102,7 +103,7 @@ async def test_a_cluster_without_a_password_gets_one(server: PostgresServer, dat
 def test_a_password_that_cannot_be_set_stops_the_start(
     server: PostgresServer, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres.secrets, "token_hex", lambda _: "it's")
+    monkeypatch.setattr("app.dev.postgres.secrets.token_hex", lambda _: "it's")
 
     with pytest.raises(ServerFailed, match="FATAL:  unrecognized"):
         server.start()
@@ -146,7 +147,9 @@ def test_what_is_told_to_commands_is_for_their_user(server: PostgresServer, plac
     folder.mkdir(mode=0o755)
 
     with told(servers, folder / "servers.json"):
-        assert make_url(server.url).password in (folder / "servers.json").read_text()
+        password = make_url(server.url).password
+        assert password is not None
+        assert password in (folder / "servers.json").read_text()
         assert mode(folder) == 0o700
         assert mode(folder / "servers.json") == 0o600
         assert readable_by_others(folder) == ""

@@ -1,13 +1,16 @@
 """Where processes listen, and how long they may take to stop."""
 
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from typer import Typer
 from typer.testing import CliRunner
 
 from app import database, server
-from app.commands import outbox, serve
+from app.commands import serve
 from app.kafka import consumer, producer
 from app.kafka.settings import KafkaSettings
 from app.runtime import Role
@@ -17,8 +20,10 @@ Served = list[tuple[set[Role], str, int]]
 COMMANDS = [
     (Role.API, serve.commands, ["api"], 8000),
     (Role.WORKER, serve.commands, ["worker"], 8001),
-    (Role.RELAY, outbox.commands, ["relay"], 8002),
 ]
+if find_spec("app.commands.outbox") is not None:
+    outbox = import_module("app.commands.outbox")
+    COMMANDS.append((Role.RELAY, outbox.commands, ["relay"], 8002))
 each_process = pytest.mark.parametrize(("role", "commands", "arguments", "port"), COMMANDS)
 
 
@@ -39,7 +44,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 @each_process
 def test_a_process_listens_where_the_settings_say(
     role: Role,
-    commands: object,
+    commands: Typer,
     arguments: list[str],
     port: int,
     served: Served,

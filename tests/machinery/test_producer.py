@@ -613,7 +613,8 @@ async def test_after_a_refusal_nothing_of_the_topic_follows_in_the_same_send(
     def fate(value: bytes | None) -> Exception | None:
         if value == b"0":
             counts["a"] = 1
-            return kafka_errors.TopicAuthorizationFailedError()
+            refused: Exception = kafka_errors.TopicAuthorizationFailedError()
+            return refused
         return None
 
     client.fate = staticmethod(fate)

@@ -188,7 +188,9 @@ class FakeAdminClient:
         """What the broker says of topics that it is asked for by name."""
         asked = request.build(MetadataRequest_v5)
         assert asked.allow_auto_topic_creation is False
-        topics = [(29 if name in self.hidden else 3, name, False, []) for name in asked.topics]
+        topics: list[tuple[int, str, bool, list[Any]]] = [
+            (29 if name in self.hidden else 3, name, False, []) for name in asked.topics
+        ]
         return type("Answer", (), {"topics": topics})()
 
     async def list_topics(self) -> list[str]:

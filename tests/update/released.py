@@ -15,7 +15,7 @@ WORKING_TREE = "v1000.0.0"
 AHEAD = "v1001.0.0"
 
 # What the version ahead does.
-CHANGED = "app/kafka/errors.py"
+CHANGED = "app/health.py"
 SAID_ANEW = "Said anew by the template."
 ADDED = "SECURITY.md"
 DROPPED = "docs/consumer.md"

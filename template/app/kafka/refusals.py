@@ -25,6 +25,11 @@ from app.kafka.errors import BrokerUnavailable, SendError, TopicUnavailable, Unk
 log = structlog.get_logger(__name__)
 
 
+# Before each question for a topic. The first answer may have been under way before the question, and
+# a topic that was made a moment ago is not known to every broker yet.
+_PAUSES = (0.0, 0.0, 0.1, 0.2, 0.2)
+
+
 class Meaning(Enum):
     """Whose fault an error is. Only a record's own fault is never waited for."""
 
@@ -117,7 +122,8 @@ class Obstacles:
 
     async def _ask(self, topic: str) -> None:
         self._client.client.add_topic(topic)
-        for _ in range(2):  # an answer may be under way that does not know of this question
+        for pause in _PAUSES:
+            await asyncio.sleep(pause)
             if not await self._client.client.force_metadata_update():
                 self._refusals[topic] = BrokerUnavailable("no broker answers")
             if is_led(self._client, topic):

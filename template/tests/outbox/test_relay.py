@@ -476,7 +476,8 @@ async def test_a_topic_that_refuses_waits_alone_and_gets_its_events_when_it_take
         await eventually(lambda: asyncio.sleep(0, world.delivered()), lambda d: d == [("b", 3)])
         await world.write(Moved(name="c", number=4))
         await eventually(lambda: asyncio.sleep(0, world.delivered()), lambda d: len(d) == 2)
-        assert [row["attempts"] for row in await world.rows()] == [0, 0]
+        rows = await eventually(world.rows, lambda rows: len(rows) == 2)
+        assert [row["attempts"] for row in rows] == [0, 0]
         world.producer.refusing.clear()
         world.producer._topics = None
         await world.is_empty()
