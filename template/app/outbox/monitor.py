@@ -10,13 +10,11 @@ import structlog
 from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.config import load
+from app.database import Probe
 from app.database_errors import is_unavailable, summary
 from app.health import Unhealthy
-from app.outbox.model import OutboxRow, ParkedRow
 from app.outbox.settings import OutboxSettings
 from app.runtime import Role, Runtime
 
@@ -93,30 +91,35 @@ gauges = Gauges()
 REGISTRY.register(gauges)
 
 
-async def standing(engine: AsyncEngine, count_limit: int | None = None) -> Standing:
-    """Measure the outbox, counting at most `count_limit` pending events.
+# The lowest id is the oldest row, or near enough; it costs one step of the index.
+_STANDING = """
+    SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT {limit}) AS counted),
+        (SELECT created_at FROM outbox ORDER BY id LIMIT 1),
+        count(*) FILTER (WHERE NOT held), count(*) FILTER (WHERE held)
+    FROM outbox_parked
+"""
+
+
+async def standing(probe: Probe, count_limit: int | None = None) -> Standing:
+    """Measure the outbox beside the pool, counting at most `count_limit` pending events.
 
     Raises what the driver raises.
     """
-    counted = select(OutboxRow.id).limit(count_limit).subquery()
-    # The lowest id is the oldest row, or near enough; it costs one step of the index.
-    oldest = select(OutboxRow.created_at).order_by(OutboxRow.id).limit(1)
-    query = select(
-        select(func.count()).select_from(counted).scalar_subquery(),
-        oldest.scalar_subquery(),
-        func.count().filter(ParkedRow.held.is_(False)),
-        func.count().filter(ParkedRow.held),
-    ).select_from(ParkedRow)
-    async with engine.connect() as connection:
-        return Standing(*(await connection.execute(query)).one())
+    limit = "ALL" if count_limit is None else str(count_limit)
+    (row,) = await probe.fetch(_STANDING.format(limit=limit))
+    return Standing(*row)
 
 
 class Monitor:
-    """Measures every few seconds, and keeps the result until a measurement fails."""
+    """Measures every few seconds, and keeps the result until a measurement fails.
 
-    def __init__(self, engine: AsyncEngine, max_lag_seconds: float) -> None:
-        self._engine = engine
+    One that `reports` logs when events are parked: the relay's, so that they are reported once.
+    """
+
+    def __init__(self, probe: Probe, max_lag_seconds: float, *, reports: bool = False) -> None:
+        self._probe = probe
         self._max_lag_seconds = max_lag_seconds
+        self._reports = reports
         self._parked = 0
         self._trouble: str | None = None
 
@@ -151,8 +154,8 @@ class Monitor:
 
     async def look(self) -> Standing:
         """Measure now."""
-        seen = gauges.standing = await standing(self._engine, COUNT_LIMIT)
-        if seen.parked > self._parked:
+        seen = gauges.standing = await standing(self._probe, COUNT_LIMIT)
+        if self._reports and seen.parked > self._parked:
             log.error(
                 "events are parked: `app outbox status` shows them",
                 parked=seen.parked,
@@ -177,8 +180,9 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
 
     Only a relay is unready for events that wait: taking an API away would not send them.
     """
-    settings = load(OutboxSettings)
-    monitor = Monitor(runtime.database.engine, settings.outbox_max_lag_seconds)
-    runtime.health.add_ready("outbox", monitor.ready, needed=Role.RELAY in runtime.roles)
+    settings, is_relay = load(OutboxSettings), Role.RELAY in runtime.roles
+    probe, longest = runtime.database.probe, settings.outbox_max_lag_seconds
+    monitor = Monitor(probe, longest, reports=is_relay)
+    runtime.health.add_ready("outbox", monitor.ready, needed=is_relay)
     async with monitor.watching():
         yield

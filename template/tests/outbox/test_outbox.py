@@ -172,7 +172,7 @@ async def test_the_gauges_tell_what_waits_and_what_is_set_aside(world: World) ->
     async with world.relaying():
         await world.has_parked(2)
     await world.write(*moved(3))
-    seen = await Monitor(world.database.engine, 60).look()
+    seen = await Monitor(world.database.probe, 60).look()
     assert (seen.pending, seen.parked, seen.held) == (3, 1, 1)
     assert 0 < seen.lag_seconds < 60
     assert REGISTRY.get_sample_value("outbox_pending") == 3
@@ -180,8 +180,30 @@ async def test_the_gauges_tell_what_waits_and_what_is_set_aside(world: World) ->
     assert REGISTRY.get_sample_value("outbox_held") == 1
 
 
+async def test_the_outbox_is_measured_while_the_pool_is_empty(
+    world: World, migrated_database_url: str
+) -> None:
+    await world.write(*moved(2))
+    small = {"database_pool_size": 1, "database_max_overflow": 0}
+    database = Database(database_settings(migrated_database_url).model_copy(update=small))
+    async with database.engine.connect():
+        assert (await Monitor(database.probe, 60).look()).pending == 2
+    await database.close()
+
+
+@pytest.mark.parametrize("reports", [True, False])
+async def test_only_the_relay_reports_parked_events(world: World, reports: bool) -> None:
+    world.producer = RefusesSold()
+    await world.write(Sold(name="a", number=1))
+    async with world.relaying():
+        await world.has_parked(1)
+    with capture_logs() as logs:
+        await Monitor(world.database.probe, 60, reports=reports).look()
+    assert [entry["parked"] for entry in logs if "parked" in entry] == ([1] if reports else [])
+
+
 async def test_an_empty_outbox_has_no_lag(world: World) -> None:
-    seen = await Monitor(world.database.engine, 60).look()
+    seen = await Monitor(world.database.probe, 60).look()
     assert (seen.pending, seen.lag_seconds) == (0, 0.0)
 
 
@@ -349,8 +371,8 @@ async def test_counting_the_outbox_is_bounded(
 ) -> None:
     monkeypatch.setattr(monitor, "COUNT_LIMIT", 2)
     await world.write(*moved(3))
-    assert (await Monitor(world.database.engine, 60).look()).pending == 2
-    assert (await monitor.standing(world.database.engine)).pending == 3
+    assert (await Monitor(world.database.probe, 60).look()).pending == 2
+    assert (await monitor.standing(world.database.probe)).pending == 3
 
 
 async def test_a_relay_is_not_ready_while_events_wait_too_long(
