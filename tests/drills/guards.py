@@ -439,6 +439,14 @@ GUARDS = [
         "test_commits_whose_answer_is_lost",
     ),
     Guard(
+        "outbox-a-lost-commit-is-no-success",
+        "app/outbox/publisher.py",
+        "        return False\n",
+        "        return True\n",
+        "test_no_outbox_row_depends_on_the_answer",
+        OUTBOX,
+    ),
+    Guard(
         "append-with-its-message",
         "app/event_sourcing/orders.py",
         "            appended = await self._store.append(order.id, new, expected_version)\n",

@@ -31,12 +31,14 @@ async def test_commits_whose_answer_is_lost(bench_of: MakeBench) -> None:
         network.cuts = at_random(Cut.BEFORE_COMMIT, Cut.UNNOTICED)
         statuses = await sign_up(api)
         cut_of_api = len(network.made)
+        committed = await users(bench)
+        silent = set(committed) - set(await users_published(bench))
+        assert not silent, f"{len(silent)} committed events were not published"
         for _ in range(FED // 10):  # in several batches, each a commit for every lane
             await bench.feed(10)
         await bench.settled()
     assert network.made.count(Cut.AFTER_COMMIT) > REQUESTS // 10, network.made
     assert len(network.made) > cut_of_api, "no commit of the worker was cut"
-    committed = await users(bench)
     assert statuses == {201: len(committed), 503: REQUESTS - len(committed)}
     assert await users_published(bench) == committed
     assert await effects(bench) == list(range(1, FED + 1))
