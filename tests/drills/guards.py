@@ -379,8 +379,8 @@ GUARDS = [
     Guard(
         "outbox-written-before-the-commit",
         "app/wiring.py",
-        "from app.outbox import publisher, relay, wakeup\n",
-        "from app.kafka import publisher\nfrom app.outbox import relay, wakeup\n",
+        "from app.outbox import monitor, publisher, relay, wakeup\n",
+        "from app.kafka import publisher\nfrom app.outbox import monitor, relay, wakeup\n",
         "test_an_api_killed_after_its_commits",
         OUTBOX,
     ),

@@ -331,10 +331,11 @@ async def test_an_api_killed_after_its_commits_loses_no_event(bench_of: MakeBenc
 
 async def sign_up_until_killed(api: Process, users: int) -> int:
     async with httpx.AsyncClient(base_url=api.url, timeout=10) as http:
-        task = asyncio.create_task(sign_up(http, users))
+        # Many at once, so that some are between their commit and their answer at the kill.
+        tasks = [asyncio.create_task(sign_up(http, users)) for _ in range(16)]
         await asyncio.sleep(random.uniform(0.5, 1.5))
         api.kill()
-        return users + await task
+        return users + sum(await asyncio.gather(*tasks))
 
 
 async def sign_up(http: httpx.AsyncClient, first: int) -> int:
