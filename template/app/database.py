@@ -148,7 +148,10 @@ class Database:
         self.sessions: async_sessionmaker[AsyncSession] = async_sessionmaker(
             self.engine, expire_on_commit=False
         )
-        self.probe = Probe(Connector(url, connect_seconds, limit, pooler=pooler))
+        connector = Connector(url, connect_seconds, limit, pooler=pooler)
+        self.probe = Probe(connector)
+        # Apart from readiness, which must not wait while a measurement waits for a lock.
+        self.meter = Probe(connector)
         self._read_only = False
         self._pool_is_stale = False
         # First of the listeners: SQLAlchemy lets only one of them replace the connection.
@@ -175,6 +178,7 @@ class Database:
     async def close(self) -> None:
         """Close the connections; a server that does not answer is hung up on after a few seconds."""
         self.probe.close()
+        self.meter.close()
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self.engine.dispose()
@@ -184,7 +188,7 @@ class Database:
 
 
 class Probe:
-    """A connection for questions of readiness: those of the pool may all be in use.
+    """A connection for readiness or measurements: those of the pool may all be in use.
 
     It is hung up on when a question fails or is cancelled, so that none waits for a dead host twice.
     """

@@ -181,7 +181,7 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
     Only a relay is unready for events that wait: taking an API away would not send them.
     """
     settings, is_relay = load(OutboxSettings), Role.RELAY in runtime.roles
-    probe, longest = runtime.database.probe, settings.outbox_max_lag_seconds
+    probe, longest = runtime.database.meter, settings.outbox_max_lag_seconds
     monitor = Monitor(probe, longest, reports=is_relay)
     runtime.health.add_ready("outbox", monitor.ready, needed=is_relay)
     async with monitor.watching():
