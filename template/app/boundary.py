@@ -89,7 +89,7 @@ class RequestBoundary:
 
 
 class _Received:
-    """What came in of a request, kept for running it again."""
+    """The received messages of a request, kept for running it again."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
