@@ -23,7 +23,7 @@ from app.dev.servers import Servers, told
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A folder that every user may enter, unlike pytest's own."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp" if os.name == "posix" else None) as folder:
         Path(folder).chmod(0o755)
         yield Path(folder).resolve()
 
@@ -155,12 +155,14 @@ def test_what_is_told_to_commands_is_for_their_user(server: PostgresServer, plac
         assert readable_by_others(folder) == ""
 
 
-@pytest.mark.skipif(
+only_root = pytest.mark.skipif(
     sys.platform == "win32" or os.geteuid() != 0, reason="only root runs it as another user"
 )
-async def test_root_runs_a_copy_of_programs_that_only_root_reaches(
-    server: PostgresServer, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+
+
+@pytest.fixture
+def hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that only root may enter, with the installed programs of PostgreSQL."""
     installed = postgres._installation()
     wheel = installed.parent
     hidden = tmp_path / "hidden"
@@ -168,6 +170,13 @@ async def test_root_runs_a_copy_of_programs_that_only_root_reaches(
     for folder in [installed, wheel.with_name(f"{wheel.name}.libs")]:
         shutil.copytree(folder, hidden / folder.relative_to(wheel.parent), copy_function=os.link)
     monkeypatch.setattr(postgres, "_installation", lambda: hidden / wheel.name / installed.name)
+    return hidden
+
+
+@only_root
+async def test_root_runs_a_copy_of_programs_that_only_root_reaches(
+    server: PostgresServer, place: Path, hidden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     temporary = place / "temporary"
     temporary.mkdir(mode=0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -189,3 +198,35 @@ async def test_root_runs_a_copy_of_programs_that_only_root_reaches(
         server.start()
 
     assert mode(hidden) == 0o700
+
+
+@only_root
+async def test_programs_are_copied_elsewhere_if_the_folder_for_temporary_files_is_private(
+    server: PostgresServer, place: Path, hidden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = place / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    private = hidden / "temporary"
+    private.mkdir(mode=0o755)  # open itself, but below a folder that is not
+    monkeypatch.setattr(tempfile, "tempdir", str(private))
+    monkeypatch.setattr(postgres, "_SHARED_FOLDERS", (str(place / "missing"), str(shared)))
+
+    server.start()
+    await connect(server.url)
+    server.kill()
+
+    assert list(private.iterdir()) == []
+    assert len(list(shared.iterdir())) == 1
+    assert mode(hidden) == 0o700
+
+
+@only_root
+def test_no_place_for_the_programs_is_one_line(
+    server: PostgresServer, hidden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(hidden))
+    monkeypatch.setattr(postgres, "_SHARED_FOLDERS", ())
+
+    with pytest.raises(DevelopmentServerError, match="set TMPDIR to a folder that everybody may"):
+        server.start()

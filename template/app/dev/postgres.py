@@ -40,6 +40,9 @@ _PORT_TRIES = 3
 # The working directory of whoever opens it. It needs no permission for the folders above.
 _HERE = Path("/proc/self/cwd")
 
+# Where every user may read what root puts there, if the folder for temporary files is private.
+_SHARED_FOLDERS = ("/tmp", "/var/tmp")
+
 
 class PostgresServer:
     """PostgreSQL on `data`, listening on loopback. Data stays between runs.
@@ -339,7 +342,17 @@ def _programs(user: str | None) -> Path:
     installation = _installation()
     if user is None or _may_run(user, installation / "bin" / "postgres"):
         return installation / "bin"
-    return _copy(installation) / "bin"
+    # The folder for temporary files may be private, too: build tools point TMPDIR into their own.
+    places = dict.fromkeys(map(Path, [tempfile.gettempdir(), *_SHARED_FOLDERS]))
+    for place in filter(_takes_copies, places):
+        programs = _copy(installation, place) / "bin"
+        if _may_run(user, programs / "postgres"):
+            return programs
+    raise DevelopmentServerError(
+        f"PostgreSQL does not run as root, and user {user!r} may run its programs neither in "
+        f"{installation} nor in {' or '.join(map(str, places))}; start it as another user, "
+        "set TMPDIR to a folder that everybody may enter, or set DATABASE_URL"
+    )
 
 
 def _may_run(user: str, program: Path) -> bool:
@@ -350,12 +363,20 @@ def _may_run(user: str, program: Path) -> bool:
     return done.returncode == 0
 
 
-def _copy(installation: Path) -> Path:
+def _takes_copies(folder: Path) -> bool:
+    """Whether this process may write into `folder`, and everybody may enter it."""
+    if not os.access(folder, os.W_OK):
+        return False
+    found = folder.resolve()
+    return all(part.stat().st_mode & stat.S_IXOTH for part in [found, *found.parents])
+
+
+def _copy(installation: Path, into: Path) -> Path:
     """A copy that everybody may read and only root may change; no folder above the original is opened."""
     libraries = installation.parent.with_name(f"{installation.parent.name}.libs")
     files = _files(installation)
     identity = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()
-    place = Path(tempfile.gettempdir()) / f"embedded-postgresql-{identity[:16]}"
+    place = into / f"embedded-postgresql-{identity[:16]}"
     copied = place / installation.parent.name / installation.name
     if os.path.lexists(place) and not _is_roots(place):
         raise DevelopmentServerError(f"{place} is another user's: remove it")
