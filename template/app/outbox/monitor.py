@@ -111,16 +111,11 @@ async def standing(probe: Probe, count_limit: int | None = None) -> Standing:
 
 
 class Monitor:
-    """Measures every few seconds, and keeps the result until a measurement fails.
+    """Measures every few seconds, and keeps the result until a measurement fails."""
 
-    One that `reports` logs when events are parked: the relay's, so that they are reported once.
-    """
-
-    def __init__(self, probe: Probe, max_lag_seconds: float, *, reports: bool = False) -> None:
+    def __init__(self, probe: Probe, max_lag_seconds: float) -> None:
         self._probe = probe
         self._max_lag_seconds = max_lag_seconds
-        self._reports = reports
-        self._parked = 0
         self._trouble: str | None = None
 
     @asynccontextmanager
@@ -155,13 +150,6 @@ class Monitor:
     async def look(self) -> Standing:
         """Measure now."""
         seen = gauges.standing = await standing(self._probe, COUNT_LIMIT)
-        if self._reports and seen.parked > self._parked:
-            log.error(
-                "events are parked: `app outbox status` shows them",
-                parked=seen.parked,
-                held=seen.held,
-            )
-        self._parked = seen.parked
         return seen
 
     async def ready(self) -> None:
@@ -181,8 +169,7 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
     Only a relay is unready for events that wait: taking an API away would not send them.
     """
     settings, is_relay = load(OutboxSettings), Role.RELAY in runtime.roles
-    probe, longest = runtime.database.meter, settings.outbox_max_lag_seconds
-    monitor = Monitor(probe, longest, reports=is_relay)
+    monitor = Monitor(runtime.database.meter, settings.outbox_max_lag_seconds)
     runtime.health.add_ready("outbox", monitor.ready, needed=is_relay)
     async with monitor.watching():
         yield

@@ -10,6 +10,7 @@ import pytest
 from httpx import ASGITransport, AsyncClient
 from prometheus_client import REGISTRY
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
@@ -191,15 +192,16 @@ async def test_the_outbox_is_measured_while_the_pool_is_empty(
     await database.close()
 
 
-@pytest.mark.parametrize("reports", [True, False])
-async def test_only_the_relay_reports_parked_events(world: World, reports: bool) -> None:
+async def test_only_the_relay_that_parks_an_event_reports_it(world: World) -> None:
+    """Every other process, and each one that starts later, sees it in the gauges."""
     world.producer = RefusesSold()
     await world.write(Sold(name="a", number=1))
-    async with world.relaying():
-        await world.has_parked(1)
     with capture_logs() as logs:
-        await Monitor(world.database.probe, 60, reports=reports).look()
-    assert [entry["parked"] for entry in logs if "parked" in entry] == ([1] if reports else [])
+        async with world.relaying(count=2):
+            await world.has_parked(1)
+            await Monitor(world.database.meter, 60).look()
+    reports = [entry for entry in logs if entry["log_level"] == "error"]
+    assert [(entry["event"], entry["topic"]) for entry in reports] == [("event parked", SOLD)]
 
 
 async def test_an_empty_outbox_has_no_lag(world: World) -> None:
@@ -356,6 +358,32 @@ async def test_the_outbox_is_measured_without_a_relay(
             await has_measured(None)
         await has_measured(3.0)
     assert [REGISTRY.get_sample_value(name) for name in GAUGES] == [None] * 4
+
+
+async def test_a_locked_outbox_does_not_hold_up_readiness(
+    world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "INTERVAL_SECONDS", 0.05)
+    async with (
+        serving(migrated_database_url, FakeProducer(), {Role.API}) as http,
+        world.database.engine.begin() as connection,
+    ):
+        await connection.execute(text("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE"))
+        await eventually(lambda: waiting_for_lock(connection), lambda count: count == 1, 20)
+        answer = await http.get("/health/ready")
+        assert answer.status_code == 200, answer.text
+        assert await waiting_for_lock(connection) == 1
+
+
+async def waiting_for_lock(connection: AsyncConnection) -> int:
+    """How many connections wait for a lock of the table `outbox`."""
+    found = await connection.execute(
+        text(
+            "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+            " WHERE datname = current_database() AND relation = 'outbox'::regclass AND NOT granted"
+        )
+    )
+    return int(found.scalar_one())
 
 
 async def has_measured(pending: float | None) -> None:
