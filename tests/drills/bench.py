@@ -218,6 +218,12 @@ class Bench:
                 self.sent[event.event_id] = Sent(event, place)
         return places
 
+    async def send_old(self, topic: str, age_seconds: float) -> None:
+        """Send a record that has been in Kafka for so long, as its timestamp says."""
+        timestamp = int((time.time() - age_seconds) * 1000)
+        async with self._producer() as producer:
+            await producer.send_and_wait(topic, b"old", timestamp_ms=timestamp)
+
     async def repeat(self, records: Sequence[ConsumerRecord]) -> None:
         """Send events that were on a topic once more, each under a new id."""
         async with self._producer() as producer:

@@ -449,6 +449,27 @@ async def test_a_broker_that_is_away_makes_the_lag_unknown(registry: EventRegist
     await careless.ready()
 
 
+def series() -> set[str]:
+    """The names of the metrics of lag that have a value."""
+    return {
+        sample.name
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name.startswith("projection_lag_")
+    }
+
+
+async def test_lag_that_cannot_be_measured_any_more_has_no_series(
+    kafka_settings: KafkaSettings, registry: EventRegistry
+) -> None:
+    measuring = monitor(kafka_settings, registry, None)
+    await measuring.look()
+    assert series() == {"projection_lag_events", "projection_lag_seconds"}
+    measuring._kafka = settings_for("127.0.0.1:9", "nobody")
+    await measuring.look()
+    assert series() == set()
+
+
 class Cli:
     """`app projections …`, on the test's servers. Commands run their own loop, so in a thread."""
 
