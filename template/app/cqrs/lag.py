@@ -1,23 +1,19 @@
 """How far the read side is behind. The gauges tell of all workers, whichever API is asked."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
 from prometheus_client import Gauge
 from pydantic import Field
 
 from app.config import EnvSettings, load
 from app.health import Unhealthy
 from app.kafka.admin import reading
-from app.kafka.errors import MessagingError
 from app.kafka.event import EventRegistry
-from app.kafka.lag import administering, committed_offsets, pending_offsets
+from app.kafka.lag import LagMeter, administering, committed_offsets, pending_offsets
 from app.kafka.settings import KafkaSettings
 from app.kafka.subscription import Subscription
 from app.runtime import Lifespan, Runtime
@@ -37,11 +33,7 @@ class ProjectionSettings(EnvSettings):
     projections_max_lag_seconds: float | None = Field(None, gt=0)
 
 
-log = structlog.get_logger(__name__)
-
-INTERVAL_SECONDS = 10.0
 FETCH_SECONDS = 5.0
-MEASURE_TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,11 @@ async def _lag(client: AIOKafkaConsumer, pending: Mapping[TopicPartition, tuple[
     return Lag(events, max(0.0, now - oldest))
 
 
-class Monitor:
-    """Measures every few seconds, and keeps what it saw."""
+class Monitor(LagMeter[str, Lag]):
+    """The lag of projections, measured."""
+
+    name = "projection lag"
+    interval_seconds = 10.0
 
     def __init__(
         self,
@@ -107,65 +102,29 @@ class Monitor:
         projectors: Sequence[Subscription],
         settings: ProjectionSettings,
     ) -> None:
+        super().__init__()
         self._kafka = kafka
         self._registry = registry
         self._projectors = projectors
         self._limit = settings.projections_max_lag_seconds
-        self.seen: Mapping[str, Lag] = {}
-        self.trouble: str | None = "not measured yet"
 
     async def ready(self) -> None:
         """Raises Unhealthy while a projection is further behind than the settings allow."""
         if self._limit is None:
             return
         if self.trouble is not None:
-            raise Unhealthy(self.trouble)
+            raise Unhealthy(f"lag {self.trouble}")
         for name, lag in self.seen.items():
             if lag.seconds > self._limit:
                 raise Unhealthy(f"{name} is {lag.seconds:.0f} s behind, {lag.events} events")
 
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator["Monitor"]:
-        task = asyncio.create_task(self._watch(), name="projection-lag")
-        try:
-            yield self
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            self._forget()
+    async def _measure(self) -> Mapping[str, Lag]:
+        return await measure(self._kafka, self._registry, self._projectors)
 
-    async def _watch(self) -> None:
-        while True:
-            await self.look()
-            await asyncio.sleep(INTERVAL_SECONDS)
-
-    async def look(self) -> None:
-        """Measure now. What goes wrong is told by `ready`, and the next look may succeed."""
-        try:
-            async with asyncio.timeout(MEASURE_TIMEOUT_SECONDS):
-                self.seen = await measure(self._kafka, self._registry, self._projectors)
-        except (MessagingError, KafkaError, TimeoutError) as error:
-            self._fails(f"lag not measured: {error or 'no answer'}")
-        except Exception as error:
-            log.exception("lag not measured", error=f"{type(error).__name__}: {error}")
-            self._fails(f"lag not measured: {type(error).__name__}: {error}")
-        else:
-            self._tell()
-
-    def _fails(self, trouble: str) -> None:
-        if self.trouble != trouble:
-            log.info("projection lag unknown", reason=trouble)
-        self.trouble = trouble
-        self._forget()
-
-    def _forget(self) -> None:
-        # A value that is no longer measured would keep an alert silent.
+    def _export(self, found: Mapping[str, Lag]) -> None:
         lag_events.clear()
         lag_seconds.clear()
-
-    def _tell(self) -> None:
-        self.trouble = None
-        for name, lag in self.seen.items():
+        for name, lag in found.items():
             lag_events.labels(name).set(lag.events)
             lag_seconds.labels(name).set(lag.seconds)
 
@@ -178,7 +137,7 @@ def lifespan(projectors: Sequence[Subscription]) -> Lifespan:
         settings = load(ProjectionSettings)
         monitor = Monitor(runtime.configuration.kafka, runtime.registry, projectors, settings)
         runtime.health.add_ready("projections", monitor.ready)
-        async with monitor.watching():
+        async with monitor.measuring():
             yield
 
     return measuring

@@ -2,8 +2,10 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -20,12 +22,14 @@ from app.kafka.topics import begins_at_the_oldest, origins
 
 log = structlog.get_logger(__name__)
 
-INTERVAL_SECONDS = 15.0
 MEASURE_TIMEOUT_SECONDS = 30.0
 COORDINATOR_SECONDS, COORDINATOR_POLL_SECONDS = 10.0, 0.1
 
 # Consumer, topic and partition, as labels of the gauge.
 Series = tuple[str, str, str]
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 @asynccontextmanager
@@ -105,8 +109,67 @@ async def measure(
     return found
 
 
-class GroupLagMeter:
+class LagMeter(ABC, Generic[Key, Value]):
     """Measures every few seconds; without a measurement there is no series."""
+
+    name: str
+    interval_seconds: float
+
+    def __init__(self) -> None:
+        self.seen: Mapping[Key, Value] = {}
+        self.trouble: str | None = "not measured yet"
+        self._reason: str | None = None
+
+    @abstractmethod
+    async def _measure(self) -> Mapping[Key, Value]:
+        """Raises MessagingError and KafkaError."""
+
+    @abstractmethod
+    def _export(self, found: Mapping[Key, Value]) -> None:
+        """Let the gauges have these series, and no others of an earlier measurement."""
+
+    @asynccontextmanager
+    async def measuring(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._watch(), name=self.name.replace(" ", "-"))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self._export({})
+
+    async def _watch(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(self.interval_seconds)
+
+    async def look(self) -> None:
+        """Measure now. A failure is logged once, and the next look may succeed."""
+        try:
+            async with asyncio.timeout(MEASURE_TIMEOUT_SECONDS):
+                self.seen = await self._measure()
+        except (MessagingError, KafkaError, TimeoutError) as error:
+            self._fails(str(error) or "no answer")
+        except Exception as error:
+            trouble = f"{type(error).__name__}: {error}"
+            log.exception(f"{self.name} not measured", error=trouble)
+            self._fails(trouble)
+        else:
+            self._reason = self.trouble = None
+            self._export(self.seen)
+
+    def _fails(self, trouble: str) -> None:
+        if trouble != self._reason:
+            log.info(f"{self.name} unknown", reason=trouble)
+        self._reason, self.trouble = trouble, f"not measured: {trouble}"
+        self._export({})  # a value that is no longer measured would keep an alert silent
+
+
+class GroupLagMeter(LagMeter[Series, int]):
+    """The lag of consumers, measured."""
+
+    name = "consumer lag"
+    interval_seconds = 15.0
 
     def __init__(
         self,
@@ -114,50 +177,18 @@ class GroupLagMeter:
         registry: EventRegistry,
         subscriptions: Sequence[Subscription],
     ) -> None:
+        super().__init__()
         self._settings = settings
         self._registry = registry
         self._subscriptions = subscriptions
-        self._measured: set[Series] = set()
-        self._trouble: str | None = None
+        self._exported: set[Series] = set()
 
-    @asynccontextmanager
-    async def measuring(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._watch(), name="group-lag")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            self._set({})
+    async def _measure(self) -> Mapping[Series, int]:
+        return await measure(self._settings, self._registry, self._subscriptions)
 
-    async def _watch(self) -> None:
-        while True:
-            await self.look()
-            await asyncio.sleep(INTERVAL_SECONDS)
-
-    async def look(self) -> None:
-        """Measure now. A failure is logged once, and the next look may succeed."""
-        try:
-            async with asyncio.timeout(MEASURE_TIMEOUT_SECONDS):
-                found = await measure(self._settings, self._registry, self._subscriptions)
-        except (MessagingError, KafkaError, TimeoutError) as error:
-            self._fails(str(error) or "no answer")
-        except Exception as error:
-            log.exception("consumer lag not measured", error=f"{type(error).__name__}: {error}")
-            self._fails(f"{type(error).__name__}: {error}")
-        else:
-            self._trouble = None
-            self._set(found)
-
-    def _fails(self, trouble: str) -> None:
-        if trouble != self._trouble:
-            log.info("consumer lag unknown", reason=trouble)
-        self._trouble = trouble
-        self._set({})
-
-    def _set(self, found: Mapping[Series, int]) -> None:
-        for series in self._measured - found.keys():
+    def _export(self, found: Mapping[Series, int]) -> None:
+        for series in self._exported - found.keys():
             metrics.lag.remove(*series)
         for series, messages in found.items():
             metrics.lag.labels(*series).set(messages)
-        self._measured = set(found)
+        self._exported = set(found)
