@@ -25,9 +25,9 @@ def say(line: str, *, err: bool = False) -> None:
     print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)
 
 
-def say_block(lines: str) -> None:
+def say_block(lines: str, *, err: bool = False) -> None:
     """Print text of several lines. Parts of it that others wrote are `printable` already."""
-    print(printable(lines, keep="\n"), flush=True)
+    print(printable(lines, keep="\n"), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def prepare_streams() -> None:

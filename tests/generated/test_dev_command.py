@@ -31,6 +31,9 @@ def test_a_run_that_was_killed_is_mended_by_the_next(base: Service) -> None:
     assert "start `uv run app dev` in this folder, or set DATABASE_URL" in refusal(base, "db")
     with demo.running(base.path) as (address, _):
         demo.round_trip(address, demo.tail(base.path), demo.trip_of(base.path))
+        told = (base.path / "dev.log").read_text().splitlines()
+        assert "  Try it:" in told, "what is where is told line by line"
+        assert f"  API documentation  {address}/docs" in told
     deadline = time.monotonic() + SECONDS
     while processes_below(base.path) and time.monotonic() < deadline:
         time.sleep(0.1)

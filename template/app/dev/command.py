@@ -28,6 +28,7 @@ from app.limits import HttpSettings
 from app.main import create_app
 from app.runtime import Role
 from app.server import STOP_SIGNALS, listen, run
+from app.terminal import say_block
 
 HOST = "127.0.0.1"
 FOLDER = Path(".dev")
@@ -120,7 +121,7 @@ def _announcing(app: FastAPI, servers: Servers, port: int, signals: "_Signals") 
     async def announced(app: FastAPI) -> AsyncIterator[None]:
         async with lifespan(app):
             signals.ignored = True  # the server has its own way with the first, and that is enough
-            say(_where(servers, port))
+            say_block(_where(servers, port), err=True)
             with training(FOLDER / "training") if servers.kafka else nullcontext():
                 async with _watched(servers):
                     yield
