@@ -51,14 +51,16 @@ class Pending(NamedTuple):
 
 
 # The table is empty at one moment and holds a million rows at the next, so its statistics are
-# always wrong: every plan has to use the indices. A relay that loses its last commits in a crash of
-# the server sends those rows again, so it need not wait for the disk.
+# always wrong: every plan has to use the indices, and no join may compare each row with each other.
+# A relay that loses its last commits in a crash of the server sends those rows again, so it need not
+# wait for the disk.
 _TRANSACTION = text("""
     SELECT set_config('statement_timeout', :statement, true),
         set_config('idle_in_transaction_session_timeout', :idle, true),
         set_config('synchronous_commit', 'off', true),
         set_config('enable_seqscan', 'off', true),
         set_config('enable_bitmapscan', 'off', true),
+        set_config('enable_nestloop', 'off', true),
         set_config('jit', 'off', true)
 """)
 
@@ -114,10 +116,11 @@ async def lock(connection: AsyncConnection, buckets: Sequence[int]) -> list[int]
     return list((await connection.execute(_LOCK, {"buckets": list(buckets)})).scalars())
 
 
-def _oldest(restriction: str = "") -> str:
+def _oldest(blocked: str = "", restriction: str = "") -> str:
     # Rows of another division of the buckets may hold earlier events of our keys, so nothing that
     # is younger than they are is taken before them.
     return f"""
+        {blocked}
         SELECT r.*, EXISTS (SELECT FROM outbox_parked) AS any_parked
         FROM unnest(:buckets) AS b (bucket)
         CROSS JOIN LATERAL (
@@ -137,14 +140,21 @@ def _oldest(restriction: str = "") -> str:
     """
 
 
+# A key's first row decides, found once for all of its rows: many may wait for the same topic.
+_BLOCKED_KEYS = """
+    WITH blocked AS MATERIALIZED (
+        SELECT bucket, key, min(id) AS id FROM outbox
+        WHERE bucket = ANY(:buckets) AND topic = ANY(:resting)
+        GROUP BY bucket, key)
+"""
 _NOT_RESTING = """
+    AND o.topic <> ALL(:resting)
     AND NOT EXISTS (
-        SELECT FROM outbox AS e
-        WHERE e.bucket = o.bucket AND e.key = o.key AND e.id <= o.id AND e.topic = ANY(:resting))
+        SELECT FROM blocked AS e WHERE e.bucket = o.bucket AND e.key = o.key AND e.id <= o.id)
 """
 _BUCKETS = bindparam("buckets", type_=ARRAY(Integer))
 _OLDEST_ROWS = text(_oldest()).bindparams(_BUCKETS)
-_OLDEST_BUT = text(_oldest(_NOT_RESTING)).bindparams(
+_OLDEST_BUT = text(_oldest(_BLOCKED_KEYS, _NOT_RESTING)).bindparams(
     _BUCKETS, bindparam("resting", type_=ARRAY(String))
 )
 

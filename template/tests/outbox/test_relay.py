@@ -507,6 +507,25 @@ async def test_a_topic_that_refuses_is_left_alone_for_a_while(
     assert producer.tries == 1
 
 
+async def test_a_backlog_of_a_resting_topic_is_passed_over(world: World) -> None:
+    """Within the limit of the relay's statements, although the statistics know of no row."""
+    bucket = bucket_of(SOLD, b"k", 1)
+    backlog = text(
+        "INSERT INTO outbox (bucket, topic, key, value)"
+        " SELECT :bucket, :topic, convert_to(CAST(n AS text), 'UTF8'), ''"
+        " FROM generate_series(1, 50000) AS n"
+    )
+    other = text("INSERT INTO outbox (bucket, topic, key, value) VALUES (:bucket, :topic, 'k', '')")
+    async with world.database.engine.begin() as connection:
+        await connection.execute(backlog, {"bucket": bucket, "topic": SOLD})
+        await connection.execute(other, {"bucket": bucket, "topic": MOVED})
+    async with world.database.engine.begin() as connection:
+        seconds = relay._STATEMENT_SECONDS
+        await store.limit_transaction(connection, seconds, seconds)
+        rows, _ = await store.oldest(connection, [bucket], 10, 1_000_000, [SOLD])
+    assert [row.message.topic for row in rows] == [MOVED]
+
+
 async def test_a_row_at_which_the_client_itself_fails_is_parked_alone(world: World) -> None:
     class Broken(FakeProducer):
         async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
