@@ -61,7 +61,12 @@ async def get_session(runtime: RuntimeDep) -> AsyncIterator[AsyncSession]:
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
-async def get_idempotency(uow: UnitOfWorkDep) -> Idempotency:
+async def get_idempotency(request: Request, uow: UnitOfWorkDep) -> Idempotency:
+    """Raise RequestValidationError for several keys: FastAPI takes the first and ignores the rest."""
+    if len(set(request.headers.getlist("Idempotency-Key"))) > 1:
+        message = "sent several times with different values: send one key"
+        place = ("header", "Idempotency-Key")
+        raise RequestValidationError([{"type": "value_error", "loc": place, "msg": message}])
     return Idempotency(IdempotencyRepository(uow.session))
 
 

@@ -159,6 +159,7 @@ def versions_in(if_match: str | None) -> frozenset[int] | None:
 
 
 async def get_expected_versions(
+    request: Request,
     if_match: Annotated[
         str | None,
         Header(
@@ -166,7 +167,8 @@ async def get_expected_versions(
         ),
     ] = None,
 ) -> frozenset[int] | None:
-    return versions_in(if_match)
+    """Lines of one header are one list (RFC 9110, 5.3), of which FastAPI takes the first only."""
+    return versions_in(if_match and ", ".join(request.headers.getlist("If-Match")))
 
 
 ExpectedVersions = Annotated[frozenset[int] | None, Depends(get_expected_versions)]

@@ -207,6 +207,13 @@ async def test_a_precondition_may_allow_more(client: AsyncClient, if_match: str)
     assert (await change(client, placed.json()["id"], "pay", if_match)).status_code == 200
 
 
+async def test_a_precondition_may_have_several_lines(client: AsyncClient) -> None:
+    placed = await place(client)
+    lines = [("If-Match", '"7"'), ("If-Match", '"1"')]
+    answer = await client.post(f"/orders/{placed.json()['id']}/pay", headers=lines)
+    assert answer.status_code == 200
+
+
 async def test_what_a_settled_order_does_not_allow_contradicts_it(client: AsyncClient) -> None:
     placed = await place(client)
     order_id = placed.json()["id"]

@@ -169,6 +169,20 @@ async def test_unsafe_operations_take_an_idempotency_key(documented: list[Operat
             assert "Idempotency-Key" in names, f"{operation.method} {operation.path}"
 
 
+async def test_unsafe_operations_refuse_two_idempotency_keys(
+    client: AsyncClient, documented: list[Operation]
+) -> None:
+    for operation in documented:
+        if operation.method not in {"GET", "HEAD"}:
+            keys = [("If-Match", "*"), *(("Idempotency-Key", key) for key in ("one", "two"))]
+            answer = await client.request(
+                operation.method, url(operation), json=operation.body, headers=keys
+            )
+            check(operation, answer, "two keys")
+            assert answer.status_code == 422, f"{operation.path}: {answer.text[:300]}"
+            assert [field["pointer"] for field in answer.json()["errors"]] == ["/Idempotency-Key"]
+
+
 async def test_parameters_take_the_ends_of_their_types(
     client: AsyncClient, documented: list[Operation]
 ) -> None:
