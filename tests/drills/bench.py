@@ -66,10 +66,16 @@ async def eventually(
     until: Callable[[T], bool] = bool,
     seconds: float = 30.0,
     what: str = "what was waited for",
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
 ) -> T:
-    """Call `probe` until its answer satisfies `until`; fail with the last answer after `seconds`."""
+    """Call `probe` until its answer satisfies `until`; fail with the last answer after `seconds`.
+
+    `meanwhile` asserts what has to hold at every moment, so that a failure names its cause.
+    """
     deadline = time.monotonic() + seconds
     while True:
+        if meanwhile is not None:
+            await meanwhile()
         answer = await probe()
         if until(answer):
             return answer
@@ -296,7 +302,12 @@ class Bench:
 
     # Comparing
 
-    async def settled(self, seconds: float = 60.0, but: Iterable[Ticked] = ()) -> None:
+    async def settled(
+        self,
+        seconds: float = 60.0,
+        but: Iterable[Ticked] = (),
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Wait until every consumer has applied every event that was sent, `but` those."""
         expected = self.sent.keys() - {event.event_id for event in but}
 
@@ -311,7 +322,7 @@ class Bench:
         def none_missing(counts: dict[str, int]) -> bool:
             return not any(counts.values())
 
-        await eventually(missing, none_missing, seconds)
+        await eventually(missing, none_missing, seconds, "all applied", meanwhile)
         await eventually(self._uncommitted, lambda left: not left, seconds=15)
 
     async def _uncommitted(self) -> list[str]:

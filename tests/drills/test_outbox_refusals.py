@@ -69,7 +69,7 @@ async def test_a_topic_that_lacks_replicas_waits_alone(
             await sign_up(http, f"survivor{number}")
         await eventually(lambda: rows_of(bench), lambda rows: rows == 0)
         await others_flow(bench, http, users, "replicas")
-        await eventually(relay.readiness, lambda now: is_named(now, posts, "NotEnoughReplicas"))
+        await is_named(bench, relay, posts, "NotEnoughReplicas")
         await operator.configure(posts, "min.insync.replicas", "2")
         await eventually(lambda: rows_of(bench), lambda rows: rows == 0)
         await relay.is_ready()
@@ -93,7 +93,7 @@ async def in_one_bucket(
 
 
 async def all_arrived(bench: Bench, topic: str, count: int) -> None:
-    assert await bench.query("SELECT id FROM outbox_parked") == []
+    await nothing_parked(bench)
     stored = {row["id"] for row in await bench.query("SELECT id FROM posts")}
     assert {int(record.key or b"0") for record in await bench.records(topic)} == stored
     assert len(stored) == count
@@ -110,7 +110,7 @@ async def refused(
     users, posts = topics
     await refusal.begin()
     await others_flow(bench, http, users, refusal.reason)
-    await eventually(relay.readiness, lambda now: is_named(now, posts, refusal.reason))
+    await is_named(bench, relay, posts, refusal.reason)
     await refusal.end()
     await eventually(lambda: rows_of(bench), lambda rows: rows == 0)
     await relay.is_ready()
@@ -119,22 +119,36 @@ async def refused(
 async def others_flow(bench: Bench, http: httpx.AsyncClient, topic: str, name: str) -> None:
     """Users, one after the other, each with a post whose topic refuses: each user's event arrives,
     although it would take the deadline of a send if it waited for the post's."""
-    began = time.monotonic()
+    times = []
     for number in range(ROUNDS):
         user = await sign_up(http, f"{name}{number}")
         post = {"author_id": user, "title": "t", "body": "b"}
         answer = await http.post("/posts", json=post)
         assert answer.status_code == 201, answer.text
+        began = time.monotonic()
         await has_key(bench, topic, str(user).encode())
-    spent = time.monotonic() - began
-    assert spent < ROUNDS * bench.settings.kafka_send_timeout_seconds / 2, f"{spent:.1f} s"
+        times.append(time.monotonic() - began)
+    # Those that wait take the whole deadline of a send, and others no time.
+    assert max(times) < 0.8 * bench.settings.kafka_send_timeout_seconds, (
+        f"{max(times):.1f} s for an event of {topic}, which waited for a topic in trouble"
+    )
 
 
 async def has_key(bench: Bench, topic: str, key: bytes) -> None:
     async def keys() -> set[bytes | None]:
         return {record.key for record in await bench.records(topic)}
 
-    await eventually(keys, lambda found: key in found)
+    await eventually(
+        keys,
+        lambda found: key in found,
+        what=f"{topic} has the event, which waited for a topic in trouble",
+        meanwhile=lambda: nothing_parked(bench),
+    )
+
+
+async def nothing_parked(bench: Bench) -> None:
+    parked = len(await bench.query("SELECT id FROM outbox_parked"))
+    assert parked == 0, f"{parked} events parked that a topic refused for a while"
 
 
 async def sign_up(http: httpx.AsyncClient, name: str) -> int:
@@ -143,7 +157,16 @@ async def sign_up(http: httpx.AsyncClient, name: str) -> int:
     return int(answer.json()["id"])
 
 
-def is_named(answer: tuple[int, dict[str, Any]], *words: str) -> bool:
-    """Whether the process is not ready, and says so of its topics in these words."""
-    status, said = answer
-    return status == 503 and all(word in said["checks"]["topics"] for word in words)
+async def is_named(bench: Bench, process: Process, topic: str, reason: str) -> None:
+    """Wait until the process is not ready, because of `topic` and `reason`; nothing is parked."""
+
+    def named(answer: tuple[int, dict[str, Any]]) -> bool:
+        status, said = answer
+        return status == 503 and all(w in said["checks"]["topics"] for w in (topic, reason))
+
+    await eventually(
+        process.readiness,
+        named,
+        what=f"readiness names {topic} and {reason}",
+        meanwhile=lambda: nothing_parked(bench),
+    )
