@@ -21,11 +21,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from turns import Counted, Side, Stage, Watch, counted, run
 
-from app.commit_outcome import TransactionMark
-from app.kafka.event import EventType
-from app.kafka.producer import FakeProducer, KafkaProducer, Producer
-from app.kafka.publisher import DirectPublisher
-from app.unit_of_work import UnitsOfWork
+from app.platform.database.commit_outcome import TransactionMark
+from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.events.event import EventType
+from app.platform.kafka.fake_producer import FakeProducer
+from app.platform.kafka.producer import KafkaProducer, Producer
+from app.platform.kafka.publisher import DirectPublisher
 
 _INSERT = text("INSERT INTO written (number) VALUES (:number)")
 

@@ -32,19 +32,19 @@ from sqlalchemy import BigInteger, Integer, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 from turns import TRACE, Counted, Running, Side, Stage, Watch, counted, process, run, until_ready
 
-from app import wiring
-from app.database import Base
-from app.health import Health
-from app.kafka.codec import decode, encode
-from app.kafka.consumer import consuming
-from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.inbox import claim
-from app.kafka.producer import KafkaProducer
-from app.kafka.settings import KafkaSettings
-from app.kafka.subscription import Subscription
-from app.runtime import Configuration, Role
-from app.server import serve
-from app.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.engine import Base
+from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.events.event import BaseEvent, EventRegistry, EventType
+from app.platform.health import Health
+from app.platform.http.server import serve
+from app.platform.kafka.codec import decode, encode
+from app.platform.kafka.consumers import consuming
+from app.platform.kafka.inbox import claim
+from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.subscription import Subscription
+from app.platform.runtime import Configuration
+from app.platform.service import Component, Role, Service
 
 
 class Effect(Base):
@@ -256,8 +256,8 @@ WORK = {"quick": subscription(one_row), "slow": subscription(slow_row)}
 
 def work(name: str, port: int) -> None:
     """What `app worker` does, with that subscription in place of the service's own."""
-    wiring.EVENTS, wiring.SUBSCRIPTIONS = [EventType(Counted)], [WORK[name]]
-    serve({Role.WORKER}, Configuration.from_environment(), "127.0.0.1", port)
+    part = Component("bench", events=[EventType(Counted)], subscriptions=[WORK[name]])
+    serve(Service([part]), {Role.WORKER}, Configuration.from_environment(), "127.0.0.1", port)
 
 
 @asynccontextmanager

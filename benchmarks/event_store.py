@@ -22,9 +22,9 @@ from results import Area, Comparison
 from sqlalchemy import make_url
 from turns import Side, Stage, run
 
-from app.database import Database
-from app.event_sourcing.category import Category, EventType
-from app.event_sourcing.store import NO_STREAM, EventStore, NewEvent
+from app.platform.database.engine import Database
+from app.platform.event_store.category import Category, EventType
+from app.platform.event_store.store import NO_STREAM, EventStore, NewEvent
 
 WRITERS = [1, 8, 32]
 LENGTHS = [100, 1_000, 10_000]

@@ -25,20 +25,21 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 from results import Area, Comparison
 from turns import Side, Stage, run
 
-from app import logs, wiring
-from app.database import Base, Database, DatabaseSettings
-from app.dev.process import free_port
-from app.events.types import EVENTS
-from app.kafka.admin import provision
-from app.kafka.event import BaseEvent, EventRegistry
-from app.kafka.topics import wanted
-from app.unit_of_work import BindPublisher
+from app import wiring
+from app.platform import logs
+from app.platform.database.engine import Base, Database, DatabaseSettings
+from app.platform.database.unit_of_work import BindPublisher
+from app.platform.dev.process import free_port
+from app.platform.events.event import BaseEvent, EventRegistry
+from app.platform.kafka.admin import provision
+from app.platform.kafka.topics import wanted
 
 RATE = 100
 LOAD = Path(__file__).with_name("load.py")
@@ -90,11 +91,10 @@ class Silent:
 
 
 def serve(port: int, roles: str, publisher: str) -> None:
-    from app.config import load
-    from app.limits import HttpSettings
-    from app.main import create_app
-    from app.runtime import Role
-    from app.server import listen, run
+    from app.platform.config import HttpSettings, load
+    from app.platform.http.app import create_app
+    from app.platform.http.server import listen, run
+    from app.platform.service import Component, Role, Service
 
     def bind_silent(*_resources: object) -> BindPublisher:
         return lambda _session: Silent()
@@ -104,9 +104,12 @@ def serve(port: int, roles: str, publisher: str) -> None:
     if publisher == "bare":
         run(bare(), listen("127.0.0.1", port), limits)
         return
+    service = wiring.service
     if publisher == "silent":
-        wiring.bind_publisher = bind_silent
-    app = create_app({Role(role) for role in roles.split(",")})
+        silent = replace(service.publishing, bind=bind_silent)
+        parts = [replace(part, publishing=None) for part in service.components]
+        service = Service([*parts, Component("silent", publishing=silent)])
+    app = create_app(service, {Role(role) for role in roles.split(",")})
     run(app, listen("127.0.0.1", port), limits)
 
 
@@ -116,7 +119,7 @@ def bare() -> object:
     from sqlalchemy import JSON, Numeric
     from sqlalchemy.orm import Mapped, mapped_column
 
-    from app.routers.orders import OrderCreate
+    from app.orders.router import OrderCreate
 
     class BareOrder(Base):
         __tablename__ = "bare_orders"
@@ -157,7 +160,7 @@ async def process(stage: Stage, side: str, orders: int = 0) -> AsyncIterator[int
     rendering, roles, publisher = SIDES[side]
     name = f"bench_{secrets.token_hex(4)}"
     settings = stage.settings(name)
-    await provision(settings, wanted(settings, EventRegistry(name, EVENTS), []))
+    await provision(settings, wanted(settings, EventRegistry(name, wiring.service.events), []))
     await stage.connection.execute(f"CREATE DATABASE {name}")
     server = stage.database.engine.url.set(drivername="postgresql")
     url = server.set(database=name).render_as_string(hide_password=False)
@@ -171,7 +174,7 @@ async def process(stage: Stage, side: str, orders: int = 0) -> AsyncIterator[int
         "PYTHONPATH": str(folder),  # before the rendering that is installed here
     }
     assert (folder / "app").is_dir(), f"no rendering in {folder}: see BENCHMARK_VARIANTS"
-    code = "import sys; from app.cli import app; sys.argv[1:] = ['db', 'upgrade']; app()"
+    code = "import sys; from app.platform.cli import app; sys.argv[1:] = ['db', 'upgrade']; app()"
     upgrading = [sys.executable, "-c", code]  # the rendering's own migrations
     await asyncio.to_thread(
         subprocess.run,

@@ -35,16 +35,16 @@ from sqlalchemy import MetaData, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from turns import KEYS, Counted, Running, Side, Stage, Watch, process, run, until_ready
 
-from app.kafka.codec import Message
-from app.kafka.event import EventRegistry, EventType
-from app.kafka.producer import KafkaProducer
-from app.kafka.settings import KafkaSettings
-from app.outbox.model import HEADER_COLUMNS, OutboxRow, as_message
-from app.outbox.publisher import OutboxPublisher
-from app.outbox.relay import Relay
-from app.outbox.settings import OutboxSettings
-from app.outbox.wakeup import announcing
-from app.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.events.event import EventRegistry, EventType
+from app.platform.kafka.codec import Message
+from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.outbox.model import HEADER_COLUMNS, OutboxRow, as_message
+from app.platform.outbox.publisher import OutboxPublisher
+from app.platform.outbox.relay import Relay
+from app.platform.outbox.settings import OutboxSettings
+from app.platform.outbox.wakeup import announcing
 
 SEND_SECONDS = 60.0
 SEED_ROWS = 1_000

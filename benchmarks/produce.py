@@ -21,9 +21,9 @@ from faststream.kafka import KafkaBroker
 from results import Area, Comparison, Figures
 from turns import TRACE, Counted, Side, Stage, Watch, counted, run
 
-from app.kafka.codec import Message, encode
-from app.kafka.event import EventType
-from app.kafka.producer import KafkaProducer
+from app.platform.events.event import EventType
+from app.platform.kafka.codec import Message, encode
+from app.platform.kafka.producer import KafkaProducer
 
 Send = Callable[[Message], Awaitable[object]]
 SendAll = Callable[[Sequence[Message]], Awaitable[object]]

@@ -18,17 +18,17 @@ from aiokafka import AIOKafkaConsumer
 from results import Area, Comparison, Figures
 from turns import TRACE, Side, Stage, Watch, run
 
-from app.cqrs.order_views import ORDER_VIEWS, OrderTables
-from app.cqrs.projections import SUBSCRIPTIONS
-from app.cqrs.rebuild import Rebuildable
-from app.events.types import EVENTS, OrderCreated, OrderLine
-from app.health import Health
-from app.kafka.codec import encode
-from app.kafka.consumer import consuming
-from app.kafka.event import BaseEvent, EventRegistry
-from app.kafka.producer import KafkaProducer
-from app.kafka.settings import KafkaSettings
-from app.unit_of_work import UnitsOfWork
+from app.orders.events import EVENTS, OrderCreated, OrderLine
+from app.orders.projections import SUBSCRIPTIONS
+from app.orders.views import ORDER_VIEWS, OrderTables
+from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.events.event import BaseEvent, EventRegistry
+from app.platform.health import Health
+from app.platform.kafka.codec import encode
+from app.platform.kafka.consumers import consuming
+from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.projections.rebuild import Rebuildable
 
 (PROJECTOR,) = (each for each in SUBSCRIPTIONS if each.name == ORDER_VIEWS.name)
 ROWS = "SELECT count(*) FROM order_views"

@@ -28,18 +28,18 @@ from pydantic import SecretStr
 from results import Area, Figures, Samples, number
 from sqlalchemy import text
 
-from app import logs
-from app.database import Database, DatabaseSettings
-from app.dev.process import free_port
-from app.dev.servers import Servers
-from app.kafka.admin import provision
-from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.settings import KafkaSettings
-from app.kafka.subscription import Subscription
-from app.kafka.topics import wanted
-from app.migrate import upgrade
-from app.server import collect_less
-from app.tracing import Trace
+from app.platform import logs
+from app.platform.database.engine import Database, DatabaseSettings
+from app.platform.database.migrations import upgrade
+from app.platform.dev.process import free_port
+from app.platform.dev.servers import Servers
+from app.platform.events.event import BaseEvent, EventRegistry, EventType
+from app.platform.http.server import collect_less
+from app.platform.kafka.admin import provision
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.subscription import Subscription
+from app.platform.kafka.topics import wanted
+from app.platform.tracing import Trace
 
 KEYS = 500
 MOST_SECONDS = 400  # a side that takes longer has failed

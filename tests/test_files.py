@@ -2,13 +2,16 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import yaml
 
+from tests import imports
 from tests.conftest import Rendered
 from tests.matrix import Variant
 from tests.rendering import ROOT
@@ -101,6 +104,25 @@ def test_everything_the_image_is_built_from_is_sent_to_the_builder() -> None:
     assert sent >= {"app", "migrations", "pyproject.toml", "uv.lock", "README.md"}
 
 
+def test_the_development_part_is_not_sent_to_the_builder() -> None:
+    ignored = (ROOT / "template" / ".dockerignore").read_text().splitlines()
+    # The last line that matches a path decides.
+    assert ignored.index("!app") < ignored.index("app/platform/dev")
+
+
+def test_the_wheel_has_the_service_without_its_development_part(
+    rendered: Rendered, tmp_path: Path
+) -> None:
+    service = tmp_path / "service"
+    shutil.copytree(rendered(Variant()), service)
+    build = ("uv", "build", "--quiet", "--wheel", "--out-dir", tmp_path)
+    subprocess.run(build, cwd=service, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = ZipFile(wheel).namelist()
+    assert {"app/wiring.py", "app/platform/runtime.py", "app/migrations/env.py"} <= {*names}
+    assert [name for name in names if name.startswith("app/platform/dev/")] == []
+
+
 def test_no_dependency_of_a_route_runs_in_a_thread() -> None:
     asked_for, plain = set(), set()
     for path in sorted(ROOT.glob("template/app/**/*.py")):
@@ -111,3 +133,30 @@ def test_no_dependency_of_a_route_runs_in_a_thread() -> None:
                 plain.add(node.name)
     assert len(asked_for) > 10
     assert asked_for & plain == set(), "FastAPI runs what is not `async def` in a thread"
+
+
+CELL = re.compile(r"`([^`]+)`")
+
+
+def rows(table: str) -> list[list[str]]:
+    """The cells of each row, without those of its head."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_guide_leads_to_files_of_the_service() -> None:
+    page = (ROOT / "docs" / "guide.md").read_text()
+    sections = rows(page.split("\n## ")[1])
+    assert [row[0] for row in sections if not CELL.findall(row[2])] == [], "leads nowhere"
+    named = {path for row in sections for path in CELL.findall(row[2])}
+    template = ROOT / "template"
+    missing = [
+        path
+        for path in sorted(named)
+        if not (template / path).is_file() and not (template / f"{path}.jinja").is_file()
+    ]
+    assert missing == []
+
+
+def test_the_drawing_of_the_imports_is_current_and_has_no_cycle() -> None:
+    assert imports.DRAWING.read_text() == imports.drawn(), "run `python -m tests.imports`"

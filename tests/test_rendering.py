@@ -1,5 +1,6 @@
 """What holds for every rendering, and for the files it is made from."""
 
+import ast
 import json
 import re
 import subprocess
@@ -34,6 +35,13 @@ each_code = pytest.mark.parametrize(
 
 # No residue: GitHub's own expressions, ${{ … }}, and the doubled braces of Python's f-strings.
 RESIDUE = re.compile(r"(?<!\$)\{\{-?\s*\w+\s*[|.}]|\{%-?\s|\{#-?\s")
+
+# Each module: what its package, its commands, their file, and its paths elsewhere are called.
+NAMES_OF_MODULE = {
+    "outbox": ("outbox",),
+    "cqrs": ("cqrs", "projections"),
+    "event_sourcing": ("event_sourcing", "event_store", "events_store"),
+}
 
 # Files that tell which modules there are, whatever was chosen.
 NAMES_MODULES = {Path(".copier-answers.yml")}
@@ -102,10 +110,12 @@ def test_every_file_parses(variant: Variant, rendered: Rendered) -> None:
 @each_variant
 def test_nothing_of_a_left_out_module_remains(variant: Variant, rendered: Rendered) -> None:
     service = rendered(variant)
-    left_out = {"outbox", "cqrs", "event_sourcing"} - set(variant.modules)
-    own = re.compile(
-        "|".join(rf"\b(?:app[./ ]{name}|{name.upper()}_)" for name in left_out) or "(?!)"
-    )
+    left_out = [
+        name
+        for module in NAMES_OF_MODULE.keys() - {*variant.modules}
+        for name in NAMES_OF_MODULE[module]
+    ]
+    own = re.compile("|".join(remains_of(name) for name in left_out) or "(?!)")
     remains = [
         f"{path}: {line}"
         for path in text_files(service)
@@ -116,12 +126,19 @@ def test_nothing_of_a_left_out_module_remains(variant: Variant, rendered: Render
     assert remains == []
 
 
+def remains_of(name: str) -> str:
+    """An expression for imports, paths, commands and settings."""
+    command = name.replace("_", "-")
+    place = rf"(?:app|platform|cli|tests|docs|migrations/versions)[./]{name}"
+    return rf"\b(?:{place}|app {command}|{name.upper()}_)|import {name}\b"
+
+
 # The nouns of the sample domain, its ids, its events and its classes. The machine has users of its
 # own, and whatever is sorted has an order.
 SAMPLE_DOMAIN = re.compile(
     r"\b(?:users(?<!other users)|orders(?<!different orders)|posts|inventory|customers?)\b"
     r"|\b(?:user|order|post)(?:_id|\.(?:created|paid|cancelled|published))\b"
-    r"|\b(?:User|Post|Order(?!Key))[A-Z]\w+|\bapp[./]models\b"
+    r"|\b(?:User|Post|Order(?!Key))[A-Z]\w+"
 )
 
 
@@ -177,19 +194,20 @@ def contents(service: Path, without: set[str]) -> dict[str, bytes]:
 
 
 def test_a_module_is_on_offer_when_it_is_there() -> None:
-    built = {path.parent.name for path in TEMPLATE.glob("app/*/__init__.py")}
-    assert set(matrix.choices("modules")) == built & {"outbox", "cqrs", "event_sourcing"}
+    built = {path.parent.name for path in TEMPLATE.glob("app/platform/*/__init__.py")}
+    there = {module for module, names in NAMES_OF_MODULE.items() if not built.isdisjoint(names)}
+    assert {*matrix.choices("modules")} == there == NAMES_OF_MODULE.keys()
 
 
 def test_every_path_of_a_module_is_in_the_manifest() -> None:
     manifest = "\n".join(rendering.configuration()["_exclude"])
-    for module in ("outbox", "cqrs", "event_sourcing"):
+    for module, names in NAMES_OF_MODULE.items():
         condition = rf"{{% if '{module}' not in modules \| default\(\[\]\) %}}"
         (listed,) = re.findall(rf"{condition}\n(.+?)\n{{% (?:else|endif) %}}", manifest, re.DOTALL)
         named = [
             path.relative_to(TEMPLATE)
             for path in TEMPLATE.rglob("*")
-            if path.stem.removeprefix("test_").startswith(module) and "__pycache__" not in str(path)
+            if path.stem.removeprefix("test_").startswith(names) and "__pycache__" not in str(path)
         ]
         forgotten = [
             str(path)
@@ -212,12 +230,18 @@ def test_template_needs_no_trust() -> None:
     assert forbidden & rendering.configuration().keys() == set()
 
 
-WIRING = {"__init__.py.jinja", "cli.py.jinja", "wiring.py.jinja"}
+def is_wiring(path: Path) -> bool:
+    """Whether a file may have tags: the service's name and list, and a slice's component and storage."""
+    match path.relative_to(TEMPLATE / "app").parts:
+        case ["__init__.py.jinja" | "wiring.py.jinja"]:
+            return True
+        case [folder, "__init__.py.jinja" | "storage.py.jinja"]:
+            return folder != "platform"
+    return False
 
 
 def test_python_with_template_tags_is_limited_to_the_wiring() -> None:
-    templated = {path.name for path in TEMPLATE.rglob("*.py.jinja")}
-    assert templated <= WIRING
+    assert [path for path in TEMPLATE.rglob("*.py.jinja") if not is_wiring(path)] == []
     plain = (path for path in TEMPLATE.rglob("*.py") if ".venv" not in path.parts)
     assert [path.name for path in plain if RESIDUE.search(path.read_text())] == []
 
@@ -230,12 +254,29 @@ def test_template_tags_in_python_stand_alone_at_the_first_column() -> None:
                 assert statement.fullmatch(line), f"{path.name}: {line}"
 
 
+def test_the_wiring_has_few_tags() -> None:
+    wiring = (TEMPLATE / "app" / "wiring.py.jinja").read_text()
+    assert 0 < len(re.findall(r"\{%|\{\{", wiring)) <= 20
+
+
+@each_code
+def test_the_wiring_is_a_list_of_components(code: Variant, rendered: Rendered) -> None:
+    tree = ast.parse((rendered(code) / "app" / "wiring.py").read_text())
+    docstring, *imports, service = tree.body
+    assert isinstance(docstring, ast.Expr)
+    assert imports
+    assert all(isinstance(line, ast.ImportFrom) for line in imports)
+    assert isinstance(service, ast.Assign)
+    listed = re.fullmatch(r"service = Service\(\[(.+)\]\)", ast.unparse(service))
+    assert listed
+    assert all(re.fullmatch(r"\w+\.component", part) for part in listed[1].split(", "))
+
+
 def test_only_files_that_need_an_answer_are_templates() -> None:
     needless = [
         str(path.relative_to(ROOT))
         for path in TEMPLATE.rglob("*.jinja")
-        if path.name not in WIRING  # where modules plug in, once there are some
-        and not RESIDUE.search(path.read_text() + path.name.removesuffix(".jinja"))
+        if not RESIDUE.search(path.read_text() + path.name.removesuffix(".jinja"))
     ]
     assert needless == []
 

@@ -9,12 +9,12 @@ from sqlalchemy import Connection
 from sqlalchemy.pool import NullPool
 
 import app
-from app.config import load
-from app.database import Base, DatabaseSettings, open_engine
+from app.platform.config import load
+from app.platform.database.engine import Base, DatabaseSettings, open_engine
 
 # Every table is known, wherever it is written and whether anything uses it yet.
 for module in walk_packages(app.__path__, "app."):
-    if module.name.split(".")[1] != "dev":  # has none, and is not for production
+    if module.name.split(".")[1:3] != ["platform", "dev"]:  # has none, and is not for production
         import_module(module.name)
 
 

@@ -24,20 +24,20 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from app import wiring
-from app.config import Settings
-from app.database import Base, Database, DatabaseSettings
-from app.database_url import async_url, parse
-from app.dev.process import FileLock
-from app.dev.servers import BrokerChoice, Servers
-from app.kafka.admin import provision
-from app.kafka.event import EventRegistry
-from app.kafka.producer import KafkaProducer
-from app.kafka.settings import KafkaSettings
-from app.kafka.topics import wanted
-from app.limits import HttpSettings
-from app.main import create_app
-from app.migrate import upgrade
-from app.runtime import Configuration, Role
+from app.platform.config import HttpSettings, Settings
+from app.platform.database.engine import Base, Database, DatabaseSettings
+from app.platform.database.migrations import upgrade
+from app.platform.database.url import async_url, parse
+from app.platform.dev.process import FileLock
+from app.platform.dev.servers import BrokerChoice, Servers
+from app.platform.events.event import EventRegistry
+from app.platform.http.app import create_app
+from app.platform.kafka.admin import provision
+from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.topics import wanted
+from app.platform.runtime import Configuration
+from app.platform.service import Role
 
 T = TypeVar("T")
 
@@ -183,10 +183,10 @@ async def live_app(live_database_url: str, kafka_bootstrap_servers: str) -> Asyn
         database_settings(live_database_url),
         HttpSettings(_env_file=None),
     )
-    registry = EventRegistry(name, wiring.EVENTS)
-    topics = wanted(configuration.kafka, registry, wiring.SUBSCRIPTIONS)
+    registry = EventRegistry(name, wiring.service.events)
+    topics = wanted(configuration.kafka, registry, wiring.service.subscriptions)
     await asyncio.gather(upgrade(live_database_url), provision(configuration.kafka, topics))
-    app = create_app(set(Role), configuration)
+    app = create_app(wiring.service, set(Role), configuration)
     async with app.router.lifespan_context(app):
         yield app
 

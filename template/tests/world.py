@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -13,23 +13,25 @@ from httpx import ASGITransport, AsyncClient
 from sqlalchemy import text
 
 from app import wiring
-from app.config import Settings
-from app.database import Database
-from app.health import Health
-from app.kafka import admin, consumer, publisher
-from app.kafka.admin import provision, read_to_end, reading
-from app.kafka.codec import Message, encode
-from app.kafka.consumer import Consumer, consuming
-from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.producer import FakeProducer, KafkaProducer
-from app.kafka.settings import KafkaSettings
-from app.kafka.subscription import Subscription
-from app.kafka.topics import wanted
-from app.limits import HttpSettings
-from app.main import create_app
-from app.runtime import Configuration, Role
-from app.tracing import Trace
-from app.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.config import HttpSettings, Settings
+from app.platform.database.engine import Database
+from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.events.event import BaseEvent, EventRegistry, EventType
+from app.platform.health import Health
+from app.platform.http.app import create_app
+from app.platform.kafka import admin, consumer
+from app.platform.kafka.admin import provision, read_to_end, reading
+from app.platform.kafka.codec import Message, encode
+from app.platform.kafka.consumer import Consumer
+from app.platform.kafka.consumers import consuming
+from app.platform.kafka.fake_producer import FakeProducer
+from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.subscription import Subscription
+from app.platform.kafka.topics import wanted
+from app.platform.runtime import Configuration
+from app.platform.service import Role, Service
+from app.platform.tracing import Trace
 from tests.fixtures import database_settings, eventually, settings_for
 
 
@@ -133,7 +135,7 @@ class World:
 async def committed_offsets(settings: KafkaSettings, group: str, topic: str) -> int:
     from aiokafka.admin import AIOKafkaAdminClient
 
-    from app.kafka.settings import client_options
+    from app.platform.kafka.settings import client_options
 
     admin = AIOKafkaAdminClient(**client_options(settings))
     await admin.start()
@@ -215,16 +217,15 @@ async def serving(database_url: str) -> AsyncIterator[Api]:
         database_settings(database_url),
         HttpSettings(_env_file=None),
     )
-    app = create_app({Role.API}, configuration, producer)
+    # Sent before the answer comes, whatever the service publishes through: so one can look.
+    service = Service(replace(part, publishing=None) for part in wiring.service.components)
+    app = create_app(service, {Role.API}, configuration, producer)
     transport = ASGITransport(app, raise_app_exceptions=False)
-    with pytest.MonkeyPatch.context() as patch:
-        # Sent before the answer comes, whatever the service publishes through: so one can look.
-        patch.setattr(wiring, "bind_publisher", publisher.bind)
-        async with (
-            app.router.lifespan_context(app),
-            AsyncClient(transport=transport, base_url="http://api") as http,
-        ):
-            yield Api(http, producer)
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=transport, base_url="http://api") as http,
+    ):
+        yield Api(http, producer)
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.dev import java
-from app.dev.java import Jar, cache_folder, kafka_jars
-from app.dev.process import LOOPBACK, ServerProcess, clean_environment, free_port
+from app.platform.dev import java
+from app.platform.dev.java import Jar, cache_folder, kafka_jars
+from app.platform.dev.process import LOOPBACK, ServerProcess, clean_environment, free_port
 
 _JARS = Path(__file__).with_name("jars.txt")
 

@@ -14,17 +14,17 @@ from aiokafka import ConsumerRecord
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from app import wiring
-from app.dev.kafka import KafkaCluster
-from app.dev.postgres import PostgresServer
-from app.events.types import UserCreated
-from app.kafka.admin import provision, read_to_end, reading
-from app.kafka.codec import CAUSATION_ID, CE_ID, TRACEPARENT, Message, encode
-from app.kafka.event import EventRegistry
-from app.kafka.settings import KafkaSettings
-from app.kafka.topics import wanted
-from app.migrate import upgrade
-from app.outbox.model import as_row, bucket_of
-from app.tracing import Trace
+from app.platform.database.migrations import upgrade
+from app.platform.dev.kafka import KafkaCluster
+from app.platform.dev.postgres import PostgresServer
+from app.platform.events.event import EventRegistry
+from app.platform.kafka.admin import provision, read_to_end, reading
+from app.platform.kafka.codec import CAUSATION_ID, CE_ID, TRACEPARENT, Message, encode
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.topics import wanted
+from app.platform.outbox.model import as_row, bucket_of
+from app.platform.tracing import Trace
+from app.users.events import UserCreated
 from debezium.connect import Connect, Relay
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ class Story:
     def __init__(self, url: str, settings: KafkaSettings) -> None:
         self._url = url
         self.settings = settings
-        self.registry = EventRegistry(settings.kafka_client_id, wiring.EVENTS)
+        self.registry = EventRegistry(settings.kafka_client_id, wiring.service.events)
         self.written: list[Message] = []
 
     async def run(self, statements: str) -> list[asyncpg.Record]:
@@ -152,7 +152,7 @@ async def test_debezium_takes_over_from_the_relay_and_hands_back(
     settings = KafkaSettings(kafka_bootstrap_servers=kafka.bootstrap_servers, _env_file=None)
     story = Story(postgres.url, settings)
     await upgrade(postgres.url)
-    await provision(settings, wanted(settings, story.registry, wiring.SUBSCRIPTIONS))
+    await provision(settings, wanted(settings, story.registry, wiring.service.subscriptions))
     servers = {"DATABASE_URL": postgres.url, "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
 
     await story.write(30)

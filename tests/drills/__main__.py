@@ -20,23 +20,21 @@ from tests.shell import environment
 HERE = Path(__file__).parent
 # Settings that would replace the drills' own.
 SERVERS = "KAFKA_|DATABASE_|SERVICE_NAME|DRILL_"
-CONSUMERS = """
+WIRED = """
 
-from app.events import drill, types  # noqa: E402
+from app import drill  # noqa: E402
 
-types.EVENTS += drill.EVENTS
-SUBSCRIPTIONS = drill.SUBSCRIPTIONS or SUBSCRIPTIONS
+service = drill.wired_into(service)
 """
-
 
 MODULES = ["outbox", "cqrs", "event_sourcing"]
 
 # What one would wait for in vain: a killed worker's session, which brokers do not allow to be
 # shorter unless they are set up for it, as those of the drills are; and a poll that is overdue.
 SHORTER = [
-    ("app/kafka/settings.py", "Field(15.0, ge=6)", "Field(15.0, ge=1)"),
+    ("app/platform/kafka/settings.py", "Field(15.0, ge=6)", "Field(15.0, ge=1)"),
     (
-        "app/kafka/consumer.py",
+        "app/platform/kafka/consumer.py",
         '"max_poll_records":',
         '"max_poll_interval_ms": 5000, "max_poll_records":',
     ),
@@ -56,7 +54,7 @@ def main() -> int:
     if chosen.without:
         return without(chosen.without, service)
     render(service, chosen.module)
-    types = run(service, "mypy", "-p", "drills", "-p", "app.events.drill")
+    types = run(service, "mypy", "-p", "drills", "-m", "app.drill", "-m", "app.wiring")
     return types.returncode or drill(service, "-v", "--durations=0", *options).returncode
 
 
@@ -87,9 +85,9 @@ def render(service: Path, modules: Sequence[str] = ()) -> None:
     for file in (service / "drills").glob("test_*.py"):
         if not is_for(file.name, modules):
             file.unlink()
-    shutil.copy(HERE / "handlers.py", service / "app" / "events" / "drill.py")
-    with (service / "app" / "events" / "handlers.py").open("a") as handlers:
-        handlers.write(CONSUMERS)
+    shutil.copy(HERE / "handlers.py", service / "app" / "drill.py")
+    with (service / "app" / "wiring.py").open("a") as wiring:
+        wiring.write(WIRED)
     for change in SHORTER:
         patch(service, *change)
     subprocess.run(

@@ -15,15 +15,15 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from app.events.drill import EVENTS, SUBSCRIPTIONS_OF, Fault, Ticked
-from app.kafka.admin import provision, read_to_end, reading
-from app.kafka.codec import CE_ID, encode
-from app.kafka.errors import BrokerUnavailable
-from app.kafka.event import EventRegistry
-from app.kafka.settings import KafkaSettings, client_options
-from app.kafka.subscription import Subscription
-from app.kafka.topics import wanted
-from app.tracing import Trace
+from app.drill import EVENTS, SUBSCRIPTIONS_OF, Fault, Ticked
+from app.platform.events.event import EventRegistry
+from app.platform.kafka.admin import provision, read_to_end, reading
+from app.platform.kafka.codec import CE_ID, encode
+from app.platform.kafka.errors import BrokerUnavailable
+from app.platform.kafka.settings import KafkaSettings, client_options
+from app.platform.kafka.subscription import Subscription
+from app.platform.kafka.topics import wanted
+from app.platform.tracing import Trace
 from drills import service
 from drills.service import Process
 

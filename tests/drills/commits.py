@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import httpx
 
-from app.events.drill import Echoed
-from app.events.types import EVENTS, UserCreated
-from app.kafka.event import BaseEvent, EventRegistry
+from app import wiring
+from app.drill import Echoed
+from app.platform.events.event import BaseEvent, EventRegistry
+from app.users.events import UserCreated
 from drills.bench import Bench
 from drills.service import Process
 from tests.lossy import Cut
@@ -57,7 +58,7 @@ async def effects(bench: Bench) -> list[int]:
 
 async def published(bench: Bench, event: type[BaseEvent], field: str) -> list[int]:
     """`field` of each event of that type that is on its topic."""
-    registry = EventRegistry(bench.settings.kafka_client_id, EVENTS)
+    registry = EventRegistry(bench.settings.kafka_client_id, wiring.service.events)
     records = await bench.records(registry.topic(event))
     return sorted(json.loads(record.value)[field] for record in records)
 

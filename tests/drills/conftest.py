@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.kafka import KafkaCluster
-from app.dev.postgres import PostgresServer
-from app.kafka.settings import KafkaSettings
-from app.migrate import upgrade
+from app.platform.database.migrations import upgrade
+from app.platform.dev.kafka import KafkaCluster
+from app.platform.dev.postgres import PostgresServer
+from app.platform.kafka.settings import KafkaSettings
 from drills.bench import Bench
 
 MIGRATED = "migrated"

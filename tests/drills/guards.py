@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-CONSUMER = "app/kafka/consumer.py"
-DATABASE = "app/database.py"
-PROCESSING = "app/kafka/processing.py"
-REFUSALS = "app/kafka/refusals.py"
-RELAY = "app/outbox/relay.py"
-STORE = "app/outbox/store.py"
+CONSUMER = "app/platform/kafka/consumer.py"
+DATABASE = "app/platform/database/engine.py"
+FORWARDING = "app/platform/kafka/forwarding.py"
+PROCESSING = "app/platform/kafka/processing.py"
+REFUSALS = "app/platform/kafka/refusals.py"
+RELAY = "app/platform/outbox/relay.py"
+STORE = "app/platform/outbox/store.py"
 OUTBOX, READ_SIDE, EVENT_STORE = ("outbox",), ("cqrs",), ("outbox", "event_sourcing")
 
 
@@ -48,7 +49,7 @@ class Guard:
 GUARDS = [
     Guard(
         "outbox-measured-without-relay",
-        "app/wiring.py",
+        "app/platform/outbox/__init__.py",
         "({Role.API, Role.WORKER, Role.RELAY}, monitor.lifespan)",
         "({Role.RELAY}, monitor.lifespan)",
         "test_each_death_is_seen_by_the_alerts_of_the_docs",
@@ -56,15 +57,15 @@ GUARDS = [
     ),
     Guard(
         "lag-measured-without-worker",
-        "app/wiring.py",
-        "({Role.API, Role.RELAY}, lag_metering)",
-        "({Role.RELAY}, lag_metering)",
+        "app/platform/http/app.py",
+        "    if Role.WORKER in runtime.roles:\n",
+        "    if Role.RELAY not in runtime.roles:\n",
         "test_each_death_is_seen_by_the_alerts_of_the_docs",
         OUTBOX,
     ),
     Guard(
         "outbox-counters-from-the-start",
-        "app/kafka/metrics.py",
+        "app/platform/kafka/metrics.py",
         "        messages_expired.labels(consumer, topic)\n",
         "",
         "test_each_death_is_seen_by_the_alerts_of_the_docs",
@@ -72,9 +73,9 @@ GUARDS = [
     ),
     Guard(
         "read-side-measured-without-worker",
-        "app/wiring.py",
-        "({Role.API}, lag.lifespan(PROJECTORS))",
-        "({Role.WORKER}, lag.lifespan(PROJECTORS))",
+        "app/platform/projections/__init__.py",
+        "({Role.API}, lag.lifespan)",
+        "({Role.WORKER}, lag.lifespan)",
         "test_read_side_without_worker_and_without_api",
         READ_SIDE,
     ),
@@ -120,14 +121,14 @@ GUARDS = [
     ),
     Guard(
         "lost-connections-are-no-failures",
-        "app/database_errors.py",
+        "app/platform/database/errors.py",
         "    return meaning_of(error) in _PASSING\n",
         "    return False\n",
         "test_database_that_drops_connections",
     ),
     Guard(
         "limits-are-no-failures",
-        "app/database_errors.py",
+        "app/platform/database/errors.py",
         '"55P03": Meaning.LIMIT,',
         '"55P03": Meaning.BUG,',
         "test_limits_of_the_server",
@@ -141,7 +142,7 @@ GUARDS = [
     ),
     Guard(
         "requests-are-decided-again",
-        "app/boundary.py",
+        "app/platform/http/boundary.py",
         "if decision == DECISIONS or not is_retryable(error):",
         "if True:",
         "test_stricter_isolation",
@@ -176,14 +177,14 @@ GUARDS = [
     ),
     Guard(
         "confirmed-before-commit",
-        PROCESSING,
-        "            await self._patiently(\n"
+        FORWARDING,
+        "            await self.patiently(\n"
         "                lambda: self._producer.send(message),\n"
         "                lambda error: _is_unsent(error) and not isinstance(error, _REFUSED_FOR_GOOD),\n"
         "            )\n",
         "            try:\n"
         "                await self._producer.send(message)\n"
-        "            except BrokerUnavailable:\n"
+        "            except SendError:\n"
         "                pass\n",
         "test_dead_letters_wait_for_their_topic",
     ),
@@ -197,7 +198,7 @@ GUARDS = [
     ),
     Guard(
         "any-size-refused-is-too-large",
-        PROCESSING,
+        FORWARDING,
         "_REFUSED_FOR_GOOD = (MessageTooLarge, MessageRejected)\n",
         "_REFUSED_FOR_GOOD = (MessageTooLarge,)\n",
         "test_dead_letters_that_their_topic_takes_only_in_part",
@@ -214,7 +215,7 @@ GUARDS = [
     ),
     Guard(
         "outbox-a-topic-waits-alone",
-        "app/kafka/client.py",
+        "app/platform/kafka/client.py",
         "        lacks_replicas = isinstance(error, kafka_errors.NotEnoughReplicasError)\n",
         "        lacks_replicas = False\n",
         "test_a_topic_that_lacks_replicas",
@@ -237,14 +238,14 @@ GUARDS = [
     ),
     Guard(
         "origin-headers",
-        "app/kafka/retry.py",
+        "app/platform/kafka/retry.py",
         "names.ORIGIN_OFFSET: str(record.offset),",
         'names.ORIGIN_OFFSET: "0",',
         "test_poison",
     ),
     Guard(
         "read-committed",
-        "app/kafka/settings.py",
+        "app/platform/kafka/settings.py",
         '"isolation_level": "read_committed"',
         '"isolation_level": "read_uncommitted"',
         "test_transactional_neighbour",
@@ -258,14 +259,14 @@ GUARDS = [
     ),
     Guard(
         "latest-is-for-new-groups",
-        "app/kafka/positions.py",
+        "app/platform/kafka/positions.py",
         "        if oldest or not await self._is_new(client):\n",
         "        if oldest:\n",
         "test_topic_recreated_and_grown",
     ),
     Guard(
         "metadata-is-young",
-        "app/kafka/settings.py",
+        "app/platform/kafka/settings.py",
         "METADATA_MAX_AGE_SECONDS = 10.0",
         "METADATA_MAX_AGE_SECONDS = 300.0",
         "test_topic_recreated_and_grown",
@@ -287,20 +288,20 @@ GUARDS = [
     Guard(
         "one-attempt-is-not-enough",
         PROCESSING,
-        "if self._is_permanent(error) or attempt == in_place:",
+        "if self._reporter.is_permanent(error) or attempt == in_place:",
         "if True:",
         "test_failures_are_retried",
     ),
     Guard(
         "due-at",
-        "app/kafka/retry.py",
+        "app/platform/kafka/retry.py",
         "    history[names.DUE_AT] = (now + delay).isoformat()\n",
         "",
         "test_delays_are_kept",
     ),
     Guard(
         "drain-on-stop",
-        "app/kafka/consumer.py",
+        "app/platform/kafka/consumers.py",
         "    await asyncio.gather(*(consumer.stop() for consumer in consumers))\n",
         "    for task in tasks:\n        task.cancel()\n",
         "test_stopped_worker",
@@ -321,7 +322,7 @@ GUARDS = [
     ),
     Guard(
         "reason-of-refusal",
-        "app/kafka/settings.py",
+        "app/platform/kafka/settings.py",
         "if not isinstance(error, kafka_errors.KafkaConnectionError):",
         "if True:",
         "test_wrong_password",
@@ -335,14 +336,14 @@ GUARDS = [
     ),
     Guard(
         "replicas",
-        "app/kafka/admin.py",
+        "app/platform/kafka/admin.py",
         "replication_factor=topic.replication_factor,\n        topic_configs",
         "replication_factor=1,\n        topic_configs",
         "test_loss_of_any_broker",
     ),
     Guard(
         "password-is-told-to-the-client",
-        "app/kafka/settings.py",
+        "app/platform/kafka/settings.py",
         '"sasl_plain_password": password.get_secret_value() if password else None',
         '"sasl_plain_password": str(password)',
         "test_scram_over_tls",
@@ -367,7 +368,7 @@ GUARDS = [
     ),
     Guard(
         "outbox-in-the-transaction",
-        "app/outbox/publisher.py",
+        "app/platform/outbox/publisher.py",
         "        if not self._entries:\n            self._listen()\n",
         "        from sqlalchemy.ext.asyncio import AsyncEngine\n\n"
         "        async with AsyncEngine(self._session.get_bind()).begin() as own:\n"
@@ -378,7 +379,7 @@ GUARDS = [
     ),
     Guard(
         "outbox-outage-counts-nothing",
-        "app/outbox/relay.py",
+        "app/platform/outbox/batch.py",
         "        elif error.retriable:\n            self.unanswered[topic] = error\n",
         "",
         "test_events_wait_while_the_broker_is_away",
@@ -411,9 +412,9 @@ GUARDS = [
     ),
     Guard(
         "outbox-written-before-the-commit",
-        "app/wiring.py",
-        "from app.outbox import monitor, publisher, relay, wakeup\n",
-        "from app.kafka import publisher\nfrom app.outbox import monitor, relay, wakeup\n",
+        "app/platform/outbox/__init__.py",
+        "from app.platform.outbox import monitor, publisher, relay, wakeup\n",
+        "from app.platform.kafka import publisher\nfrom app.platform.outbox import monitor, relay, wakeup\n",
         "test_an_api_killed_after_its_commits",
         OUTBOX,
     ),
@@ -435,7 +436,7 @@ GUARDS = [
     ),
     Guard(
         "newest-version-wins",
-        "app/cqrs/order_views.py",
+        "app/orders/views.py",
         "        where=new.excluded.version > views.c.version,\n",
         "",
         "test_read_side_is_right",
@@ -443,7 +444,7 @@ GUARDS = [
     ),
     Guard(
         "projectors-write-to-the-shadow",
-        "app/cqrs/projection.py",
+        "app/platform/projections/projection.py",
         "    if await session.get(RebuildRow, projection.name) is not None:\n",
         "    if False:\n",
         "test_read_side_is_right",
@@ -451,7 +452,7 @@ GUARDS = [
     ),
     Guard(
         "a-sale-replaces-itself",
-        "app/cqrs/daily_sales.py",
+        "app/orders/sales.py",
         "if sale.order_id not in before or sale.version > before[sale.order_id].version",
         "if True",
         "test_read_side_is_right",
@@ -459,21 +460,21 @@ GUARDS = [
     ),
     Guard(
         "hidden-topics-are-asked-for-by-name",
-        "app/kafka/admin.py",
+        "app/platform/kafka/admin.py",
         "if code == _TOPIC_AUTHORIZATION_FAILED]",
         "if code == -1]",
         "test_a_topic_that_the_user_may_not_describe",
     ),
     Guard(
         "outcome-of-a-lost-commit",
-        "app/commit_outcome.py",
+        "app/platform/database/commit_outcome.py",
         "        return self._xid is not None and not is_refusal(error)\n",
         "        return False\n",
         "test_commits_whose_answer_is_lost",
     ),
     Guard(
         "outbox-a-lost-commit-is-no-success",
-        "app/outbox/publisher.py",
+        "app/platform/outbox/publisher.py",
         "        return False\n",
         "        return True\n",
         "test_no_outbox_row_depends_on_the_answer",
@@ -481,7 +482,7 @@ GUARDS = [
     ),
     Guard(
         "append-with-its-message",
-        "app/event_sourcing/orders.py",
+        "app/orders/stream.py",
         "            appended = await self._store.append(order.id, new, expected_version)\n",
         "            async with AsyncSession(self._session.bind) as own, own.begin():\n"
         "                store = EventStore(own, ORDERS)\n"

@@ -1,4 +1,4 @@
-"""Events and handlers of the drills. In the rendered copy this file is `app/events/drill.py`.
+"""Events and handlers of the drills. In the rendered copy this file is `app/drill.py`.
 
 The faults are in here, and what mends them: the shipped service has no switch for either. Which
 subscriptions a process runs, and whether its handlers are the mended ones, is in its environment.
@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, ClassVar, Literal
 from uuid import UUID
@@ -17,10 +18,11 @@ from uuid import UUID
 from pydantic import field_validator
 from sqlalchemy import text
 
-from app.kafka.errors import PermanentError
-from app.kafka.event import BaseEvent, EventType, Payload
-from app.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscription
-from app.unit_of_work import UnitOfWork
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.events.event import BaseEvent, EventType, Payload
+from app.platform.kafka.errors import PermanentError
+from app.platform.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscription
+from app.platform.service import Component, Service
 
 PACE_SECONDS = float(os.environ.get("DRILL_PACE_SECONDS", "0"))
 MENDED = os.environ.get("DRILL_MENDED") == "1"
@@ -185,4 +187,12 @@ SUBSCRIPTIONS_OF: Mapping[str, list[Subscription]] = {
 }
 
 EVENTS = [EventType(Ticked, upcasters={1: _unchanged} if MENDED else {}), EventType(Echoed)]
-SUBSCRIPTIONS = SUBSCRIPTIONS_OF[CHOSEN] if CHOSEN else []
+
+
+def wired_into(service: Service) -> Service:
+    """`service` with the events of the drills; its subscriptions give way to those that are chosen."""
+    own = Component(
+        "drill", events=EVENTS, subscriptions=SUBSCRIPTIONS_OF[CHOSEN] if CHOSEN else ()
+    )
+    parts = [replace(part, subscriptions=()) if CHOSEN else part for part in service.components]
+    return Service([*parts, own])

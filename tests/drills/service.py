@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from app.dev.process import LOOPBACK, free_port
+from app.platform.dev.process import LOOPBACK, free_port
 
 ROOT = Path(__file__).parents[1]
 APP = str(Path(sys.executable).with_name("app"))

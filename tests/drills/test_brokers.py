@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.dev.kafka import KafkaCluster
+from app.platform.dev.kafka import KafkaCluster
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 

@@ -181,7 +181,7 @@ async def test_read_side_is_right_while_projectors_die_and_projections_are_rebui
     bench.app("topics", "create")
     api = bench.api()
     mortal = [bench.worker(f"worker-{number}") for number in range(WORKERS)]
-    if find_spec("app.outbox") is not None:
+    if find_spec("app.platform.outbox") is not None:
         mortal.append(bench.relay())
     await asyncio.gather(*(process.is_ready() for process in [api, *mortal]))
     async with httpx.AsyncClient(base_url=api.url, timeout=60) as http:

@@ -4,7 +4,7 @@ import asyncio
 
 import asyncpg
 
-from app.dev.postgres import PostgresServer
+from app.platform.dev.postgres import PostgresServer
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 from drills.service import Process

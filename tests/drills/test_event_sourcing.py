@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from app.kafka.admin import read_to_end, reading
+from app.platform.kafka.admin import read_to_end, reading
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 from drills.service import Process

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from sqlalchemy import make_url
 
-from app.dev.postgres import PostgresServer
-from app.dev.process import clean_environment
-from app.migrate import upgrade
+from app.platform.database.migrations import upgrade
+from app.platform.dev.postgres import PostgresServer
+from app.platform.dev.process import clean_environment
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 from drills.service import Process

@@ -13,14 +13,14 @@ import httpx
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from app import logs
-from app.database import Database, DatabaseSettings
-from app.dev.kafka import KafkaCluster
-from app.events.drill import Ticked
-from app.kafka.admin import read_to_end, reading
-from app.outbox.publisher import OutboxPublisher
-from app.outbox.settings import OutboxSettings
-from app.unit_of_work import UnitOfWork, UnitsOfWork
+from app.drill import Ticked
+from app.platform import logs
+from app.platform.database.engine import Database, DatabaseSettings
+from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.dev.kafka import KafkaCluster
+from app.platform.kafka.admin import read_to_end, reading
+from app.platform.outbox.publisher import OutboxPublisher
+from app.platform.outbox.settings import OutboxSettings
 from drills.bench import Bench, eventually, out_of_order
 from drills.conftest import MakeBench
 from drills.service import Process

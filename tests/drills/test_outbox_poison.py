@@ -6,7 +6,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from app.kafka.settings import client_options
+from app.platform.kafka.settings import client_options
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 from drills.test_outbox_delivery import Writers, writers_of

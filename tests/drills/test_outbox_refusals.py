@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.dev.kafka import KafkaCluster
+from app.platform.dev.kafka import KafkaCluster
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 from drills.refusing import AUTHORIZED, KINDS, Operator, Refusal

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.events.drill import Ticked
+from app.drill import Ticked
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiokafka import ConsumerRecord
 
-from app.events.drill import Ticked
+from app.drill import Ticked
 from drills import service
 from drills.bench import Bench, Place, eventually, out_of_order
 from drills.conftest import MakeBench

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.dev.kafka import KafkaCluster
-from app.events.drill import Ticked
-from app.kafka.codec import ERROR_TYPE, OMITTED_BYTES, ORIGIN_OFFSET, header
+from app.drill import Ticked
+from app.platform.dev.kafka import KafkaCluster
+from app.platform.kafka.codec import ERROR_TYPE, OMITTED_BYTES, ORIGIN_OFFSET, header
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 from drills.refusing import AUTHORIZED, KINDS, Operator, Refusal

@@ -5,7 +5,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from app.events.drill import DELAYS, Fault, Ticked
+from app.drill import DELAYS, Fault, Ticked
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 

@@ -14,8 +14,9 @@ from confluent_kafka.admin._acl import (  # what the package names, it does not 
 )
 from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 
-from app.dev.kafka import KafkaCluster, SaslSsl
-from app.dev.process import LOOPBACK
+from app.platform.dev.kafka import KafkaCluster
+from app.platform.dev.keystore import SaslSsl
+from app.platform.dev.process import LOOPBACK
 from drills import service
 from drills.bench import eventually
 from drills.conftest import MakeBench

@@ -24,7 +24,7 @@ async def test_orders_are_counted_once_while_the_worker_is_killed(bench_of: Make
     assert "topics created" in bench.app("topics", "create")
     api, worker = bench.api(), bench.worker()
     needed = [api, worker]
-    if find_spec("app.outbox") is not None:
+    if find_spec("app.platform.outbox") is not None:
         needed.append(bench.relay())
     await asyncio.gather(*(process.is_ready() for process in needed))
     async with httpx.AsyncClient(base_url=api.url, timeout=20) as http:

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from app.dev.kafka import KafkaCluster
-from app.dev.postgres import PostgresServer
+from app.platform.dev.kafka import KafkaCluster
+from app.platform.dev.postgres import PostgresServer
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 from drills.service import Process

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
-from app.kafka.admin import TopicAdmin, reading
-from app.kafka.settings import client_options
+from app.platform.kafka.admin import TopicAdmin, reading
+from app.platform.kafka.settings import client_options
 from drills.bench import Bench, eventually
 from drills.conftest import MakeBench
 from drills.service import Process

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from app.dev.servers import Servers
+from app.platform.dev.servers import Servers
 
 
 def main(folder: Path) -> int:

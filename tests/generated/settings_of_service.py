@@ -9,8 +9,8 @@ from pydantic import SecretStr
 
 import app
 from app import wiring
-from app.config import EnvSettings
-from app.runtime import Configuration
+from app.platform.config import EnvSettings
+from app.platform.runtime import Configuration
 
 
 def shown(value: object) -> str:
@@ -29,6 +29,6 @@ defaults = {
     for kind in EnvSettings.__subclasses__()
     for name, field in kind.model_fields.items()
 }
-at_the_start = {*get_type_hints(Configuration).values(), *wiring.SETTINGS}
+at_the_start = {*get_type_hints(Configuration).values(), *wiring.service.settings}
 late = [kind.__name__ for kind in EnvSettings.__subclasses__() if kind not in at_the_start]
 print(json.dumps({"defaults": defaults, "late": late}))

@@ -120,16 +120,18 @@ def test_machinery(base: Service) -> None:
 
 @of_base
 def test_types_of_the_machinery_tests(base: Service, workshop: Workshop, mypy_cache: Path) -> None:
-    check_types(base, workshop, mypy_cache, modules_in(MACHINERY))
+    tests = [*modules_in(MACHINERY), *modules_in(MACHINERY / "every")]
+    check_types(base, workshop, mypy_cache, tests)
 
 
-def test_machinery_of_a_module(
+def test_machinery_of_the_modules(
     variant: Variant, service: Service, workshop: Workshop, mypy_cache: Path
 ) -> None:
-    """In the service with this module alone."""
-    if tests := modules_in(MACHINERY / variant.code):
-        run_machinery(service, tests)
-        check_types(service, workshop, mypy_cache, tests)
+    """What any of them changes, and in the service with one module alone, what is that module's."""
+    own = modules_in(MACHINERY / variant.code)
+    run_machinery(service, [*modules_in(MACHINERY / "every"), *own])
+    if own:
+        check_types(service, workshop, mypy_cache, own)
 
 
 # What is left open where the packages that the benchmarks compare with are not installed.

@@ -32,7 +32,7 @@ def the_story_is_told(service: Service, broker: str) -> None:
         story = demo.story(service.path, correlation_id)
     assert topic in event
     assert correlation_id in event
-    assert any("app.tracing" in line for line in story), story
+    assert any("app.platform.tracing" in line for line in story), story
     assert any("kafka" in line for line in story), "the consumer said nothing about it"
 
 

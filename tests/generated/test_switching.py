@@ -77,7 +77,7 @@ def start(history: Path, base: Service, workshop: Workshop, servers: Mapping[str
 def living_lean(
     history: Path, base: Service, workshop: Workshop, servers: Mapping[str, str]
 ) -> Living:
-    """A lean service of the version that is being worked on: the first one had no such question."""
+    """A lean service of the version that is being worked on."""
     path = Path(mkdtemp(dir=workshop.folder)) / "my-service"
     rendering.render(history, path, {"sample_domain": False})
     released.keep(path)

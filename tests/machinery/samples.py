@@ -1,4 +1,4 @@
-"""Events, records and a unit of work without a database, for tests of app.kafka."""
+"""Events, records and a unit of work without a database, for tests of app.platform.kafka."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,8 +11,8 @@ from uuid import UUID
 from aiokafka import ConsumerRecord
 from pydantic import Field
 
-from app.kafka.event import VERSION_PATTERN, BaseEvent, EventRegistry, EventType, Payload
-from app.unit_of_work import UnitOfWork
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.events.event import VERSION_PATTERN, BaseEvent, EventRegistry, EventType, Payload
 
 TOPIC = "shop.meter.read"
 NAMED_TOPIC = "shop.meter.named"

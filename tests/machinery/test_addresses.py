@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app import commands
-from app.commands import advice, load, serve
-from app.config import ConfigurationError
-from app.database import DatabaseSettings
-from app.dev import process
-from app.dev.process import DevelopmentDependencyMissing, started
-from app.dev.servers import ADDRESSES, Servers, of_running, told
-from app.kafka.settings import KafkaSettings
-from app.runtime import Configuration
+from app import wiring
+from app.platform.cli import base as commands
+from app.platform.cli import command_line, serve
+from app.platform.cli.base import advice, load
+from app.platform.config import ConfigurationError
+from app.platform.database.engine import DatabaseSettings
+from app.platform.dev import process
+from app.platform.dev.errors import DevelopmentDependencyMissing
+from app.platform.dev.process import started
+from app.platform.dev.servers import ADDRESSES, Servers, of_running, told
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.runtime import Configuration
 
 URL = "postgresql://postgres@127.0.0.1:20001/postgres"
 
@@ -68,11 +71,11 @@ def test_a_process_beside_it_uses_the_running_servers_too(
     tell()
     served: list[Configuration] = []
 
-    def keep(_roles: object, configuration: Configuration, *_place: object) -> None:
+    def keep(_service: object, _roles: object, configuration: Configuration, *_: object) -> None:
         served.append(configuration)
 
     monkeypatch.setattr(serve, "serve", keep)
-    result = CliRunner().invoke(serve.commands, [command])
+    result = CliRunner().invoke(command_line(lambda: wiring.service), [command])
 
     assert result.output == "using the servers of `app dev`\n"
     (used,) = served

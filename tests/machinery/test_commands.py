@@ -20,25 +20,29 @@ from samples import (
 )
 from typer.testing import CliRunner
 
-from app import logs, wiring
-from app.cli import app
-from app.commands import counted
-from app.commands.dlq import _left_out, _line, _summary, _utc
-from app.commands.dlq import commands as dlq_commands
-from app.commands.events import commands, show
-from app.commands.topics import _line as topic_line
-from app.dev.servers import MockBroker
-from app.events import schemas
-from app.events.asyncapi import document
-from app.kafka import codec as names
-from app.kafka.admin import State, TopicState
-from app.kafka.codec import encode
-from app.kafka.dlq import DeadLetter
-from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.retry import dead_letter, replayed
-from app.kafka.subscription import Subscription
-from app.kafka.topics import Topic
-from app.tracing import Trace
+from app import wiring
+from app.platform import logs
+from app.platform.cli import command_line, run
+from app.platform.cli.base import counted
+from app.platform.cli.dlq import _left_out, _line, _summary, _utc
+from app.platform.cli.events import show
+from app.platform.cli.topics import _line as topic_line
+from app.platform.dev.servers import MockBroker
+from app.platform.events import schemas
+from app.platform.events.event import BaseEvent, EventRegistry, EventType
+from app.platform.kafka import codec as names
+from app.platform.kafka.admin import State, TopicState
+from app.platform.kafka.asyncapi import document
+from app.platform.kafka.codec import encode
+from app.platform.kafka.dlq import DeadLetter
+from app.platform.kafka.retry import dead_letter, replayed
+from app.platform.kafka.subscription import Subscription
+from app.platform.kafka.topics import Topic
+from app.platform.service import Component, Service
+from app.platform.tracing import Trace
+
+runner = CliRunner()
+cli = command_line(lambda: wiring.service)
 
 
 async def handle(event: object, uow: object) -> None: ...
@@ -94,7 +98,7 @@ def test_a_line_tells_of_replays() -> None:
 
 
 def test_to_discard_everything_has_to_be_asked_for() -> None:
-    result = CliRunner().invoke(dlq_commands, ["dlq", "discard"])
+    result = runner.invoke(cli, ["dlq", "discard"])
 
     assert result.exit_code == 1
     assert "--all" in result.output
@@ -107,13 +111,13 @@ def mock_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-CONSUMERS = ", ".join(subscription.name for subscription in wiring.SUBSCRIPTIONS)
+CONSUMERS = ", ".join(subscription.name for subscription in wiring.service.subscriptions)
 
 
 @pytest.mark.usefixtures("mock_broker")
 @pytest.mark.parametrize("command", ["list", "replay", "discard"])
 def test_a_consumer_that_does_not_exist_is_refused_with_those_that_do(command: str) -> None:
-    result = CliRunner().invoke(dlq_commands, ["dlq", command, "--consumer", "nosuch"])
+    result = runner.invoke(cli, ["dlq", command, "--consumer", "nosuch"])
 
     assert result.exit_code == 1
     assert f"error: there is no consumer nosuch; there are: {CONSUMERS}\n" in result.output
@@ -122,29 +126,29 @@ def test_a_consumer_that_does_not_exist_is_refused_with_those_that_do(command: s
 @pytest.mark.usefixtures("mock_broker")
 @pytest.mark.parametrize("command", ["list", "replay", "discard"])
 def test_a_topic_that_no_consumer_reads_is_refused_with_those_that_are_read(command: str) -> None:
-    result = CliRunner().invoke(dlq_commands, ["dlq", command, "--topic", "review.written"])
+    result = runner.invoke(cli, ["dlq", command, "--topic", "review.written"])
 
     assert result.exit_code == 1
     assert "error: no consumer reads the topic review.written; they read: " in result.output
 
 
 def test_only_a_consumer_of_the_code_is_handed_dead_letters() -> None:
-    result = CliRunner().invoke(dlq_commands, ["dlq", "replay", "--to", "nosuch"])
+    result = runner.invoke(cli, ["dlq", "replay", "--to", "nosuch"])
 
     assert result.exit_code == 1
     assert f"error: there is no consumer nosuch; there are: {CONSUMERS}\n" in result.output
 
 
 def test_dead_letters_are_handed_over_from_a_consumer_that_is_named() -> None:
-    name = wiring.SUBSCRIPTIONS[0].name
-    result = CliRunner().invoke(dlq_commands, ["dlq", "replay", "--to", name])
+    name = wiring.service.subscriptions[0].name
+    result = runner.invoke(cli, ["dlq", "replay", "--to", name])
 
     assert result.exit_code == 1
     assert "error: say whose dead letters: --consumer OLD --to NEW" in result.output
 
 
 def test_a_topic_that_the_service_does_not_have_is_not_followed() -> None:
-    result = CliRunner().invoke(commands, ["events", "tail", "nosuch"])
+    result = runner.invoke(cli, ["events", "tail", "nosuch"])
 
     assert result.exit_code == 1
     assert "error: there is no topic nosuch; there are: " in result.output
@@ -152,8 +156,8 @@ def test_a_topic_that_the_service_does_not_have_is_not_followed() -> None:
 
 @pytest.mark.usefixtures("mock_broker")
 def test_topics_that_the_broker_does_not_have_yet_hold_no_dead_letters() -> None:
-    listed = CliRunner().invoke(dlq_commands, ["dlq", "list"])
-    followed = CliRunner().invoke(commands, ["events", "tail", "--from-beginning"])
+    listed = runner.invoke(cli, ["dlq", "list"])
+    followed = runner.invoke(cli, ["events", "tail", "--from-beginning"])
 
     assert listed.output.startswith("0 dead letters")
     assert "none of these topics exists" in followed.output
@@ -263,9 +267,6 @@ def test_any_timestamp_can_be_shown(timestamp: int) -> None:
     assert TOPIC in show(record(timestamp=timestamp))
 
 
-runner = CliRunner()
-
-
 class SoldOfOrder(BaseEvent):
     event_type: Literal["order.item_sold"] = "order.item_sold"
 
@@ -297,13 +298,12 @@ def test_mistakes_in_events_and_consumers_are_one_line(
     mistake: str,
 ) -> None:
     events, subscriptions = MISTAKES[mistake]
-    monkeypatch.setattr(wiring, "EVENTS", events)
-    monkeypatch.setattr(wiring, "SUBSCRIPTIONS", subscriptions)
+    wrong = Service([Component("wrong", events=events, subscriptions=subscriptions)])
     monkeypatch.setattr(sys, "argv", ["app", *command.split()])
     monkeypatch.setattr(logs, "configure", lambda *_: None)  # that of the tests stays
 
     with pytest.raises(SystemExit) as end:
-        app()
+        run(lambda: wrong)
 
     assert str(end.value).startswith("error: wrong events or consumers: ")
     assert mistake in str(end.value)
@@ -312,30 +312,30 @@ def test_mistakes_in_events_and_consumers_are_one_line(
 
 
 def test_each_event_is_exported_once(tmp_path: Path) -> None:
-    first = runner.invoke(commands, ["schemas", "export", str(tmp_path)])
-    assert f"{len(wiring.EVENTS)} schemas written" in first.output
-    again = runner.invoke(commands, ["schemas", "export", str(tmp_path)])
+    first = runner.invoke(cli, ["schemas", "export", str(tmp_path)])
+    assert f"{len(wiring.service.events)} schemas written" in first.output
+    again = runner.invoke(cli, ["schemas", "export", str(tmp_path)])
     assert "all schemas were exported" in again.output
 
 
 def test_a_schema_that_is_not_exported_fails_the_check(tmp_path: Path) -> None:
-    result = runner.invoke(commands, ["schemas", "check", str(tmp_path)])
+    result = runner.invoke(cli, ["schemas", "check", str(tmp_path)])
     assert result.exit_code == 1
     assert "run `app schemas export`" in result.output
 
 
 def test_exported_schemas_pass_the_check(tmp_path: Path) -> None:
-    runner.invoke(commands, ["schemas", "export", str(tmp_path)])
-    assert runner.invoke(commands, ["schemas", "check", str(tmp_path)]).exit_code == 0
+    runner.invoke(cli, ["schemas", "export", str(tmp_path)])
+    assert runner.invoke(cli, ["schemas", "check", str(tmp_path)]).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["export", "check"])
 def test_an_incompatible_change_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    runner.invoke(commands, ["schemas", "export", str(tmp_path)])
+    runner.invoke(cli, ["schemas", "export", str(tmp_path)])
     monkeypatch.setattr(schemas, "schema_of", lambda _entry: {"properties": {}})
-    result = runner.invoke(commands, ["schemas", command, str(tmp_path)])
+    result = runner.invoke(cli, ["schemas", command, str(tmp_path)])
     assert result.exit_code == 1
     assert "is gone" in result.output
     assert "Traceback" not in result.output
@@ -344,22 +344,23 @@ def test_an_incompatible_change_is_refused_in_one_line(
 def test_the_refusal_says_what_is_allowed_while_nobody_has_the_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner.invoke(commands, ["schemas", "export", str(tmp_path)])
+    runner.invoke(cli, ["schemas", "export", str(tmp_path)])
     monkeypatch.setattr(schemas, "schema_of", lambda _entry: {"properties": {}})
-    result = runner.invoke(commands, ["schemas", "check", str(tmp_path)])
-    file = tmp_path / f"{wiring.EVENTS[0].name}.json"
+    result = runner.invoke(cli, ["schemas", "check", str(tmp_path)])
+    file = tmp_path / f"{wiring.service.events[0].name}.json"
     assert f"never published may be deleted from {file}" in result.output
     file.unlink()
     monkeypatch.undo()
-    assert runner.invoke(commands, ["schemas", "export", str(tmp_path)]).exit_code == 0
+    assert runner.invoke(cli, ["schemas", "export", str(tmp_path)]).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["export", "check"])
 def test_a_major_version_without_an_upcaster_is_refused_when_schemas_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr(wiring, "EVENTS", [EventType(MeterNamed, upcasters={1: named_2})])
-    result = runner.invoke(commands, ["schemas", command, str(tmp_path)])
+    entry = EventType(MeterNamed, upcasters={1: named_2})
+    monkeypatch.setattr(wiring, "service", Service([Component("meters", events=[entry])]))
+    result = runner.invoke(cli, ["schemas", command, str(tmp_path)])
     assert result.exit_code == 1
     assert "error: meter.named 3.1.0: no upcaster from version 2" in result.output
     assert list(tmp_path.iterdir()) == []
@@ -398,9 +399,9 @@ def resolved(whole: Any, reference: str) -> Any:
     return whole
 
 
-@pytest.mark.parametrize("registry", [REGISTRY, EventRegistry("own", wiring.EVENTS)])
+@pytest.mark.parametrize("registry", [REGISTRY, EventRegistry("own", wiring.service.events)])
 def test_every_reference_of_the_asyncapi_document_leads_somewhere(registry: EventRegistry) -> None:
-    subscriptions = wiring.SUBSCRIPTIONS if registry.service == "own" else [BILLING]
+    subscriptions = wiring.service.subscriptions if registry.service == "own" else [BILLING]
     whole = document(INFO, registry, subscriptions, "own")
     found = list(references(whole))
 
@@ -456,10 +457,10 @@ def test_the_headers_of_a_message_are_those_described(trace: Trace) -> None:
 
 
 def test_the_document_of_the_service_is_printed_and_always_the_same() -> None:
-    first, again = (runner.invoke(commands, ["asyncapi"]) for _ in range(2))
+    first, again = (runner.invoke(cli, ["asyncapi"]) for _ in range(2))
 
     assert first.exit_code == 0
     assert first.output == again.output
     printed = json.loads(first.output)
     assert printed["asyncapi"] == "3.0.0"
-    assert len(printed["channels"]) == len(wiring.EVENTS)
+    assert len(printed["channels"]) == len(wiring.service.events)

@@ -17,17 +17,18 @@ from samples import REGISTRY, TOPIC, MeterNamed, MeterRead, meter_read, record
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
-from app.kafka import consumer as consumer_module
-from app.kafka import metrics
-from app.kafka.consumer import Consumer, check_inbox_retention
-from app.kafka.event import EventRegistry, EventType
-from app.kafka.metrics import ConsumerStatus, Draining, LagMeter, Waiting
-from app.kafka.positions import Positions
-from app.kafka.processing import Progress, split
-from app.kafka.producer import FakeProducer
-from app.kafka.settings import KafkaSettings
-from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription, describe
-from app.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.events.event import EventRegistry, EventType
+from app.platform.kafka import consumer as consumer_module
+from app.platform.kafka import metrics
+from app.platform.kafka.consumer import Consumer
+from app.platform.kafka.consumers import check_inbox_retention
+from app.platform.kafka.fake_producer import FakeProducer
+from app.platform.kafka.metrics import ConsumerStatus, Draining, LagMeter, Waiting
+from app.platform.kafka.positions import Positions
+from app.platform.kafka.progress import Progress, split
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription, describe
 from tests.fixtures import eventually
 
 

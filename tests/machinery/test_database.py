@@ -15,9 +15,9 @@ from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.config import ConfigurationError, load
-from app.database import Connector, Database, DatabaseSettings, open_engine
-from app.database_errors import (
+from app.platform.config import ConfigurationError, load
+from app.platform.database.engine import Connector, Database, DatabaseSettings, open_engine
+from app.platform.database.errors import (
     ConnectionPoolEmpty,
     DatabaseReadOnly,
     DatabaseUnavailable,
@@ -25,8 +25,8 @@ from app.database_errors import (
     is_unavailable,
     meaning_of,
 )
-from app.database_url import async_url, parse
-from app.health import CHECK_TIMEOUT_SECONDS, Health
+from app.platform.database.url import async_url, parse
+from app.platform.health import CHECK_TIMEOUT_SECONDS, Health
 from tests.fixtures import temporary_database
 
 
@@ -563,7 +563,7 @@ async def test_a_connection_is_closed_when_its_setup_is_cancelled(
     async def connect(*_parts: object, **_options: object) -> Interrupted:
         return opened
 
-    monkeypatch.setattr("app.database.asyncpg.connect", connect)
+    monkeypatch.setattr("app.platform.database.engine.asyncpg.connect", connect)
     with pytest.raises(asyncio.CancelledError):
         await Connector("postgresql://127.0.0.1/none", 1, None, pooler=False)()
 

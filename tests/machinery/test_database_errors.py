@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from app.boundary import RequestBoundary
-from app.database_errors import (
+from app.platform.database.errors import (
     DECISIONS,
     MEANINGS,
     DatabaseUnavailable,
@@ -25,6 +24,7 @@ from app.database_errors import (
     is_unavailable,
     meaning_of,
 )
+from app.platform.http.boundary import RequestBoundary
 
 COMPLETE_CLASSES = ("08", "25", "40", "53", "55", "57", "58", "XX")
 

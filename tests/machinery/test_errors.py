@@ -1,6 +1,6 @@
 import pytest
 
-from app.dev.process import DevelopmentDependencyMissing, development
+from app.platform.dev.errors import DevelopmentDependencyMissing, development
 
 
 def test_missing_development_dependency_says_what_installs_it() -> None:

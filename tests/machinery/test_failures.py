@@ -22,10 +22,10 @@ from samples import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from app.kafka import codec as names
-from app.kafka.codec import Header, header
-from app.kafka.dlq import DeadLetter, Filter, dead_letter_topics, is_readable, newest
-from app.kafka.retry import (
+from app.platform.kafka import codec as names
+from app.platform.kafka.codec import Header, header
+from app.platform.kafka.dlq import DeadLetter, Filter, dead_letter_topics, is_readable, newest
+from app.platform.kafka.retry import (
     ERROR_MESSAGE_LENGTH,
     Breaker,
     attempts_so_far,
@@ -39,7 +39,7 @@ from app.kafka.retry import (
     shortened,
     stages,
 )
-from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
+from app.platform.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 
 DELAYS = [timedelta(seconds=5), timedelta(minutes=10)]
 ERROR = ValueError("broken")

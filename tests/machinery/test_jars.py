@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.dev import java
-from app.dev.java import Jar, kafka_jars, pinned
-from app.dev.process import JarsUnavailable
+from app.platform.dev import java
+from app.platform.dev.errors import JarsUnavailable
+from app.platform.dev.java import Jar, kafka_jars, pinned
 
 CONTENT = b"classes" * 1000
 

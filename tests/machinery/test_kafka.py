@@ -12,16 +12,16 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from app.dev.kafka import KafkaCluster
-from app.dev.process import FolderInUse, PortTaken
-from app.dev.servers import MockBroker
+from app.platform.dev.errors import FolderInUse, PortTaken
+from app.platform.dev.kafka import KafkaCluster
+from app.platform.dev.servers import MockBroker
 
 TOPIC = "kept"
 
 LEAVE_BEHIND = """
 import os, signal, sys
 from pathlib import Path
-from app.dev.kafka import KafkaCluster
+from app.platform.dev.kafka import KafkaCluster
 cluster = KafkaCluster(Path(sys.argv[1]))
 cluster.start()
 print(cluster.pid(), flush=True)

@@ -17,10 +17,9 @@ from fastapi import Depends, FastAPI
 from httpx import ASGITransport, AsyncClient
 from pydantic import BaseModel, ConfigDict
 
-from app import errors
-from app.config import ConfigurationError, load
-from app.dependencies import refuse_unknown_query
-from app.limits import HttpSettings
+from app.platform.config import ConfigurationError, HttpSettings, load
+from app.platform.http import problems as errors
+from app.platform.http.dependencies import refuse_unknown_query
 
 MAX_BODY = 100_000
 HUNDRED_MEGABYTES = 100_000_000

@@ -16,7 +16,7 @@ class Interrupted(ModuleType):
 
 def test_ctrl_c_while_the_service_loads_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setitem(sys.modules, "app.cli", Interrupted("app.cli"))
+    monkeypatch.setitem(sys.modules, "app.platform.cli", Interrupted("app.platform.cli"))
 
     with pytest.raises(SystemExit) as end:
         main()

@@ -23,7 +23,15 @@ from samples import (
     named_3,
 )
 
-from app.kafka.codec import (
+from app.platform.events.event import (
+    TOPIC_MAX_LENGTH,
+    BaseEvent,
+    EventRegistry,
+    EventType,
+    Payload,
+    check_topic_name,
+)
+from app.platform.kafka.codec import (
     Header,
     Message,
     decode,
@@ -34,16 +42,8 @@ from app.kafka.codec import (
     trace_of,
     with_headers,
 )
-from app.kafka.errors import UndecodableMessage
-from app.kafka.event import (
-    TOPIC_MAX_LENGTH,
-    BaseEvent,
-    EventRegistry,
-    EventType,
-    Payload,
-    check_topic_name,
-)
-from app.tracing import Trace
+from app.platform.kafka.errors import UndecodableMessage
+from app.platform.tracing import Trace
 
 HEADERS: st.SearchStrategy[list[Header]] = st.lists(
     st.tuples(st.sampled_from(["a", "b", "c"]), st.none() | st.binary(max_size=20))

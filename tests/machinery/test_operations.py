@@ -19,10 +19,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from app import health as module
-from app.health import Health, Unhealthy, router
-from app.kafka import metrics as kafka_metrics
-from app.tracing import Trace, TracingMiddleware, bound, child_of, current, trace_from
+from app.platform import health as module
+from app.platform.health import Health, Unhealthy, router
+from app.platform.kafka import metrics as kafka_metrics
+from app.platform.tracing import Trace, TracingMiddleware, bound, child_of, current, trace_from
 
 
 async def fine() -> None: ...
@@ -199,8 +199,8 @@ def test_deliveries_are_told_as_a_counter_and_a_histogram_would_tell_them() -> N
 PROGRAM = """
 import logging, sys
 import structlog
-from app import logs
-from app.tracing import Trace, bound
+from app.platform import logs
+from app.platform.tracing import Trace, bound
 
 def fail():
     password = "hunter" + "2"
@@ -542,8 +542,9 @@ def test_no_gauge_has_a_value_before_it_is_measured() -> None:
     """An alert on a 0 that nobody measured stays silent."""
     listing = (
         "from prometheus_client import REGISTRY\n"
-        "from app import cli, main\n"
-        "assert cli.COMMANDS and main.create_app\n"
+        "from app.wiring import service\n"
+        "from app.platform.http.app import create_app\n"
+        "assert service and create_app\n"
         "for metric in REGISTRY.collect():\n"
         "    if metric.type == 'gauge' and not metric.name.startswith(('python_', 'process_')):\n"
         "        print(metric.name, *(sample.name for sample in metric.samples))\n"

@@ -1,6 +1,6 @@
 import socket
 
-from app.dev.process import free_port, is_free
+from app.platform.dev.process import free_port, is_free
 
 
 def test_port_that_somebody_listens_on_is_not_free() -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from app.dev.postgres import PostgresServer
-from app.dev.process import DevelopmentServerError, FolderInUse, PortTaken, run_as
+from app.platform.dev.errors import DevelopmentServerError, FolderInUse, PortTaken
+from app.platform.dev.postgres import PostgresServer
+from app.platform.dev.process import run_as
 
 LEAVE_BEHIND = """
 import os, signal, sys
 from pathlib import Path
-from app.dev.postgres import PostgresServer
+from app.platform.dev.postgres import PostgresServer
 server = PostgresServer(Path(sys.argv[1]), fsync=False)
 server.start()
 print(server.pid, flush=True)

@@ -13,11 +13,12 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url
 
-from app.dev import postgres
-from app.dev.kafka import KafkaCluster
-from app.dev.postgres import PostgresServer
-from app.dev.process import DevelopmentServerError, ServerFailed, run_as
-from app.dev.servers import Servers, told
+from app.platform.dev import postgres_programs
+from app.platform.dev.errors import DevelopmentServerError, ServerFailed
+from app.platform.dev.kafka import KafkaCluster
+from app.platform.dev.postgres import PostgresServer
+from app.platform.dev.process import run_as
+from app.platform.dev.servers import Servers, told
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ async def test_a_cluster_without_a_password_gets_one(server: PostgresServer, dat
 def test_a_password_that_cannot_be_set_stops_the_start(
     server: PostgresServer, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.dev.postgres.secrets.token_hex", lambda _: "it's")
+    monkeypatch.setattr("app.platform.dev.postgres.secrets.token_hex", lambda _: "it's")
 
     with pytest.raises(ServerFailed, match="FATAL:  unrecognized"):
         server.start()
@@ -163,13 +164,15 @@ only_root = pytest.mark.skipif(
 @pytest.fixture
 def hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that only root may enter, with the installed programs of PostgreSQL."""
-    installed = postgres._installation()
+    installed = postgres_programs.installation_folder()
     wheel = installed.parent
     hidden = tmp_path / "hidden"
     hidden.mkdir(mode=0o700)
     for folder in [installed, wheel.with_name(f"{wheel.name}.libs")]:
         shutil.copytree(folder, hidden / folder.relative_to(wheel.parent), copy_function=os.link)
-    monkeypatch.setattr(postgres, "_installation", lambda: hidden / wheel.name / installed.name)
+    monkeypatch.setattr(
+        postgres_programs, "installation_folder", lambda: hidden / wheel.name / installed.name
+    )
     return hidden
 
 
@@ -210,7 +213,7 @@ async def test_programs_are_copied_elsewhere_if_the_folder_for_temporary_files_i
     private = hidden / "temporary"
     private.mkdir(mode=0o755)  # open itself, but below a folder that is not
     monkeypatch.setattr(tempfile, "tempdir", str(private))
-    monkeypatch.setattr(postgres, "_SHARED_FOLDERS", (str(place / "missing"), str(shared)))
+    monkeypatch.setattr(postgres_programs, "_SHARED_FOLDERS", (str(place / "missing"), str(shared)))
 
     server.start()
     await connect(server.url)
@@ -226,7 +229,7 @@ def test_no_place_for_the_programs_is_one_line(
     server: PostgresServer, hidden: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(hidden))
-    monkeypatch.setattr(postgres, "_SHARED_FOLDERS", ())
+    monkeypatch.setattr(postgres_programs, "_SHARED_FOLDERS", ())
 
     with pytest.raises(DevelopmentServerError, match="set TMPDIR to a folder that everybody may"):
         server.start()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.process import ServerFailed, ServerProcess
+from app.platform.dev.errors import ServerFailed
+from app.platform.dev.process import ServerProcess
 
 SERVE = "import time; print('ready', flush=True); time.sleep(600)"
 FAIL = "import sys; sys.exit('the disk is full')"

@@ -1,30 +1,28 @@
 """Where processes listen, and how long they may take to stop."""
 
 import re
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from typer import Typer
 from typer.testing import CliRunner
 
-from app import database, server
-from app.commands import serve
-from app.kafka import consumer, producer
-from app.kafka.settings import KafkaSettings
-from app.runtime import Role
+from app import wiring
+from app.platform.cli import command_line, serve
+from app.platform.database import engine as database
+from app.platform.http import server
+from app.platform.kafka import consumer, consumers, producer
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.service import Role
+
+cli = command_line(lambda: wiring.service)
 
 Served = list[tuple[set[Role], str, int]]
 
-COMMANDS = [
-    (Role.API, serve.commands, ["api"], 8000),
-    (Role.WORKER, serve.commands, ["worker"], 8001),
-]
-if find_spec("app.commands.outbox") is not None:
-    outbox = import_module("app.commands.outbox")
-    COMMANDS.append((Role.RELAY, outbox.commands, ["relay"], 8002))
-each_process = pytest.mark.parametrize(("role", "commands", "arguments", "port"), COMMANDS)
+PROCESSES = [(Role.API, 8000), (Role.WORKER, 8001)]
+if find_spec("app.platform.cli.outbox") is not None:
+    PROCESSES.append((Role.RELAY, 8002))
+each_process = pytest.mark.parametrize(("role", "port"), PROCESSES)
 
 
 @pytest.fixture
@@ -36,26 +34,23 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     monkeypatch.setattr(
-        serve, "serve", lambda roles, _, host, port: served.append((roles, host, port))
+        serve, "serve", lambda _, roles, __, host, port: served.append((roles, host, port))
     )
     return served
 
 
 @each_process
 def test_a_process_listens_where_the_settings_say(
-    role: Role,
-    commands: Typer,
-    arguments: list[str],
-    port: int,
-    served: Served,
-    monkeypatch: pytest.MonkeyPatch,
+    role: Role, port: int, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = CliRunner().invoke
-    assert run(commands, arguments).exit_code == 0
+    def run(*options: str) -> int:
+        return CliRunner().invoke(cli, [role, *options]).exit_code
+
+    assert run() == 0
     monkeypatch.setenv("LISTEN_HOST", "0.0.0.0")
     monkeypatch.setenv("LISTEN_PORT", "8123")
-    assert run(commands, arguments).exit_code == 0
-    assert run(commands, [*arguments, "--host", "::1", "--port", "9000"]).exit_code == 0
+    assert run() == 0
+    assert run("--host", "::1", "--port", "9000") == 0
 
     assert served == [
         ({role}, "127.0.0.1", port),
@@ -67,11 +62,10 @@ def test_a_process_listens_where_the_settings_say(
 def test_compose_gives_every_process_the_time_that_it_may_take_to_stop() -> None:
     kafka = KafkaSettings(_env_file=None)
     drain = kafka.kafka_drain_timeout_seconds
-    consumers = (
-        drain + consumer.COMMIT_TIMEOUT_SECONDS + drain + consumer.STOP_MARGIN_SECONDS
-    )  # of those the relay needs only the first
+    # Of these the relay needs only the first.
+    consuming = drain + consumer.COMMIT_TIMEOUT_SECONDS + drain + consumers.STOP_MARGIN_SECONDS
     connections = producer._CLOSE_SECONDS + database._CLOSE_SECONDS
-    longest = server.REQUESTS_TIMEOUT_SECONDS + consumers + connections
+    longest = server.REQUESTS_TIMEOUT_SECONDS + consuming + connections
 
     given = re.findall(r"stop_grace_period: (\d+)s", Path("compose.yaml").read_text())
 

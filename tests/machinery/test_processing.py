@@ -12,19 +12,20 @@ from prometheus_client import REGISTRY as METRICS
 from samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, record
 from structlog.testing import capture_logs
 
-from app import tracing
-from app.database_errors import DECISIONS, DatabaseUnavailable
-from app.kafka import codec as names
-from app.kafka import metrics
-from app.kafka.codec import header
-from app.kafka.errors import PermanentError
-from app.kafka.metrics import ConsumerStatus
-from app.kafka.processing import Processor, Progress
-from app.kafka.producer import FakeProducer
-from app.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscription
-from app.kafka.topics import origins
-from app.tracing import Trace
-from app.unit_of_work import UnitOfWork
+from app.platform import tracing
+from app.platform.database.errors import DECISIONS, DatabaseUnavailable
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.kafka import codec as names
+from app.platform.kafka import metrics
+from app.platform.kafka.codec import header
+from app.platform.kafka.errors import PermanentError
+from app.platform.kafka.fake_producer import FakeProducer
+from app.platform.kafka.metrics import ConsumerStatus
+from app.platform.kafka.processing import Processor
+from app.platform.kafka.progress import Progress
+from app.platform.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscription
+from app.platform.kafka.topics import origins
+from app.platform.tracing import Trace
 
 PARTITION = TopicPartition(TOPIC, 0)
 DLQ = f"{TOPIC}.billing.dlq"

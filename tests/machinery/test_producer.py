@@ -17,15 +17,17 @@ from samples import REGISTRY, TOPIC, MeterRead, meter_read
 from sqlalchemy.ext.asyncio import AsyncSession
 from structlog.testing import capture_logs
 
-from app import tracing
-from app.commit_outcome import TransactionMark
-from app.config import ConfigurationError, load
-from app.dev.servers import MockBroker
-from app.health import Unhealthy
-from app.kafka import producer as producing
-from app.kafka import refusals
-from app.kafka.codec import Message, decode, header
-from app.kafka.errors import (
+from app.platform import tracing
+from app.platform.config import ConfigurationError, load
+from app.platform.database.commit_outcome import TransactionMark
+from app.platform.dev.servers import MockBroker
+from app.platform.events.event import EventRegistry, EventType
+from app.platform.health import Unhealthy
+from app.platform.kafka import producer as producing
+from app.platform.kafka import refusals
+from app.platform.kafka.codec import Message, decode, header
+from app.platform.kafka.deadline import Deadline
+from app.platform.kafka.errors import (
     BrokerUnavailable,
     MessageRejected,
     MessageTooLarge,
@@ -33,11 +35,11 @@ from app.kafka.errors import (
     TopicUnavailable,
     UnknownTopic,
 )
-from app.kafka.event import EventRegistry, EventType
-from app.kafka.producer import Deadline, FakeProducer, KafkaProducer, Outcome, Producer
-from app.kafka.publisher import DirectPublisher, bind
-from app.kafka.settings import ClientCredentials, KafkaSettings, client_options
-from app.tracing import Trace
+from app.platform.kafka.fake_producer import FakeProducer
+from app.platform.kafka.producer import KafkaProducer, Outcome, Producer
+from app.platform.kafka.publisher import DirectPublisher, bind
+from app.platform.kafka.settings import ClientCredentials, KafkaSettings, client_options
+from app.platform.tracing import Trace
 
 SECRET = "tr0ub4dor&3"
 
@@ -826,8 +828,8 @@ async def test_a_forwarded_message_may_be_larger_than_a_new_one() -> None:
 class RecoveringProducer(FakeProducer):
     """Away for the first `failures` calls."""
 
-    def __init__(self, failures: int) -> None:
-        super().__init__()
+    def __init__(self, failures: int, max_bytes: int = 1_000_000) -> None:
+        super().__init__(max_bytes=max_bytes)
         self.calls: list[int] = []
         self._failures = failures
 
@@ -968,12 +970,13 @@ async def test_after_its_deadline_an_event_is_lost_counted_and_logged() -> None:
 
 
 async def test_what_can_never_pass_is_not_tried_again() -> None:
-    producer = FakeProducer(topics=[])
-    published = publisher(producer, deadline=60)
+    producer = RecoveringProducer(failures=0, max_bytes=10)
+    published = publisher(producer)
     before = lost()
     await published.publish(meter_read())
     await published.committed()
 
+    assert producer.calls == [1]
     assert lost() == before + 1
 
 

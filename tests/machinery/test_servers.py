@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from app.dev import kafka, servers
-from app.dev.process import DevelopmentServerError, JarsUnavailable, ServerFailed
-from app.dev.servers import Servers
+from app.platform.dev import kafka, servers
+from app.platform.dev.errors import DevelopmentServerError, JarsUnavailable, ServerFailed
+from app.platform.dev.servers import Servers
 
 DATABASE = "postgresql://postgres@db.example:5432/app"
 KAFKA = "kafka.example:9092"

@@ -16,13 +16,13 @@ from pydantic import Field
 from samples import meter_read
 
 from app import wiring
-from app.config import ConfigurationError, EnvSettings, Settings, load
-from app.database import DatabaseSettings
-from app.kafka.event import BaseEvent
-from app.main import create_app
-from app.runtime import Role
-from app.server import STOP_SIGNALS, PortTaken, Server, listen
-from app.unit_of_work import UnitsOfWork
+from app.platform.config import ConfigurationError, EnvSettings, Settings, load
+from app.platform.database.engine import DatabaseSettings
+from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.events.event import BaseEvent
+from app.platform.http.app import create_app
+from app.platform.http.server import STOP_SIGNALS, PortTaken, Server, listen
+from app.platform.service import Component, Role, Service
 
 SECRET = "tr0ub4dor-3"
 
@@ -153,11 +153,11 @@ class FeatureSettings(EnvSettings):
 def test_a_wrong_setting_of_what_is_plugged_in_ends_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(wiring, "SETTINGS", [FeatureSettings])
+    service = Service([Component("feature", settings=[FeatureSettings])])
     monkeypatch.setenv("FEATURE_SIZE", "0")
 
     with pytest.raises(ConfigurationError, match="FEATURE_SIZE"):
-        create_app({Role.WORKER})
+        create_app(service, {Role.WORKER})
 
 
 def test_a_certificate_that_is_not_there_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_a_certificate_that_is_not_there_ends_the_start(monkeypatch: pytest.Monk
     monkeypatch.setenv("KAFKA_SSL_CAFILE", "/nowhere/ca.pem")
 
     with pytest.raises(ConfigurationError, match="KAFKA_SSL_CAFILE"):
-        create_app({Role.WORKER})
+        create_app(wiring.service, {Role.WORKER})
 
 
 class Story:

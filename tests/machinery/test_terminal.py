@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from samples import TOPIC, record
 
 import app
-from app.commands.dlq import _line, _summary
-from app.commands.events import show
-from app.kafka import codec as names
-from app.kafka.dlq import DeadLetter
-from app.logs import _escape, _plain_traceback
-from app.terminal import printable
+from app.platform.cli.dlq import _line, _summary
+from app.platform.cli.events import show
+from app.platform.kafka import codec as names
+from app.platform.kafka.dlq import DeadLetter
+from app.platform.logs import _escape, _plain_traceback
+from app.platform.terminal import printable
 
 # Clears the screen, sets the window's title, turns the direction, and begins a line of its own.
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202eevil\x9b31m\r\n2 dead letters, 0 waiting\u2028\x7f"
@@ -96,12 +96,12 @@ def test_only_one_place_prints() -> None:
         if printing.search(path.read_text())
     ]
 
-    assert found == ["terminal.py"]
+    assert found == ["platform/terminal.py"]
 
 
 PROGRAM = """
 import sys
-from app.terminal import prepare_streams, say
+from app.platform.terminal import prepare_streams, say
 prepare_streams()
 say("Zoë ✓ 日本")
 say("stderr ✓", err=True)

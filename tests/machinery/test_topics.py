@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import REGISTRY, TOPIC, MeterNamed, MeterRead
 
-from app.kafka.admin import State, TopicAdmin, TopicCreationFailed, TopicsUnreadable
-from app.kafka.event import TOPIC_MAX_LENGTH, EventRegistry, EventType
-from app.kafka.settings import KafkaSettings
-from app.kafka.subscription import RetryPolicy, Subscription
-from app.kafka.topics import (
+from app.platform.events.event import TOPIC_MAX_LENGTH, EventRegistry, EventType
+from app.platform.kafka.admin import State, TopicAdmin, TopicCreationFailed, TopicsUnreadable
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.subscription import RetryPolicy, Subscription
+from app.platform.kafka.topics import (
     Topic,
     dead_letter_topic,
     format_delay,

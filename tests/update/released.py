@@ -15,11 +15,14 @@ WORKING_TREE = "v1000.0.0"
 AHEAD = "v1001.0.0"
 
 # What the version ahead does.
-CHANGED = "app/health.py"
+CHANGED = "app/platform/health.py"
 SAID_ANEW = "Said anew by the template."
 ADDED = "SECURITY.md"
 DROPPED = "docs/consumer.md"
-RENAMED = ("app/logs.py", "app/logging.py")
+RENAMED = ("app/platform/logs.py", "app/platform/logging.py")
+# In the example, which a team may have deleted.
+EXAMPLE_CHANGED = "app/orders/domain.py"
+EXAMPLE_WIRED = "        users.component,\n"
 NEW_QUESTION = """
 licence:
   type: str
@@ -64,6 +67,12 @@ def ahead(history: Path, destination: Path) -> Path:
     template = destination / "template"
     changed = template / CHANGED
     changed.write_text(re.sub(r"\A.*", f'"""{SAID_ANEW}"""', changed.read_text()))
+    example = template / EXAMPLE_CHANGED
+    example.write_text(f"{example.read_text()}\n# {SAID_ANEW}\n")
+    wiring = template / "app" / "wiring.py.jinja"
+    before, wired, after = wiring.read_text().partition(EXAMPLE_WIRED)
+    assert wired
+    wiring.write_text(f"{before}        # {SAID_ANEW}\n{wired}{after}")
     (template / ADDED).write_text("Report to the template's people.\n")
     (template / DROPPED).unlink()
     old, new = RENAMED

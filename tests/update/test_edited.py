@@ -1,8 +1,7 @@
 """What people did to a service survives an update, or stands in a conflict that git shows."""
 
-import ast
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ def service(version: str, ahead: Path, tmp_path_factory: pytest.TempPathFactory)
     path = tmp_path_factory.mktemp("edited") / "service"
     service = released.start(ahead, version, path, {"modules": ["outbox"]})
     in_first_line(service / released.CHANGED)
-    for name in (released.CHANGED, "app/kafka/topics.py", released.DROPPED):
+    for name in (released.CHANGED, "app/platform/kafka/topics.py", released.DROPPED):
         at_the_end(service / name)
     for name in (*ADDED, released.ADDED):
         (service / name).write_text(f"# {OURS}\n")
@@ -32,8 +31,8 @@ def service(version: str, ahead: Path, tmp_path_factory: pytest.TempPathFactory)
     return service
 
 
-ADDED = ["app/ours.py", "app/kafka/ours.py", "app/outbox/ours.py", "notes.md"]
-DELETED = ["compose.yaml", "app/commands/dlq.py", "tests/integration/test_api.py"]
+ADDED = ["app/ours.py", "app/platform/kafka/ours.py", "app/platform/outbox/ours.py", "notes.md"]
+DELETED = ["compose.yaml", "app/platform/cli/dlq.py", "tests/integration/test_api.py"]
 
 
 def in_first_line(path: Path) -> None:
@@ -78,7 +77,7 @@ def test_nothing_else_is_in_conflict(service: Path) -> None:
 
 
 def test_an_edit_elsewhere_is_kept(service: Path) -> None:
-    for name in (released.CHANGED, "app/kafka/topics.py"):
+    for name in (released.CHANGED, "app/platform/kafka/topics.py"):
         assert (service / name).read_text().endswith(f"# {OURS}, at the end\n"), name
 
 
@@ -105,45 +104,54 @@ def test_a_renamed_file_is_one_that_vanished_and_one_that_is_new(service: Path) 
 
 
 def test_edits_in_the_files_of_a_module_that_is_switched_off_are_shown_as_removed(
-    version: str, history: Path, tmp_path: Path
+    version: str, ahead: Path, tmp_path: Path
 ) -> None:
-    service = released.start(history, version, tmp_path / "service", {"modules": ["outbox"]})
-    at_the_end(service / "app" / "outbox" / "store.py")
-    at_the_end(service / "app" / "kafka" / "topics.py")
-    (service / "app" / "outbox" / "ours.py").write_text(f"# {OURS}\n")
+    service = released.start(ahead, version, tmp_path / "service", {"modules": ["outbox"]})
+    platform = service / "app" / "platform"
+    at_the_end(platform / "outbox" / "store.py")
+    at_the_end(platform / "kafka" / "topics.py")
+    (platform / "outbox" / "ours.py").write_text(f"# {OURS}\n")
     rendering.commit(service, "The team's work")
     released.update(service, "--data", "modules=[]")
-    left = [path.name for path in (service / "app" / "outbox").iterdir()]
+    left = [path.name for path in (platform / "outbox").iterdir()]
     assert left == ["ours.py"], "what the team added is not the module's"
-    assert OURS in (service / "app" / "kafka" / "topics.py").read_text()
-    assert " D app/outbox/store.py\n" in rendering.git(service, "status", "--porcelain")
-    assert OURS in rendering.git(service, "show", "HEAD:app/outbox/store.py")
+    assert OURS in (platform / "kafka" / "topics.py").read_text()
+    assert " D app/platform/outbox/store.py\n" in rendering.git(service, "status", "--porcelain")
+    assert OURS in rendering.git(service, "show", "HEAD:app/platform/outbox/store.py")
 
 
-# What the example domain is made of, as a team deletes it by hand.
-SAMPLE = [
-    "app/domain/orders.py",
-    "app/repositories/orders.py",
-    "app/repositories/users.py",
-    "app/routers/orders.py",
-    "app/routers/users.py",
-    "app/services/orders.py",
-    "app/services/users.py",
-    "app/events/handlers.py",
-    "tests/contract/test_orders.py",
-    "tests/contract/test_users.py",
-    "tests/integration/test_api.py",
-    "tests/unit/test_domain.py",
-]
-WIRED = re.compile(r".*\b(?:orders|users|order_\w+)\b.*\n")
+def test_edits_in_slices_alone_lead_to_no_conflict_in_the_platform(
+    version: str, ahead: Path, tmp_path: Path
+) -> None:
+    service = released.start(ahead, version, tmp_path / "service", {})
+    for path in [*(service / "app").glob("*/*.py"), service / "app" / "wiring.py"]:
+        if path.parent.name != "platform":
+            at_the_end(path)
+    rendering.commit(service, "The team's work")
+    released.update(service)
+    assert OURS in (service / released.EXAMPLE_CHANGED).read_text()
+    assert released.EXAMPLE_CHANGED in conflicts(service), "the template changed a slice, too"
+    assert [name for name in conflicts(service) if name.startswith("app/platform/")] == []
+    assert released.SAID_ANEW in (service / released.CHANGED).read_text()
+
+
+# What the example consists of, and what tells a test of it: as the README says to delete it.
+SAMPLE = ["app/users", "app/posts", "app/orders"]
+OF_SAMPLE = re.compile(r"app.(users|posts|orders)|/(users|posts|orders)")
+WIRED = re.compile(r".*\b(?:users|posts|orders)\b.*\n")
 
 
 def test_an_example_domain_that_was_removed_by_hand_does_not_come_back(
     version: str, ahead: Path, tmp_path: Path
 ) -> None:
     service = released.start(ahead, version, tmp_path / "service", {})
-    for name in SAMPLE:
-        (service / name).unlink()
+    assert (service / released.EXAMPLE_CHANGED).is_file(), "the newer version changes it"
+    for folder in SAMPLE:
+        shutil.rmtree(service / folder)
+    tests = [path for path in service.glob("tests/**/*.py") if OF_SAMPLE.search(path.read_text())]
+    assert tests
+    for path in tests:
+        path.unlink()
     wiring = service / "app" / "wiring.py"
     plugged_in = WIRED.findall(wiring.read_text())
     assert plugged_in
@@ -151,26 +159,15 @@ def test_an_example_domain_that_was_removed_by_hand_does_not_come_back(
     rendering.commit(service, "Our own domain instead")
     released.update(service)
     assert [name for name in SAMPLE if (service / name).exists()] == []
-    # What is new about it may come, since Copier cannot know that the team has no use for it.
+    assert [path for path in tests if path.exists()] == []
     wired = WIRED.findall(as_the_team_had_it(wiring.read_text()))
     assert [line for line in wired if line in plugged_in] == []
     added = rendering.git(service, "ls-files", "--others", "--exclude-standard").splitlines()
     assert added, "the newer version adds something"
-    removed = {name.removesuffix(".py").replace("/", ".") for name in SAMPLE}
     for name in added:
-        if name.endswith(".py"):
-            assert set(imported(service / name)).isdisjoint(removed), f"{name} brings it back"
+        assert not OF_SAMPLE.search((service / name).read_text()), f"{name} brings it back"
 
 
 def as_the_team_had_it(text: str) -> str:
     """A file without the template's half of its conflicts."""
     return re.sub(r"^={7}\n.*?^>{7} after updating\n", "", text, flags=re.M | re.S)
-
-
-def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{name.name}" for name in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)

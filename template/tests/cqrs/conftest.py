@@ -10,20 +10,20 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import wiring
-from app.cqrs.customer_names import CUSTOMER_NAMES, Customer, CustomerNameRow, UserTable
-from app.cqrs.daily_sales import DAILY_SALES, DailySalesRow, SaleRow
-from app.cqrs.order_views import ORDER_VIEWS, OrderState, OrderTables, OrderViewRow
-from app.cqrs.projection import RebuildRow
-from app.cqrs.projections import SUBSCRIPTIONS
-from app.cqrs.rebuild import Rebuild
-from app.database import Base, Database
-from app.domain.orders import OrderItem
-from app.kafka.event import BaseEvent
-from app.repositories.orders import SqlOrderRepository
-from app.repositories.users import UserRepository
-from app.services.orders import OrderService
-from app.services.users import UserService
-from app.unit_of_work import UnitOfWork, UnitsOfWork
+from app.orders.customer_names import CUSTOMER_NAMES, Customer, CustomerNameRow, UserTable
+from app.orders.domain import OrderItem
+from app.orders.projections import SUBSCRIPTIONS
+from app.orders.repository import SqlOrderRepository
+from app.orders.sales import DAILY_SALES, DailySalesRow, SaleRow
+from app.orders.service import OrderService
+from app.orders.views import ORDER_VIEWS, OrderState, OrderTables, OrderViewRow
+from app.platform.database.engine import Base, Database
+from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.events.event import BaseEvent
+from app.platform.projections.projection import RebuildRow
+from app.platform.projections.rebuild import Rebuild
+from app.users.repository import UserRepository
+from app.users.service import UserService
 
 ORDER_TABLES = (OrderViewRow, SaleRow, DailySalesRow)
 READ_TABLES = (*ORDER_TABLES, CustomerNameRow)
@@ -164,5 +164,5 @@ def _orders(uow: UnitOfWork) -> OrderService:
 async def shop(database: Database) -> AsyncIterator[Shop]:
     shop = Shop(database)
     yield shop
-    for entry in wiring.PROJECTIONS:  # the next test's database has no shadows
+    for entry in wiring.service.projections:  # the next test's database has no shadows
         await entry.abandon(database)

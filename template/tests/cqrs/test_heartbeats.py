@@ -13,21 +13,21 @@ from sqlalchemy import select, text
 from typer.testing import CliRunner
 
 from app import wiring
-from app.commands.projections import commands
-from app.cqrs import heartbeats as read_side
-from app.cqrs.heartbeats import SOURCES, HeartbeatTable, SourceQueries, SourceRow, project_sources
-from app.cqrs.lag import Lag, Monitor, ProjectionSettings, measure
-from app.cqrs.rebuild import Rebuild
-from app.database import Database
-from app.events.heartbeats import HeartbeatSent
-from app.kafka.admin import provision
-from app.kafka.codec import encode
-from app.kafka.event import EventRegistry
-from app.kafka.producer import KafkaProducer
-from app.kafka.settings import KafkaSettings
-from app.kafka.topics import wanted
-from app.tracing import Trace
-from app.unit_of_work import UnitsOfWork
+from app.heartbeats import views as read_side
+from app.heartbeats.events import HeartbeatSent
+from app.heartbeats.views import SOURCES, HeartbeatTable, SourceQueries, SourceRow, project_sources
+from app.platform.cli import command_line
+from app.platform.database.engine import Database
+from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.events.event import EventRegistry
+from app.platform.kafka.admin import provision
+from app.platform.kafka.codec import encode
+from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.topics import wanted
+from app.platform.projections.lag import Lag, Monitor, ProjectionSettings, measure
+from app.platform.projections.rebuild import Rebuild
+from app.platform.tracing import Trace
 from tests.fixtures import eventually
 from tests.world import Api, NoPublisher
 
@@ -45,7 +45,7 @@ BEATS = [beat(1, "door", 1), beat(2, "window", 2), beat(3, "door", 3), beat(4, "
 @pytest.fixture
 async def units(database: Database) -> AsyncIterator[UnitsOfWork]:
     yield UnitsOfWork(database.sessions, lambda _session: NoPublisher())
-    for entry in wiring.PROJECTIONS:  # the next test's database has no shadows
+    for entry in wiring.service.projections:  # the next test's database has no shadows
         await entry.abandon(database)
 
 
@@ -178,12 +178,12 @@ async def test_a_source_of_which_nothing_was_heard_is_not_there(client: AsyncCli
 async def test_lag_is_measured_and_told(
     kafka_settings: KafkaSettings, producer: KafkaProducer
 ) -> None:
-    registry = EventRegistry(kafka_settings.kafka_client_id, wiring.EVENTS)
-    await provision(kafka_settings, wanted(kafka_settings, registry, wiring.PROJECTORS))
-    assert await measure(kafka_settings, registry, wiring.PROJECTORS) == {"sources": Lag()}
+    registry = EventRegistry(kafka_settings.kafka_client_id, wiring.service.events)
+    await provision(kafka_settings, wanted(kafka_settings, registry, wiring.service.projectors))
+    assert await measure(kafka_settings, registry, wiring.service.projectors) == {"sources": Lag()}
     await producer.send_all([encode(event, registry, Trace("story")) for event in BEATS])
     settings = ProjectionSettings(projections_max_lag_seconds=600, _env_file=None)
-    monitor = Monitor(kafka_settings, registry, wiring.PROJECTORS, settings)
+    monitor = Monitor(kafka_settings, registry, wiring.service.projectors, settings)
     await monitor.look()
     await monitor.ready()
     assert monitor.seen["sources"].events == 4
@@ -197,7 +197,9 @@ async def test_the_commands_know_the_projection(
 
     async def says(*arguments: str) -> str:
         # A thread, because commands run a loop of their own.
-        done = await asyncio.to_thread(CliRunner().invoke, commands, ["projections", *arguments])
+        done = await asyncio.to_thread(
+            CliRunner().invoke, command_line(lambda: wiring.service), ["projections", *arguments]
+        )
         assert done.exit_code == 0, done.output
         return done.stdout
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from app.cqrs.customer_names import CustomerNameRow
-from app.cqrs.daily_sales import DailySalesRow, SaleRow
-from app.cqrs.order_views import OrderViewRow
-from app.cqrs.projection import RebuildRow
-from app.cqrs.queries import OrderDetailFilter, OrderViewQueries
-from app.cqrs.rebuild import Progress, RebuildRefused, RebuildSuperseded
-from app.events.types import OrderCreated, OrderPaid
-from app.kafka.event import BaseEvent
-from app.migrate import configuration
+from app.orders.customer_names import CustomerNameRow
+from app.orders.events import OrderCreated, OrderPaid
+from app.orders.sales import DailySalesRow, SaleRow
+from app.orders.view_queries import OrderDetailFilter, OrderViewQueries
+from app.orders.views import OrderViewRow
+from app.platform.database.migrations import configuration
+from app.platform.events.event import BaseEvent
+from app.platform.projections.projection import RebuildRow
+from app.platform.projections.rebuild import Progress, RebuildRefused, RebuildSuperseded
 from tests.cqrs.conftest import ORDER_TABLES, Shop
 from tests.fixtures import eventually
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -21,25 +22,26 @@ from sqlalchemy import event, text
 from typer.testing import CliRunner, Result
 
 from app import wiring
-from app.commands.projections import commands
-from app.cqrs import projections
-from app.cqrs.lag import Lag, Monitor, ProjectionSettings, measure
-from app.cqrs.order_views import OrderTables
-from app.cqrs.projections import SUBSCRIPTIONS
-from app.cqrs.queries import DailySales, OrderDetailFilter, OrderViewQueries, SalesQueries
-from app.database import Database
-from app.domain.orders import OrderStatus
-from app.health import Health, Unhealthy
-from app.kafka.admin import provision
-from app.kafka.codec import encode
-from app.kafka.consumer import consuming
-from app.kafka.event import EventRegistry
-from app.kafka.lag import committed_offsets
-from app.kafka.producer import KafkaProducer
-from app.kafka.settings import KafkaSettings, client_options
-from app.kafka.topics import wanted
-from app.repositories.orders import OrderFilter
-from app.tracing import Trace
+from app.orders import projections
+from app.orders.domain import OrderStatus
+from app.orders.projections import SUBSCRIPTIONS
+from app.orders.repository import OrderFilter
+from app.orders.view_queries import DailySales, OrderDetailFilter, OrderViewQueries, SalesQueries
+from app.orders.views import OrderTables
+from app.platform.cli import command_line
+from app.platform.database.engine import Database
+from app.platform.events.event import EventRegistry
+from app.platform.health import Health, Unhealthy
+from app.platform.kafka.admin import provision
+from app.platform.kafka.codec import encode
+from app.platform.kafka.consumers import consuming
+from app.platform.kafka.lag import committed_offsets
+from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.settings import KafkaSettings, client_options
+from app.platform.kafka.topics import wanted
+from app.platform.projections.lag import Lag, Monitor, ProjectionSettings, measure
+from app.platform.service import Service
+from app.platform.tracing import Trace
 from tests.contract.api import assert_problem, change, new_user, place, pointers
 from tests.cqrs.conftest import Shop
 from tests.fixtures import eventually, settings_for
@@ -314,7 +316,7 @@ NAMES = {subscription.name for subscription in SUBSCRIPTIONS}
 
 @pytest.fixture
 async def registry(kafka_settings: KafkaSettings) -> EventRegistry:
-    registry = EventRegistry(kafka_settings.kafka_client_id, wiring.EVENTS)
+    registry = EventRegistry(kafka_settings.kafka_client_id, wiring.service.events)
     await provision(kafka_settings, wanted(kafka_settings, registry, SUBSCRIPTIONS))
     return registry
 
@@ -474,7 +476,9 @@ class Cli:
     """`app projections …`, on the test's servers. Commands run their own loop, so in a thread."""
 
     async def __call__(self, *arguments: str) -> Result:
-        return await asyncio.to_thread(CliRunner().invoke, commands, ["projections", *arguments])
+        return await asyncio.to_thread(
+            CliRunner().invoke, command_line(lambda: wiring.service), ["projections", *arguments]
+        )
 
     async def says(self, *arguments: str) -> str:
         """What the command prints, which must succeed."""
@@ -492,7 +496,12 @@ def cli(
     monkeypatch.setenv("SERVICE_NAME", kafka_settings.kafka_client_id)
     monkeypatch.setenv("KAFKA_GROUP_ID", kafka_settings.kafka_group_id)
     # The shop of these tests keeps its orders in tables, whatever the service keeps them in.
-    monkeypatch.setattr(wiring, "PROJECTIONS", projections.rebuilt_from(OrderTables()))
+    rebuilt = projections.rebuilt_from(OrderTables())
+    parts = [
+        replace(part, projections=rebuilt) if part.name == "orders" else part
+        for part in wiring.service.components
+    ]
+    monkeypatch.setattr(wiring, "service", Service(parts))
     return Cli()
 
 

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.config import ConfigurationError
-from app.cqrs.daily_sales import Change, Sale, changes, newer
-from app.cqrs.order_views import OrderState
-from app.cqrs.projection import newest
-from app.domain.orders import OrderStatus
-from app.main import create_app
-from app.runtime import Role
+from app import wiring
+from app.orders.domain import OrderStatus
+from app.orders.sales import Change, Sale, changes, newer
+from app.orders.views import OrderState
+from app.platform.config import ConfigurationError
+from app.platform.http.app import create_app
+from app.platform.projections.projection import newest
+from app.platform.service import Role
 
 DAY = date(2025, 3, 1)
 
@@ -100,4 +101,4 @@ def test_the_order_in_which_states_come_is_of_no_matter(states: list[Seen], rand
 def test_a_wrong_setting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROJECTIONS_MAX_LAG_SECONDS", "0")
     with pytest.raises(ConfigurationError, match="PROJECTIONS_MAX_LAG_SECONDS"):
-        create_app({Role.API})
+        create_app(wiring.service, {Role.API})

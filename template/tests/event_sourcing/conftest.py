@@ -12,20 +12,22 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from typer.testing import CliRunner, Result
 
 from app import wiring
-from app.cli import cli as app_cli
-from app.database import Base, Database
-from app.domain.orders import Order, OrderItem
-from app.event_sourcing.orders import ORDERS
-from app.event_sourcing.store import EventStore
-from app.kafka.event import EventRegistry
-from app.models import OrderItemRow, OrderRow, User
-from app.outbox.model import OutboxRow
-from app.outbox.publisher import OutboxPublisher
-from app.outbox.settings import OutboxSettings
-from app.repositories.users import UserRepository
-from app.services.orders import OrderService
-from app.tracing import Trace, bound
-from app.unit_of_work import UnitOfWork, UnitsOfWork
+from app.orders import storage
+from app.orders.domain import Order, OrderItem
+from app.orders.models import OrderItemRow, OrderRow
+from app.orders.service import OrderService
+from app.orders.stream import ORDERS
+from app.platform.cli import command_line
+from app.platform.database.engine import Base, Database
+from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.event_store.store import EventStore
+from app.platform.events.event import EventRegistry
+from app.platform.outbox.model import OutboxRow
+from app.platform.outbox.publisher import OutboxPublisher
+from app.platform.outbox.settings import OutboxSettings
+from app.platform.tracing import Trace, bound
+from app.users.models import User
+from app.users.repository import UserRepository
 
 ITEMS = [OrderItem("tea", 2, Decimal("3.50")), OrderItem("cup", 1, Decimal("12.00"))]
 
@@ -35,7 +37,7 @@ class Shop:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        registry, published = EventRegistry("shop", wiring.EVENTS), asyncio.Event()
+        registry, published = EventRegistry("shop", wiring.service.events), asyncio.Event()
         options = OutboxSettings(_env_file=None)
 
         def bind(session: AsyncSession) -> OutboxPublisher:
@@ -45,7 +47,7 @@ class Shop:
 
     @staticmethod
     def orders(uow: UnitOfWork) -> OrderService:
-        return OrderService(wiring.order_repository(uow), UserRepository(uow.session), uow.events)
+        return OrderService(storage.repository(uow), UserRepository(uow.session), uow.events)
 
     async def place(
         self, command: str | None = None, user_id: int = 7, items: Sequence[OrderItem] = ITEMS
@@ -110,7 +112,10 @@ def cli(shop: Shop, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch)
     async def invoke(*arguments: str) -> Result:
         # A thread, because the command has an event loop of its own.
         return await asyncio.to_thread(
-            CliRunner().invoke, app_cli, ["events-store", *arguments], catch_exceptions=False
+            CliRunner().invoke,
+            command_line(lambda: wiring.service),
+            ["events-store", *arguments],
+            catch_exceptions=False,
         )
 
     return invoke

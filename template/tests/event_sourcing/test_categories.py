@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import wiring
-from app.domain import orders
-from app.domain.orders import Order, OrderEvent, OrderItem, OrderPlaced, evolve, fold
-from app.event_sourcing.category import Category, EventType, UnknownEvent
-from app.event_sourcing.orders import ORDERS
-from app.kafka.event import BaseEvent, EventRegistry
-from app.services.orders import integration_event
+from app.orders import domain as orders
+from app.orders.domain import Order, OrderEvent, OrderItem, OrderPlaced, evolve, fold
+from app.orders.service import integration_event
+from app.orders.stream import ORDERS
+from app.platform.event_store.category import Category, EventType, UnknownEvent
+from app.platform.events.event import BaseEvent, EventRegistry
 
 # Each version of each event, as it was stored. None is ever changed or taken out.
 PLACED = OrderPlaced(
@@ -137,7 +137,7 @@ def test_a_snapshot_is_due_at_multiples(before: int, after: int, due: bool) -> N
 
 
 def test_no_internal_event_can_be_published() -> None:
-    registry = EventRegistry("shop", wiring.EVENTS)
+    registry = EventRegistry("shop", wiring.service.events)
     for entry in ORDERS.types:
         assert not issubclass(entry.model, BaseEvent)
         with pytest.raises(LookupError):

@@ -8,19 +8,21 @@ from httpx import AsyncClient
 from sqlalchemy import delete, select, update
 
 from app import wiring
-from app.database import Database
-from app.domain import DomainError
-from app.domain.orders import Order, OrderStatus, TransitionNotAllowed
-from app.event_sourcing.orders import ORDERS
-from app.event_sourcing.store import EventRow, EventStore, SnapshotRow
-from app.idempotency import IdempotencyKey, IdempotencyKeyReused
-from app.kafka.event import EventRegistry
-from app.models import OrderRow, User
-from app.outbox.model import OutboxRow
-from app.repositories.orders import SqlOrderRepository
-from app.repositories.users import UserRepository
-from app.services.orders import OrderService
-from app.tracing import Trace, bound
+from app.orders.domain import Order, OrderStatus, TransitionNotAllowed
+from app.orders.models import OrderRow
+from app.orders.repository import SqlOrderRepository
+from app.orders.service import OrderService
+from app.orders.stream import ORDERS
+from app.platform.database.engine import Database
+from app.platform.errors import DomainError
+from app.platform.event_store.model import EventRow, SnapshotRow
+from app.platform.event_store.store import EventStore
+from app.platform.events.event import EventRegistry
+from app.platform.http.idempotency import IdempotencyKey, IdempotencyKeyReused
+from app.platform.outbox.model import OutboxRow
+from app.platform.tracing import Trace, bound
+from app.users.models import User
+from app.users.repository import UserRepository
 from tests.contract.api import assert_problem, change, new_order, place, pointers, sign_up, unique
 from tests.event_sourcing.conftest import ITEMS, Cli, Shop
 from tests.world import Api
@@ -51,7 +53,7 @@ async def test_nothing_is_left_of_a_transaction_that_fails(shop: Shop) -> None:
 async def test_only_registered_integration_events_leave_the_service(shop: Shop) -> None:
     for settle in (shop.pay, shop.cancel):
         await settle((await shop.place()).id)
-    registry = EventRegistry("shop", wiring.EVENTS)
+    registry = EventRegistry("shop", wiring.service.events)
     async with shop.database.sessions() as session:
         rows = [*await session.scalars(select(OutboxRow))]
     assert len(rows) == await shop.count(EventRow) == 4
@@ -139,7 +141,7 @@ async def test_a_decision_without_a_version_is_made_again_on_the_new_state(shop:
 async def test_a_long_stream_gets_a_snapshot_with_its_append(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.event_sourcing.orders.ORDERS", replace(ORDERS, snapshot_every=2))
+    monkeypatch.setattr("app.orders.stream.ORDERS", replace(ORDERS, snapshot_every=2))
     order = await shop.place()
     assert await shop.count(SnapshotRow) == 0
     paid = await shop.pay(order.id)
@@ -202,7 +204,7 @@ async def test_a_history_comes_in_pages(client: AsyncClient) -> None:
 
 async def test_there_is_no_history_of_what_is_not_there(client: AsyncClient) -> None:
     assert_problem(await client.get(f"/orders/{2**62}/events"), 404)
-    assert_problem(await client.get(f"/orders/{2**62}", params={"at_version": 1}), 404)
+    assert_problem(await client.get(f"/orders/{2**62}/as-of", params={"version": 1}), 404)
 
 
 async def test_an_order_is_shown_as_it_was(client: AsyncClient) -> None:
@@ -210,10 +212,10 @@ async def test_an_order_is_shown_as_it_was(client: AsyncClient) -> None:
     url = f"/orders/{placed.json()['id']}"
     paid = await change(client, placed.json()["id"], "pay", '"1"')
     for version, then in enumerate([placed, paid], start=1):
-        answer = await client.get(url, params={"at_version": version})
+        answer = await client.get(f"{url}/as-of", params={"version": version})
         assert answer.json() == then.json()
         assert answer.headers["etag"] == then.headers["etag"]
-    assert_problem(await client.get(url, params={"at_version": 3}), 404)
+    assert_problem(await client.get(f"{url}/as-of", params={"version": 3}), 404)
 
 
 async def test_an_order_is_shown_as_it_was_at_a_time(client: AsyncClient) -> None:
@@ -225,7 +227,7 @@ async def test_an_order_is_shown_as_it_was_at_a_time(client: AsyncClient) -> Non
     moment = timedelta(microseconds=1)
 
     async def at(time: datetime) -> Any:
-        return await client.get(url, params={"at": time.isoformat()})
+        return await client.get(f"{url}/as-of", params={"time": time.isoformat()})
 
     assert_problem(await at(first - moment), 404)
     assert (await at(first)).json() == (await at(second - moment)).json() == placed.json()
@@ -235,19 +237,19 @@ async def test_an_order_is_shown_as_it_was_at_a_time(client: AsyncClient) -> Non
 @pytest.mark.parametrize(
     ("parameters", "name"),
     [
-        ({"at": "2026-01-01T00:00:00"}, "at"),  # no time zone
-        ({"at": "yesterday"}, "at"),
-        ({"at_version": "0"}, "at_version"),
-        ({"at_version": str(2**31)}, "at_version"),
-        ({"at_version": "1", "min_version": "1"}, "at_version"),
-        ({"at_version": "1", "at": "2026-01-01T00:00:00Z"}, "at_version"),
+        ({"time": "2026-01-01T00:00:00"}, "time"),  # no time zone
+        ({"time": "yesterday"}, "time"),
+        ({"version": "0"}, "version"),
+        ({"version": str(2**31)}, "version"),
+        ({}, "version"),
+        ({"version": "1", "time": "2026-01-01T00:00:00Z"}, "version"),
     ],
     ids=str,
 )
 async def test_a_time_that_is_none_is_refused(
     client: AsyncClient, parameters: dict[str, str], name: str
 ) -> None:
-    answer = await client.get("/orders/1", params=parameters)
+    answer = await client.get("/orders/1/as-of", params=parameters)
     assert pointers(assert_problem(answer, 422)) == [f"query /{name}"]
 
 
@@ -290,7 +292,7 @@ async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, shop: Sh
 async def test_a_row_that_no_known_events_lead_to_is_named_and_nothing_is_imported(
     cli: Cli, shop: Shop, monkeypatch: pytest.MonkeyPatch, column: str, value: object, told: str
 ) -> None:
-    monkeypatch.setattr("app.commands.events_store.BATCH", 1)
+    monkeypatch.setattr("app.platform.cli.events_store.BATCH", 1)
     async with shop.units.begin() as uow:
         old = OrderService(SqlOrderRepository(uow), UserRepository(uow.session), uow.events)
         ids = [(await old.place(7, ITEMS)).id for _ in range(2)]
@@ -299,5 +301,5 @@ async def test_a_row_that_no_known_events_lead_to_is_named_and_nothing_is_import
     refused = await cli("import")
     assert refused.exit_code == 1
     assert refused.stderr.startswith(f"error: nothing is imported: order {ids[1]} {told}")
-    assert "let `_history` in app/event_sourcing/orders.py" in refused.stderr
+    assert "let `_history` in app/orders/stream.py" in refused.stderr
     assert await shop.count(EventRow) == 0

@@ -14,25 +14,21 @@ from sqlalchemy import func, select, text
 from typer.testing import CliRunner, Result
 
 from app import wiring
-from app.cli import cli as app_cli
-from app.database import Base, Database
-from app.domain import EventOutOfPlace
-from app.event_sourcing.heartbeats import (
-    SOURCES,
-    SourceHeard,
-    SourceState,
-    StoredHeartbeats,
-    evolve,
-)
-from app.event_sourcing.store import EventRow, EventStore, SnapshotRow
-from app.kafka.event import BaseEvent, EventRegistry
-from app.outbox.model import OutboxRow
-from app.outbox.publisher import OutboxPublisher
-from app.outbox.settings import OutboxSettings
-from app.repositories.heartbeats import Heartbeat, HeartbeatRepository
-from app.services.heartbeats import HeartbeatService
-from app.tracing import Trace, bound
-from app.unit_of_work import UnitsOfWork
+from app.heartbeats import storage
+from app.heartbeats.repository import Heartbeat, HeartbeatRepository
+from app.heartbeats.service import HeartbeatService
+from app.heartbeats.stream import SOURCES, SourceHeard, SourceState, StoredHeartbeats, evolve
+from app.platform.cli import command_line
+from app.platform.database.engine import Base, Database
+from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.errors import EventOutOfPlace
+from app.platform.event_store.model import EventRow, SnapshotRow
+from app.platform.event_store.store import EventStore
+from app.platform.events.event import BaseEvent, EventRegistry
+from app.platform.outbox.model import OutboxRow
+from app.platform.outbox.publisher import OutboxPublisher
+from app.platform.outbox.settings import OutboxSettings
+from app.platform.tracing import Trace, bound
 
 # Each version of each event, as it was stored. Lines are added, and never changed or taken out.
 GOLDEN = [
@@ -76,7 +72,7 @@ class Sensors:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        registry, published = EventRegistry("house", wiring.EVENTS), asyncio.Event()
+        registry, published = EventRegistry("house", wiring.service.events), asyncio.Event()
         options = OutboxSettings(_env_file=None)
         self.units = UnitsOfWork(
             database.sessions,
@@ -86,7 +82,7 @@ class Sensors:
     async def send(self, *sources: str, command: str | None = None) -> list[Heartbeat]:
         with bound(Trace("story", command_id=command, actor="ada")):
             async with self.units.begin() as uow:
-                service = HeartbeatService(wiring.heartbeat_repository(uow.session), uow.events)
+                service = HeartbeatService(storage.repository(uow.session), uow.events)
                 return [await service.send(source) for source in sources]
 
     async def count(self, *models: type[Base]) -> list[int]:
@@ -109,7 +105,7 @@ def sensors(database: Database) -> Sensors:
 
 
 async def test_a_heartbeat_its_event_and_its_message_are_there_together(sensors: Sensors) -> None:
-    assert wiring.heartbeat_repository is StoredHeartbeats
+    assert storage.repository is StoredHeartbeats
     first, second = await sensors.send("door", "door")
     assert [state.last_heartbeat_id for state in await sensors.folded()] == [second.id]
     assert first.id < second.id
@@ -157,7 +153,7 @@ async def test_a_long_stream_gets_a_snapshot_and_loading_begins_there(
     sensors: Sensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     often = replace(SOURCES, snapshot_every=2)
-    monkeypatch.setattr("app.event_sourcing.heartbeats.SOURCES", often)
+    monkeypatch.setattr("app.heartbeats.stream.SOURCES", often)
     await sensors.send(*["door"] * 5)
     async with sensors.database.sessions() as session:
         (row,) = await session.scalars(select(SnapshotRow))
@@ -197,16 +193,16 @@ async def test_a_count_is_shown_as_it_was(client: AsyncClient) -> None:
     moment = timedelta(microseconds=1)
 
     async def at(time: datetime) -> Any:
-        return (await client.get(url, params={"at": time.isoformat()})).json()
+        return (await client.get(f"{url}/as-of", params={"time": time.isoformat()})).json()
 
-    assert (await client.get(url, params={"at_version": 2})).json() == await at(second)
+    assert (await client.get(f"{url}/as-of", params={"version": 2})).json() == await at(second)
     assert await at(second) == {"source": source, "heartbeats": 2}
     assert (await at(second - moment))["heartbeats"] == 1
     assert (await at(second - timedelta(days=1)))["status"] == 404
-    assert (await client.get(url, params={"at_version": 4})).status_code == 404
-    both = {"at_version": "1", "at": second.isoformat()}
-    for parameters in (both, {"at": "yesterday"}, {"at_version": "0"}):
-        assert (await client.get(url, params=parameters)).status_code == 422
+    assert (await client.get(f"{url}/as-of", params={"version": 4})).status_code == 404
+    both = {"version": "1", "time": second.isoformat()}
+    for parameters in (both, {}, {"time": "yesterday"}, {"version": "0"}):
+        assert (await client.get(f"{url}/as-of", params=parameters)).status_code == 422
 
 
 # The command line
@@ -222,7 +218,10 @@ def cli(sensors: Sensors, migrated_database_url: str, monkeypatch: pytest.Monkey
     async def invoke(*arguments: str) -> Result:
         # A thread, because the command has an event loop of its own.
         return await asyncio.to_thread(
-            CliRunner().invoke, app_cli, ["events-store", *arguments], catch_exceptions=False
+            CliRunner().invoke,
+            command_line(lambda: wiring.service),
+            ["events-store", *arguments],
+            catch_exceptions=False,
         )
 
     return invoke

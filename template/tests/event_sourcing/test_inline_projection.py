@@ -5,15 +5,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, text
 
-from app.domain import DomainError
-from app.domain.orders import OrderStatus
-from app.event_sourcing.orders import ORDERS, StoredOrders
-from app.event_sourcing.projection import project
-from app.event_sourcing.store import EventRow, EventStore
-from app.models import OrderItemRow, OrderRow
-from app.outbox.model import OutboxRow
-from app.repositories.orders import SqlOrderRepository
-from app.unit_of_work import UnitOfWork
+from app.orders.domain import OrderStatus
+from app.orders.models import OrderItemRow, OrderRow
+from app.orders.repository import SqlOrderRepository
+from app.orders.stream import ORDERS, StoredOrders
+from app.orders.stream_table import project
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.errors import DomainError
+from app.platform.event_store.model import EventRow
+from app.platform.event_store.store import EventStore
+from app.platform.outbox.model import OutboxRow
 from tests.event_sourcing.conftest import Cli, Shop
 
 STEPS = st.lists(

@@ -1,14 +1,14 @@
 """With the module cqrs: the read side is rebuilt from events, and compared with them."""
 
 from app import wiring
-from app.cqrs.daily_sales import DAILY_SALES
-from app.cqrs.order_views import ORDER_VIEWS, OrderState
-from app.event_sourcing.source import StoredOrderStates
-from app.events.types import OrderStateEvent
-from app.models import OrderRow
+from app.orders.events import OrderStateEvent
+from app.orders.models import OrderRow
+from app.orders.sales import DAILY_SALES
+from app.orders.stream_states import StoredOrderStates
+from app.orders.views import ORDER_VIEWS, OrderState
 from tests.event_sourcing.conftest import Cli, Shop
 
-EVENTS = {entry.name: entry.model for entry in wiring.EVENTS}
+EVENTS = {entry.name: entry.model for entry in wiring.service.events}
 
 
 async def told(shop: Shop) -> dict[int, OrderState]:
@@ -29,7 +29,7 @@ async def some_orders(shop: Shop) -> list[int]:
 
 
 async def rebuild(shop: Shop) -> None:
-    for entry in wiring.PROJECTIONS:
+    for entry in wiring.service.projections:
         await entry.rebuild(shop.database, batch=2).run(lambda progress: None)
 
 
@@ -47,7 +47,7 @@ async def test_the_events_add_up_to_what_was_published(shop: Shop) -> None:
 
 async def test_projections_are_rebuilt_from_the_events(cli: Cli, shop: Shop) -> None:
     await some_orders(shop)
-    sources = {entry.projection.name: entry.source for entry in wiring.PROJECTIONS}
+    sources = {entry.projection.name: entry.source for entry in wiring.service.projections}
     assert isinstance(sources[ORDER_VIEWS.name], StoredOrderStates)
     assert isinstance(sources[DAILY_SALES.name], StoredOrderStates)
     await rebuild(shop)
@@ -68,4 +68,4 @@ async def test_a_read_side_that_stays_behind_is_told(cli: Cli, shop: Shop) -> No
     assert answer.exit_code == 1
     assert f"{late.id}: has events, and is not read" in answer.stdout
     refused = await cli("verify", "--repair")
-    assert "app projections rebuild" in refused.stderr
+    assert "rebuild its projection" in refused.stderr

@@ -4,28 +4,24 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
+from typer.testing import CliRunner, Result
 
-from app.database import Database
-from app.errors import VersionConflict
-from app.event_sourcing.category import Category, EventType
-from app.event_sourcing.store import (
-    NO_STREAM,
-    Appended,
-    BrokenStream,
-    EventLog,
-    EventRow,
-    EventStore,
-    LogBusy,
-    NewEvent,
-    SnapshotRow,
-)
+from app.platform.cli import command_line
+from app.platform.database.engine import Database
+from app.platform.errors import VersionConflict
+from app.platform.event_store.category import Category, EventType
+from app.platform.event_store.log import EventLog, LogBusy
+from app.platform.event_store.model import EventRow, SnapshotRow
+from app.platform.event_store.store import NO_STREAM, Appended, BrokenStream, EventStore, NewEvent
+from app.platform.service import Component, Service
 
 
 @dataclass(frozen=True)
@@ -336,3 +332,31 @@ async def test_positions_ascend_as_versions_do(database: Database) -> None:
 
 def is_ascending(numbers: Sequence[int]) -> bool:
     return [*numbers] == sorted(set(numbers))
+
+
+# The command line
+
+
+async def test_a_command_asks_for_one_of_several_categories(
+    database: Database, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await append(database, 1, NO_STREAM, 1)
+    monkeypatch.setenv("DATABASE_URL", migrated_database_url)
+    categories = [SUMS, replace(SUMS, name="product")]
+    streams = [SimpleNamespace(category=category) for category in categories]
+    cli = command_line(lambda: Service([Component("numbers", streams=streams)]))
+
+    async def show(*options: str) -> Result:
+        # A thread, because the command has an event loop of its own.
+        command = ["events-store", "show", "1", *options]
+        return await asyncio.to_thread(CliRunner().invoke, cli, command)
+
+    assert "sum.added" in (await show("--category", "sum")).stdout
+    for options, refusal in {
+        (): "say which with --category; there are: sum, product",
+        ("--category", "product"): "there is no product 1",
+        ("--category", "total"): "there is no category total; there are: sum, product",
+    }.items():
+        refused = await show(*options)
+        assert refused.exit_code == 1
+        assert f"error: {refusal}\n" in refused.stderr

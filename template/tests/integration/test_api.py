@@ -13,22 +13,27 @@ from httpx import Response
 from sqlalchemy import delete, event, func, select, text, update
 from structlog.testing import capture_logs
 
-from app.database import Database
-from app.domain.orders import Order, OrderItem, OrderStatus, evolve, pay, place
-from app.errors import VersionConflict
-from app.events.handlers import count_posts, create_profile, reserve_inventory
-from app.events.types import OrderCreated, OrderLine, PostPublished, UserCreated
-from app.idempotency import KEEP, Answer, IdempotencyKey, IdempotencyRepository
-from app.models import OrderRow, Profile, User
-from app.repositories.orders import (
+from app.orders.domain import Order, OrderItem, OrderStatus, evolve, pay, place
+from app.orders.events import OrderCreated, OrderLine
+from app.orders.handlers import reserve_inventory
+from app.orders.models import OrderRow
+from app.orders.repository import (
     InventoryRepository,
     OrderFilter,
     OrderRepository,
     SqlOrderQueries,
     SqlOrderRepository,
 )
-from app.repositories.users import ProfileRepository
-from app.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.engine import Database
+from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.errors import VersionConflict
+from app.platform.http.idempotency import KEEP, Answer, IdempotencyKey, IdempotencyRepository
+from app.posts.events import PostPublished
+from app.posts.handlers import count_posts
+from app.users.events import UserCreated
+from app.users.handlers import create_profile
+from app.users.models import Profile, User
+from app.users.repository import ProfileRepository
 from tests.contract.api import assert_problem, change, new_order, new_user, sign_up
 from tests.contract.api import place as place_over_http
 from tests.fixtures import eventually

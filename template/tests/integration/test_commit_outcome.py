@@ -11,15 +11,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from structlog.testing import capture_logs
 
-from app import commit_outcome
-from app.commit_outcome import TransactionMark
-from app.database import Database
-from app.kafka.codec import decode
-from app.kafka.event import EventRegistry, EventType
-from app.kafka.inbox import claim
-from app.kafka.producer import FakeProducer
-from app.kafka.publisher import DirectPublisher
-from app.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database import commit_outcome
+from app.platform.database.commit_outcome import TransactionMark
+from app.platform.database.engine import Database
+from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.events.event import EventRegistry, EventType
+from app.platform.kafka.codec import decode
+from app.platform.kafka.fake_producer import FakeProducer
+from app.platform.kafka.inbox import claim
+from app.platform.kafka.publisher import DirectPublisher
 from tests.fixtures import database_settings, eventually
 from tests.lossy import Cut, LossyNetwork, lossy_network
 from tests.world import Counted, record_effect

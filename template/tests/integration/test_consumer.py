@@ -15,17 +15,17 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.kafka import consumer as consumer_module
-from app.kafka import metrics
-from app.kafka.admin import TopicAdmin
-from app.kafka.codec import header
-from app.kafka.consumer import Consumer
-from app.kafka.dlq import DeadLetter
-from app.kafka.errors import PermanentError
-from app.kafka.retry import replayed
-from app.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
-from app.kafka.topics import wanted
-from app.unit_of_work import UnitOfWork
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.kafka import consumer as consumer_module
+from app.platform.kafka import metrics
+from app.platform.kafka.admin import TopicAdmin
+from app.platform.kafka.codec import header
+from app.platform.kafka.consumer import Consumer
+from app.platform.kafka.dlq import DeadLetter
+from app.platform.kafka.errors import PermanentError
+from app.platform.kafka.retry import replayed
+from app.platform.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
+from app.platform.kafka.topics import wanted
 from tests.fixtures import eventually
 from tests.world import (
     Counted,

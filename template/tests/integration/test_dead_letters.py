@@ -12,16 +12,17 @@ from aiokafka.admin import AIOKafkaAdminClient
 from typer.testing import CliRunner
 
 from app import wiring
-from app.cli import cli
-from app.kafka.admin import provision
-from app.kafka.codec import Message
-from app.kafka.dlq import newest, read
-from app.kafka.errors import PermanentError
-from app.kafka.event import EventRegistry, EventType
-from app.kafka.settings import client_options
-from app.kafka.subscription import RetryPolicy, Subscription
-from app.kafka.topics import wanted
-from app.unit_of_work import UnitOfWork
+from app.platform.cli import command_line
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.events.event import EventRegistry, EventType
+from app.platform.kafka.admin import provision
+from app.platform.kafka.codec import Message
+from app.platform.kafka.dlq import newest, read
+from app.platform.kafka.errors import PermanentError
+from app.platform.kafka.settings import client_options
+from app.platform.kafka.subscription import RetryPolicy, Subscription
+from app.platform.kafka.topics import wanted
+from app.platform.service import Component, Service
 from tests.fixtures import eventually
 from tests.world import Counted, World, counted, failing, record_effect
 
@@ -72,7 +73,7 @@ def started(world: World, *arguments: str, **environment: str) -> subprocess.Pop
 
 async def own_topic(world: World) -> tuple[str, str]:
     """A topic that the command line knows, and the name of the service that has it."""
-    registry = EventRegistry(world.registry.service, wiring.EVENTS)
+    registry = EventRegistry(world.registry.service, wiring.service.events)
     await provision(world.settings, wanted(world.settings, registry, []))
     return registry.owned_topics()[0], registry.service
 
@@ -124,11 +125,13 @@ def command(world: World, migrated_database_url: str, monkeypatch: pytest.Monkey
         "DATABASE_URL": migrated_database_url,
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(wiring, "EVENTS", [EventType(Counted)])
 
     async def run(subscriptions: list[Subscription], *arguments: str) -> str:
-        monkeypatch.setattr(wiring, "SUBSCRIPTIONS", subscriptions)
-        result = await asyncio.to_thread(CliRunner().invoke, cli, list(arguments))
+        part = Component("things", events=[EventType(Counted)], subscriptions=subscriptions)
+        monkeypatch.setattr(wiring, "service", Service([part]))
+        result = await asyncio.to_thread(
+            CliRunner().invoke, command_line(lambda: wiring.service), list(arguments)
+        )
         return result.output
 
     return run

@@ -10,10 +10,11 @@ from httpx import AsyncClient, Response
 from sqlalchemy import func, select
 from structlog.testing import capture_logs
 
-from app.database import Database
-from app.events.heartbeats import HeartbeatSent, count_heartbeats
-from app.repositories.heartbeats import Heartbeat, HeartbeatCountRepository
-from app.unit_of_work import UnitsOfWork
+from app.heartbeats.events import HeartbeatSent
+from app.heartbeats.handlers import count_heartbeats
+from app.heartbeats.repository import Heartbeat, HeartbeatCountRepository
+from app.platform.database.engine import Database
+from app.platform.database.unit_of_work import UnitsOfWork
 from tests.fixtures import eventually
 from tests.world import Api, NoPublisher, failing_commit, failing_insert, serving
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from fastapi import FastAPI
@@ -48,6 +48,7 @@ BODIES = [
     b"null",
     b'"' + b"a" * 300_000 + b'"',
 ]
+TIMES = {"date-time": "2026-01-01T00:00:00Z", "date": "2026-01-01"}
 
 
 class Operation(NamedTuple):
@@ -58,6 +59,7 @@ class Operation(NamedTuple):
     documented: set[int]
     parameters: list[dict[str, Any]]
     body: dict[str, Any] | None
+    query: dict[str, str]
 
 
 def operations(document: dict[str, Any]) -> Iterator[Operation]:
@@ -71,7 +73,25 @@ def operations(document: dict[str, Any]) -> Iterator[Operation]:
                 {int(status) for status in described["responses"]},
                 described.get("parameters", []),
                 None if schema is None else example(document, schema),
+                {},
             )
+
+
+async def with_fewest_parameters(
+    client: AsyncClient, document: dict[str, Any], operation: Operation
+) -> Operation:
+    """With a query parameter only where the request is refused without: a route may need one of several."""
+    optional = [
+        {parameter["name"]: str(example(document, parameter["schema"]))}
+        for parameter in operation.parameters
+        if parameter["in"] == "query"
+    ]
+    for query in [{}, *optional]:
+        found = operation._replace(query=query)
+        answer = await client.request(found.method, url(found), json=found.body)
+        if answer.status_code != 422:
+            return found
+    return operation
 
 
 def example(document: dict[str, Any], schema: dict[str, Any]) -> Any:
@@ -80,12 +100,16 @@ def example(document: dict[str, Any], schema: dict[str, Any]) -> Any:
         return example(document, document["components"]["schemas"][schema["$ref"].split("/")[-1]])
     if "examples" in schema:
         return schema["examples"][0]
+    if "enum" in schema:
+        return schema["enum"][0]
     if "anyOf" in schema:
         return example(document, schema["anyOf"][0])
     if schema.get("type") == "object":
         return {name: example(document, part) for name, part in schema["properties"].items()}
     if schema.get("type") == "array":
         return [example(document, schema["items"])]
+    if schema.get("format") in TIMES:
+        return TIMES[schema["format"]]
     return {"integer": schema.get("minimum", 1), "boolean": True}.get(schema["type"], "a")
 
 
@@ -111,15 +135,15 @@ def replaced(value: Any, path: tuple[str | int, ...], fragment: str) -> bytes:
 
 def url(operation: Operation, name: str | None = None, text: str = "") -> str:
     """The operation's URL, with `text` for the path's or the query's parameter `name`."""
-    path, query = operation.path, ""
+    path, query = operation.path, operation.query
     for parameter in operation.parameters:
-        given = quote(text, safe="", errors="surrogatepass")
         if parameter["in"] == "path":
-            own = given if parameter["name"] == name else "1"
-            path = path.replace(f"{{{parameter['name']}}}", own)
-        elif parameter["in"] == "query" and parameter["name"] == name:
-            query = f"?{name}={given}"
-    return path + query
+            own = text if parameter["name"] == name else "1"
+            quoted = quote(own, safe="", errors="surrogatepass")
+            path = path.replace(f"{{{parameter['name']}}}", quoted)
+        elif parameter["name"] == name:
+            query = {parameter["name"]: text}
+    return f"{path}?{urlencode(query, errors='surrogatepass')}" if query else path
 
 
 def check(operation: Operation, answer: Response, sent: object) -> None:
@@ -134,9 +158,14 @@ def check(operation: Operation, answer: Response, sent: object) -> None:
 
 
 @pytest.fixture(scope="session")
-def documented(live_app: FastAPI) -> list[Operation]:
+async def documented(live_app: FastAPI, client: AsyncClient) -> list[Operation]:
     apart = ("/health", "/metrics")  # they take no input, and metrics are as long as they are many
-    found = [o for o in operations(live_app.openapi()) if not o.path.startswith(apart)]
+    document = live_app.openapi()
+    found = [
+        await with_fewest_parameters(client, document, operation)
+        for operation in operations(document)
+        if not operation.path.startswith(apart)
+    ]
     assert any(operation.body for operation in found)
     return found
 
@@ -144,12 +173,11 @@ def documented(live_app: FastAPI) -> list[Operation]:
 async def test_base_requests_pass_validation(
     client: AsyncClient, documented: list[Operation]
 ) -> None:
-    """Otherwise a field's ends are refused for another field, and never reach the service."""
+    """Otherwise the ends of one part are refused for another part, and never reach the service."""
     for operation in documented:
-        if operation.body is not None:
-            answer = await client.request(operation.method, url(operation), json=operation.body)
-            check(operation, answer, operation.body)
-            assert "validation-failed" not in answer.text, (operation.path, answer.text)
+        answer = await client.request(operation.method, url(operation), json=operation.body)
+        check(operation, answer, operation.body)
+        assert answer.status_code != 422, (operation.path, answer.text)
 
 
 async def test_too_large_bodies_are_refused(

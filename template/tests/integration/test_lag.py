@@ -4,8 +4,8 @@ import asyncio
 
 from prometheus_client import REGISTRY
 
-from app.kafka.lag import GroupLagMeter
-from app.kafka.subscription import Subscription
+from app.platform.kafka.lag import GroupLagMeter
+from app.platform.kafka.subscription import Subscription
 from tests.fixtures import eventually, settings_for
 from tests.world import Counted, World, counted, record_effect
 

@@ -9,12 +9,12 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from prometheus_client import REGISTRY
 
-from app.kafka import metrics
-from app.kafka import settings as kafka_settings
-from app.kafka.admin import provision
-from app.kafka.settings import client_options
-from app.kafka.subscription import Subscription
-from app.kafka.topics import wanted
+from app.platform.kafka import metrics
+from app.platform.kafka import settings as kafka_settings
+from app.platform.kafka.admin import provision
+from app.platform.kafka.settings import client_options
+from app.platform.kafka.subscription import Subscription
+from app.platform.kafka.topics import wanted
 from tests.fixtures import eventually
 from tests.world import Counted, World, committed_offsets, counted, record_effect
 

@@ -9,14 +9,15 @@ from typing import ClassVar, Literal
 import pytest
 from sqlalchemy import text
 
-from app.database import Database
-from app.kafka.codec import Message
-from app.kafka.event import BaseEvent, EventRegistry, EventType
-from app.kafka.producer import FakeProducer, Producer
-from app.outbox.publisher import OutboxPublisher
-from app.outbox.relay import Relay
-from app.outbox.settings import OutboxSettings
-from app.unit_of_work import UnitsOfWork
+from app.platform.database.engine import Database
+from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.events.event import BaseEvent, EventRegistry, EventType
+from app.platform.kafka.codec import Message
+from app.platform.kafka.fake_producer import FakeProducer
+from app.platform.kafka.producer import Producer
+from app.platform.outbox.publisher import OutboxPublisher
+from app.platform.outbox.relay import Relay
+from app.platform.outbox.settings import OutboxSettings
 from tests.fixtures import eventually
 
 MAX_BYTES = 100_000

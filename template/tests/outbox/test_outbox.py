@@ -14,28 +14,30 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
-from app import tracing
-from app.cli import cli
-from app.config import Settings
-from app.database import Database
-from app.health import Health
-from app.kafka.admin import provision
-from app.kafka.codec import Message, encode
-from app.kafka.consumer import consuming
-from app.kafka.errors import MessageRejected, MessageTooLarge, SendError
-from app.kafka.event import EventRegistry, EventType
-from app.kafka.producer import FakeProducer, KafkaProducer
-from app.kafka.settings import KafkaSettings
-from app.kafka.subscription import RetryPolicy, Subscription
-from app.kafka.topics import wanted
-from app.limits import HttpSettings
-from app.main import create_app, running
-from app.outbox import monitor, relay, store
-from app.outbox.monitor import Monitor
-from app.outbox.store import oldest
-from app.runtime import Configuration, Role
-from app.tracing import Trace
-from app.unit_of_work import UnitOfWork
+from app import wiring
+from app.platform import tracing
+from app.platform.cli import command_line
+from app.platform.config import HttpSettings, Settings
+from app.platform.database.engine import Database
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.events.event import EventRegistry, EventType
+from app.platform.health import Health
+from app.platform.http.app import create_app, running
+from app.platform.kafka.admin import provision
+from app.platform.kafka.codec import Message, encode
+from app.platform.kafka.consumers import consuming
+from app.platform.kafka.errors import MessageRejected, MessageTooLarge, SendError
+from app.platform.kafka.fake_producer import FakeProducer
+from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.subscription import RetryPolicy, Subscription
+from app.platform.kafka.topics import wanted
+from app.platform.outbox import monitor, relay, store
+from app.platform.outbox.monitor import Monitor
+from app.platform.outbox.store import oldest
+from app.platform.runtime import Configuration
+from app.platform.service import Role
+from app.platform.tracing import Trace
 from tests.fixtures import database_settings, eventually, settings_for
 from tests.outbox.conftest import (
     MAX_BYTES,
@@ -234,7 +236,7 @@ async def serving(
     database_url: str, producer: FakeProducer, roles: Collection[Role] = (Role.RELAY,)
 ) -> AsyncIterator[AsyncClient]:
     """A process with these roles."""
-    app = create_app(set(roles), configuration(database_url), producer)
+    app = create_app(wiring.service, set(roles), configuration(database_url), producer)
     transport = ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -249,8 +251,8 @@ async def test_a_commit_in_the_api_wakes_up_the_relay_of_another_process(
     monkeypatch.setenv("OUTBOX_POLL_SECONDS", "60")
     producer = FakeProducer(TOPICS)
     async with (
-        running({Role.RELAY}, configuration(migrated_database_url), producer),
-        running({Role.API}, configuration(migrated_database_url), producer) as api,
+        running(wiring.service, {Role.RELAY}, configuration(migrated_database_url), producer),
+        running(wiring.service, {Role.API}, configuration(migrated_database_url), producer) as api,
     ):
         await asyncio.sleep(0.5)
         world.published = api.published
@@ -272,7 +274,9 @@ async def test_a_relay_listens_only_where_no_pooler_is_between(
     monkeypatch.setattr(relay, "listening", listening)
     settings = configuration(migrated_database_url)
     database = settings.database.model_copy(update={"database_pooler": pooler})
-    async with running({Role.RELAY}, replace(settings, database=database), FakeProducer()):
+    async with running(
+        wiring.service, {Role.RELAY}, replace(settings, database=database), FakeProducer()
+    ):
         assert bool(listened) is not pooler
 
 
@@ -423,7 +427,9 @@ async def app(*arguments: str) -> Result:
     """Run the command where no event loop runs, as from a shell."""
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1) as thread:
-        return await loop.run_in_executor(thread, CliRunner().invoke, cli, ["outbox", *arguments])
+        return await loop.run_in_executor(
+            thread, CliRunner().invoke, command_line(lambda: wiring.service), ["outbox", *arguments]
+        )
 
 
 class RefusesSold(FakeProducer):

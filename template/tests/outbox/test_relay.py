@@ -10,14 +10,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database_errors import is_unavailable
-from app.kafka.codec import Message
-from app.kafka.errors import BrokerUnavailable, MessageRejected
-from app.kafka.producer import FakeProducer, Outcome
-from app.outbox import relay, store, wakeup
-from app.outbox.model import bucket_of
-from app.outbox.store import Filter
-from app.outbox.wakeup import announcing, listening
+from app.platform.database.errors import is_unavailable
+from app.platform.kafka.codec import Message
+from app.platform.kafka.errors import BrokerUnavailable, MessageRejected
+from app.platform.kafka.fake_producer import FakeProducer
+from app.platform.kafka.producer import Outcome
+from app.platform.outbox import relay, store, wakeup
+from app.platform.outbox.model import bucket_of
+from app.platform.outbox.store import Filter
+from app.platform.outbox.wakeup import announcing, listening
 from tests.fixtures import eventually
 from tests.outbox.conftest import (
     MOVED,

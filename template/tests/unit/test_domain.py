@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from app.domain import EventOutOfPlace
-from app.domain.orders import (
+from app.orders import events as types
+from app.orders.domain import (
     EmptyOrder,
     Order,
     OrderCancelled,
@@ -28,9 +28,10 @@ from app.domain.orders import (
     pay,
     place,
 )
-from app.events import types
-from app.kafka.event import BaseEvent
-from app.services.orders import integration_event
+from app.orders.service import integration_event
+from app.platform.errors import EventOutOfPlace
+from app.platform.events.event import BaseEvent
+from app.users.events import user_created_2
 
 Command = Callable[[Any], list[OrderEvent]]
 
@@ -145,12 +146,12 @@ def test_whatever_is_tried_an_order_is_settled_at_most_once(
 
 def test_a_user_of_version_1_has_no_phone() -> None:
     payload = {"version": "1.0.0", "user_id": 7}
-    assert types.user_created_2(payload) == {"version": "2.0.0", "user_id": 7, "phone": None}
+    assert user_created_2(payload) == {"version": "2.0.0", "user_id": 7, "phone": None}
 
 
 def test_an_upcaster_leaves_its_argument_as_it_was() -> None:
     payload = {"version": "1.0.0"}
-    types.user_created_2(payload)
+    user_created_2(payload)
     assert payload == {"version": "1.0.0"}
 
 

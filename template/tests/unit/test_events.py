@@ -9,7 +9,15 @@ import pytest
 from pydantic import BaseModel, Field
 
 from app import SERVICE_NAME, wiring
-from app.events.schemas import (
+from app.platform.events.event import (
+    VERSION_PATTERN,
+    BaseEvent,
+    EventRegistry,
+    EventType,
+    Payload,
+    major_of,
+)
+from app.platform.events.schemas import (
     IncompatibleChange,
     UnreadableFile,
     VersionNotRaised,
@@ -20,20 +28,12 @@ from app.events.schemas import (
     kept_versions,
     schema_of,
 )
-from app.kafka.codec import decode
-from app.kafka.event import (
-    VERSION_PATTERN,
-    BaseEvent,
-    EventRegistry,
-    EventType,
-    Payload,
-    major_of,
-)
+from app.platform.kafka.codec import decode
 
 # Under tests/events, a file an event type: the schema and a golden sample of each version. Samples
 # are never changed or deleted, because messages like them are still out there.
 KEPT = Path(__file__).parents[1] / "events"
-REGISTRY = EventRegistry(SERVICE_NAME, wiring.EVENTS)
+REGISTRY = EventRegistry(SERVICE_NAME, wiring.service.events)
 
 
 def entry_of(name: str) -> EventType:
@@ -49,7 +49,7 @@ SAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("entry", wiring.EVENTS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", wiring.service.events, ids=lambda entry: entry.name)
 def test_each_version_has_a_golden_sample(entry: EventType) -> None:
     kept = kept_versions(entry.name, KEPT)
     missing = [version for version, what in kept.items() if "sample" not in what]
@@ -80,7 +80,7 @@ def test_reading_keeps_what_the_message_said(name: str, version: str, sample: Pa
     }, version
 
 
-@pytest.mark.parametrize("entry", wiring.EVENTS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", wiring.service.events, ids=lambda entry: entry.name)
 def test_the_newest_version_is_published_as_its_sample_shows(entry: EventType) -> None:
     sample = kept_versions(entry.name, KEPT).get(entry.version, {}).get("sample")
     assert sample is not None, (
@@ -91,18 +91,18 @@ def test_the_newest_version_is_published_as_its_sample_shows(entry: EventType) -
     assert json.loads(event.model_dump_json()) == sample
 
 
-@pytest.mark.parametrize("entry", wiring.EVENTS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", wiring.service.events, ids=lambda entry: entry.name)
 def test_every_major_version_has_a_golden_sample(entry: EventType) -> None:
     majors = {int(version.split(".")[0]) for version in kept_versions(entry.name, KEPT)}
     assert majors == set(range(1, entry.major + 1))
 
 
-@pytest.mark.parametrize("entry", wiring.EVENTS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", wiring.service.events, ids=lambda entry: entry.name)
 def test_the_schema_is_exported(entry: EventType) -> None:
     assert is_exported(entry, KEPT), f"{entry.name} changed: run `app schemas export`"
 
 
-@pytest.mark.parametrize("entry", wiring.EVENTS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", wiring.service.events, ids=lambda entry: entry.name)
 def test_no_event_changed_incompatibly_within_its_major_version(entry: EventType) -> None:
     check_compatible(entry, KEPT)
 
@@ -365,24 +365,24 @@ def test_exporting_again_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_topics_are_service_entity_action() -> None:
-    registry = EventRegistry(SERVICE_NAME, wiring.EVENTS)
-    own = [entry for entry in wiring.EVENTS if entry.service is None]
+    registry = EventRegistry(SERVICE_NAME, wiring.service.events)
+    own = [entry for entry in wiring.service.events if entry.service is None]
     assert registry.owned_topics() == [f"{SERVICE_NAME}.{entry.name}" for entry in own]
     assert all(entry.name.count(".") == 1 for entry in own)
 
 
 def test_every_subscription_reads_registered_events() -> None:
-    registry = EventRegistry(SERVICE_NAME, wiring.EVENTS)
-    for subscription in wiring.SUBSCRIPTIONS:
+    registry = EventRegistry(SERVICE_NAME, wiring.service.events)
+    for subscription in wiring.service.subscriptions:
         assert subscription.topics(registry)
 
 
 def test_events_are_keyed_by_the_entity_that_they_are_about() -> None:
-    for entry in (entry for entry in wiring.EVENTS if entry.service is None):
+    for entry in (entry for entry in wiring.service.events if entry.service is None):
         entity = entry.name.split(".")[0]
         assert entry.model.key_field == f"{entity}_id", f"as the key_field of {entry.name}"
 
 
 def test_every_golden_sample_belongs_to_an_event() -> None:
-    names = {entry.name for entry in wiring.EVENTS}
+    names = {entry.name for entry in wiring.service.events}
     assert {path.stem for path in KEPT.glob("*.json")} == names

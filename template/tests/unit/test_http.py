@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from app.domain.orders import OrderStatus
-from app.errors import NotFound, PreconditionRequired
-from app.repositories.orders import OrderFilter, OrderView
-from app.routers.orders import Money, etag, versions_in
-from app.schemas import MAX_ID, Title, decode_cursor, encode_cursor
-from app.services.orders import NotYetThere, OrderReads, OrderReadSettings
+from app.orders.domain import OrderStatus
+from app.orders.repository import OrderFilter, OrderView
+from app.orders.router import Money, etag, versions_in
+from app.orders.service import NotYetThere, OrderReads, OrderReadSettings
+from app.platform.errors import NotFound, PreconditionRequired
+from app.platform.http.schemas import MAX_ID, decode_cursor, encode_cursor
+from app.posts.router import Title
 
 
 @given(st.integers(1, 2**31 - 1))

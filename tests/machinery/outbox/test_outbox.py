@@ -13,13 +13,21 @@ from hypothesis import strategies as st
 from samples import REGISTRY, MeterRead
 from typer.testing import CliRunner
 
-from app.commands import outbox
-from app.config import ConfigurationError
-from app.kafka.codec import Message, encode
-from app.kafka.errors import BrokerUnavailable, MessageRejected, NotSent, SendError, UnknownTopic
-from app.kafka.producer import Outcome
-from app.main import create_app
-from app.outbox.model import (
+from app import wiring
+from app.platform.cli import outbox
+from app.platform.config import ConfigurationError
+from app.platform.http.app import create_app
+from app.platform.kafka.codec import Message, encode
+from app.platform.kafka.errors import (
+    BrokerUnavailable,
+    MessageRejected,
+    NotSent,
+    SendError,
+    UnknownTopic,
+)
+from app.platform.kafka.producer import Outcome
+from app.platform.outbox.batch import Batch, Unsendable
+from app.platform.outbox.model import (
     HEADER_COLUMNS,
     OutboxRow,
     ParkedRow,
@@ -30,10 +38,9 @@ from app.outbox.model import (
     division_of,
     order_key,
 )
-from app.outbox.relay import Batch, Unsendable
-from app.outbox.store import Pending
-from app.runtime import Role
-from app.tracing import Trace, child_of
+from app.platform.outbox.store import Pending
+from app.platform.service import Role
+from app.platform.tracing import Trace, child_of
 
 
 def row(number: int, key: str = "k", topic: str = "a.b.c", attempts: int = 0) -> Pending:
@@ -268,12 +275,12 @@ def test_the_headers_that_are_always_the_same_are_inserted() -> None:
 def test_a_wrong_setting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTBOX_BUCKETS", "0")
     with pytest.raises(ConfigurationError, match="OUTBOX_BUCKETS"):
-        create_app({Role.RELAY})
+        create_app(wiring.service, {Role.RELAY})
 
 
 def test_a_relay_is_served_as_the_other_processes_are(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[object] = []
-    monkeypatch.setattr(outbox, "serve_as", lambda *how: served.extend(how))
+    monkeypatch.setattr(outbox, "serve_as", lambda _, *how: served.extend(how))
 
     assert CliRunner().invoke(outbox.commands, ["relay"]).exit_code == 0
     assert served == [Role.RELAY, None, None]

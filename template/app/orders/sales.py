@@ -1,0 +1,154 @@
+"""The read model `daily_sales`: what was paid on each day, and in how many orders.
+
+A total cannot be upserted by version as a view can: it belongs to many orders. So each order's own
+contribution is kept beside it, in `sales`; a state of an order replaces its contribution, and the
+totals change by the difference. Twice the same state makes no difference, an old one is skipped,
+and a rebuild that meets live events in the middle adds nothing twice.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date
+from decimal import Decimal
+from typing import assert_never, cast
+
+from sqlalchemy import BigInteger, Date, Integer, Numeric, Table, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.orders.domain import OrderStatus
+from app.orders.views import OrderState
+from app.platform.database.engine import Base
+from app.platform.projections.projection import Projection, newest
+
+
+class SaleRow(Base):
+    """An order's contribution to the daily totals, in its newest version.
+
+    `day` is null for an order that adds nothing. The totals are always the sum of these rows, so
+    an event that comes twice or late takes back what the order added before.
+    """
+
+    __tablename__ = "sales"
+
+    order_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    version: Mapped[int] = mapped_column(Integer)
+    day: Mapped[date | None] = mapped_column(Date)
+    amount: Mapped[Decimal] = mapped_column(Numeric(22, 2))
+
+
+class DailySalesRow(Base):
+    """The sales of a day (UTC)."""
+
+    __tablename__ = "daily_sales"
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    orders: Mapped[int] = mapped_column(BigInteger)
+    revenue: Mapped[Decimal] = mapped_column(Numeric(38, 2))
+
+
+@dataclass(frozen=True)
+class Sale:
+    """The contribution of an order in `version`: `amount` on `day`, or nothing where that is None."""
+
+    order_id: int
+    version: int
+    day: date | None
+    amount: Decimal
+
+    @classmethod
+    def of(cls, state: OrderState) -> "Sale":
+        match state.status:
+            case OrderStatus.PAID:
+                # Paid is the last that happens to it, so it was paid when it was last changed.
+                day = state.updated_at.astimezone(UTC).date()
+                return cls(state.id, state.version, day, state.total)
+            case OrderStatus.PLACED | OrderStatus.CANCELLED:
+                return cls(state.id, state.version, None, Decimal(0))
+            case _:
+                assert_never(state.status)
+
+
+@dataclass(frozen=True)
+class Change:
+    """By how much the totals of a day change."""
+
+    orders: int = 0
+    revenue: Decimal = Decimal(0)
+
+
+def newer(before: Mapping[int, Sale], sales: Sequence[Sale]) -> list[Sale]:
+    """Those of `sales` that say more than what is known."""
+    return [
+        sale
+        for sale in sales
+        if sale.order_id not in before or sale.version > before[sale.order_id].version
+    ]
+
+
+def changes(before: Mapping[int, Sale], after: Sequence[Sale]) -> dict[date, Change]:
+    """What becomes of the totals when the sales `before` are replaced by those `after`."""
+    found: dict[date, Change] = defaultdict(Change)
+    for sale in after:
+        for old, sign in ((before.get(sale.order_id), -1), (sale, 1)):
+            if old is not None and old.day is not None:
+                day = found[old.day]
+                found[old.day] = Change(day.orders + sign, day.revenue + sign * old.amount)
+    return {day: change for day, change in sorted(found.items()) if change != Change()}
+
+
+async def write(
+    session: AsyncSession, tables: Sequence[Table], states: Sequence[OrderState]
+) -> None:
+    sales, totals = tables
+    incoming = [Sale.of(state) for state in newest(states)]
+    before = await _sales(session, sales, [sale.order_id for sale in incoming])
+    after = newer(before, incoming)
+    await _put_sales(session, sales, after)
+    await _add_to_totals(session, totals, changes(before, after))
+
+
+async def _sales(
+    session: AsyncSession, sales: Table, order_ids: Collection[int]
+) -> dict[int, Sale]:
+    # Nobody else changes them before this transaction ends: it has the projection's turn.
+    columns = (sales.c.order_id, sales.c.version, sales.c.day, sales.c.amount)
+    known = sales.c.order_id == func.any(list(order_ids))
+    rows = await session.execute(select(*columns).where(known))
+    return {row.order_id: Sale(*row) for row in rows}
+
+
+async def _put_sales(session: AsyncSession, sales: Table, after: Sequence[Sale]) -> None:
+    if not after:
+        return
+    new = insert(sales)
+    upsert = new.on_conflict_do_update(
+        index_elements=[sales.c.order_id],
+        set_={column.name: new.excluded[column.name] for column in sales.c},
+    )
+    await session.execute(upsert, [vars(sale) for sale in after])
+
+
+async def _add_to_totals(
+    session: AsyncSession, totals: Table, by_day: Mapping[date, Change]
+) -> None:
+    if not by_day:
+        return
+    new = insert(totals)
+    upsert = new.on_conflict_do_update(
+        index_elements=[totals.c.day],
+        set_={
+            "orders": totals.c.orders + new.excluded.orders,
+            "revenue": totals.c.revenue + new.excluded.revenue,
+        },
+    )
+    await session.execute(upsert, [{"day": day, **vars(by_day[day])} for day in by_day])
+
+
+DAILY_SALES = Projection(
+    "daily-sales",
+    [cast(Table, SaleRow.__table__), cast(Table, DailySalesRow.__table__)],
+    write,
+)

@@ -1,0 +1,67 @@
+"""The read table of a service without a read side of its own, written in the append's transaction.
+
+It is the table that SqlOrderQueries reads. What is in it can be worked out again at any time:
+`app events-store verify` compares it with the streams, and mends it with `--repair`.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+from sqlalchemy import Table, delete
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.orders.domain import Order
+from app.orders.models import OrderItemRow, OrderRow
+from app.platform.event_store.store import Loaded
+
+_ORDERS = cast(Table, OrderRow.__table__)
+_ITEMS = cast(Table, OrderItemRow.__table__)
+
+
+async def project(session: AsyncSession, states: Sequence[Loaded[Order]]) -> None:
+    """Bring the rows of these orders to these states; a row that is newer is left alone."""
+    new = insert(_ORDERS)
+    upsert = new.on_conflict_do_update(
+        index_elements=[_ORDERS.c.id],
+        set_={column.name: new.excluded[column.name] for column in _ORDERS.c},
+        where=new.excluded.version > _ORDERS.c.version,
+    )
+    await session.execute(upsert, [_row(loaded) for loaded in states])
+    # The items stay as they were placed: no event changes them, so there is nothing to update.
+    if items := [row for loaded in states for row in _items(loaded.state)]:
+        await session.execute(insert(_ITEMS).on_conflict_do_nothing(), items)
+
+
+async def rewrite(session: AsyncSession, loaded: Loaded[Order]) -> None:
+    """Replace an order's rows, whatever they say."""
+    order_id = loaded.state.id
+    await session.execute(delete(_ITEMS).where(_ITEMS.c.order_id == order_id))
+    await session.execute(delete(_ORDERS).where(_ORDERS.c.id == order_id))
+    await project(session, [loaded])
+
+
+def _row(loaded: Loaded[Order]) -> dict[str, object]:
+    order = loaded.state
+    return {
+        "id": order.id,
+        "user_id": order.user_id,
+        "status": order.status.value,
+        "total": order.total,
+        "version": order.version,
+        "created_at": loaded.began_at,
+        "updated_at": loaded.changed_at,
+    }
+
+
+def _items(order: Order) -> list[dict[str, object]]:
+    return [
+        {
+            "order_id": order.id,
+            "position": position,
+            "sku": item.sku,
+            "quantity": item.quantity,
+            "unit_price": item.unit_price,
+        }
+        for position, item in enumerate(order.items)
+    ]

@@ -1,1 +1,0 @@
-"""The transactional outbox: events are rows of the transaction they tell of; relays send them."""

@@ -1,0 +1,124 @@
+"""The command line of the service: `app …`. A command imports what it needs when it runs."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
+
+from app import DESCRIPTION, PROJECT_NAME
+from app.platform import logs
+from app.platform.terminal import printable
+
+if TYPE_CHECKING:
+    from app.platform.service import Service
+
+# Every command, with the module of this package that has it, and its line in `app --help`.
+COMMANDS = {
+    "api": ("serve", "Serve the HTTP API, with its documentation at /docs."),
+    "worker": ("serve", "Run the consumers; health and metrics are served on the port."),
+    "dev": ("serve", "Run everything on this machine, with a PostgreSQL and a Kafka of its own."),
+    "relay": (
+        "outbox",
+        "Send the outbox's events to Kafka; health and metrics are served on the port.",
+    ),
+    "outbox": ("outbox", "Events on their way to Kafka."),
+    "db": ("database", "The database's schema."),
+    "topics": ("topics", "The service's Kafka topics."),
+    "events": ("events", "The events on the service's topics."),
+    "schemas": ("events", "The JSON Schemas of the published events."),
+    "asyncapi": (
+        "events",
+        "Print the AsyncAPI 3.0 document of the events that are sent and received, as JSON.",
+    ),
+    "events-store": ("events_store", "What happened, event by event."),
+    "dlq": ("dlq", "Messages that could not be handled."),
+    "platform": ("platform", "List the files of app/platform that this service has changed."),
+    "projections": ("projections", "The read side and its projections."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """The commands whose modules are there. Help shows them without importing anything."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        there = {module for module, _ in COMMANDS.values() if find_spec(f"{__name__}.{module}")}
+        return [name for name, (module, _) in COMMANDS.items() if module in there]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        return TyperCommand(cmd_name, callback=None, help=COMMANDS[cmd_name][1])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and loaded(command.name or ""), rest
+
+
+def loaded(name: str) -> Any:
+    """The command `name` itself."""
+    module = import_module(f"{__name__}.{COMMANDS[name][0]}")
+    return get_group(module.commands).commands[name]
+
+
+def command_line(load_service: "Callable[[], Service]") -> typer.Typer:
+    """The commands, for a service that is loaded when one of them needs it."""
+    cli = typer.Typer(
+        cls=LazyGroup,
+        help=f"{PROJECT_NAME}: {DESCRIPTION}",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @cli.callback()
+    def remember(ctx: typer.Context) -> None:
+        ctx.obj = load_service
+
+    return cli
+
+
+def run(load_service: "Callable[[], Service]") -> None:
+    """Run the command line; what went wrong is said in one line, and the exit code is 1."""
+    logs.configure("WARNING")  # until a process that serves reads its own settings
+    try:
+        command_line(load_service)()
+    except Exception as error:
+        said = _said(error)
+        if said is None:
+            raise
+        sys.exit(printable(f"error: {said}"))
+
+
+def _said(error: Exception) -> str | None:
+    """Return what a user is told of `error`; None for a fault of the code."""
+    from aiokafka.errors import KafkaError
+
+    from app.platform.cli.base import advice
+    from app.platform.config import ConfigurationError
+    from app.platform.database.engine import DatabaseSettings
+    from app.platform.database.errors import (
+        Meaning,
+        is_unavailable,
+        lacks_schema,
+        meaning_of,
+        words_of,
+    )
+    from app.platform.kafka.errors import BrokerUnavailable, MessagingError
+    from app.platform.kafka.settings import KafkaSettings
+
+    if isinstance(error, BrokerUnavailable):
+        return f"{error}{advice(KafkaSettings, 'KAFKA_BOOTSTRAP_SERVERS')}"
+    if isinstance(error, ConfigurationError | MessagingError | KafkaError):
+        return str(error)
+    if not is_unavailable(error):
+        return None
+    if lacks_schema(error):
+        return f"{words_of(error)}: run `app db upgrade`"
+    if meaning_of(error) is not Meaning.AWAY:
+        return f"the database cannot do this at the moment: {words_of(error)}"
+    return f"the database is away: {words_of(error)}{advice(DatabaseSettings, 'DATABASE_URL')}"

@@ -1,0 +1,106 @@
+"""Functions that the commands share: settings, the service, the database, and failures."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+import typer
+
+from app.platform import config
+from app.platform.config import ConfigurationError, EnvSettings, Settings
+from app.platform.database.engine import Database, DatabaseSettings
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.runtime import Context
+from app.platform.service import Service
+from app.platform.terminal import say
+
+S = TypeVar("S", bound=EnvSettings)
+T = TypeVar("T")
+
+
+def load(settings: type[S]) -> S:
+    """`settings` for a command: a server that nobody names is that of the `app dev` running here.
+
+    Raises ConfigurationError.
+    """
+    loaded = config.load(settings)
+    unnamed = settings.model_fields.keys() - loaded.model_fields_set
+    if unnamed.isdisjoint(("database_url", "kafka_bootstrap_servers")):
+        return loaded
+    return config.load(settings, **_dev_servers())  # those of other classes are ignored
+
+
+def advice(settings: type[EnvSettings], name: str) -> str:
+    """Advise what to do when the server that `name` is about is away, if nobody named one."""
+    named = name.lower() in load(settings).model_fields_set
+    return "" if named else f"; start `uv run app dev` in this folder, or set {name}"
+
+
+async def on_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do `work` on the service's database. Its statements may take as long as they need.
+
+    Raises ConfigurationError.
+    """
+    database = Database(load(DatabaseSettings), patient=True)
+    try:
+        return await work(database)
+    finally:
+        await database.close()
+
+
+@cache  # it is said once
+def _dev_servers() -> dict[str, str]:
+    if not Path(".dev").is_dir() or not _has_development():
+        return {}
+    from app.platform.dev.errors import DevelopmentDependencyMissing
+    from app.platform.dev.servers import of_running
+
+    try:
+        found = of_running()
+    except DevelopmentDependencyMissing as error:
+        raise ConfigurationError(str(error)) from error
+    if found:
+        say("using the servers of `app dev`", err=True)
+    return found
+
+
+def require_development(command: str) -> None:
+    """Raise ConfigurationError for a command that a wheel and an image cannot have."""
+    if not _has_development():
+        raise ConfigurationError(
+            f"`{command}` is for development: app/platform/dev is neither in the image nor in the wheel;"
+            " run it in the project's folder"
+        )
+
+
+def _has_development() -> bool:
+    return find_spec("app.platform.dev") is not None
+
+
+def service_of(ctx: typer.Context) -> Service:
+    """The service that the command line is for, which is imported now."""
+    load_service: Callable[[], Service] = ctx.obj
+    return load_service()
+
+
+def context_of(ctx: typer.Context) -> Context:
+    """The service's settings, events and subscriptions. Raises ConfigurationError."""
+    return Context.of(service_of(ctx), load(Settings).service_name, load(KafkaSettings))
+
+
+def failure(message: str) -> typer.Exit:
+    """Print the message, and return the exception that ends a command with exit code 1."""
+    say(f"error: {message}", err=True)
+    return typer.Exit(1)
+
+
+def unknown(what: str, name: str, names: Iterable[str]) -> typer.Exit:
+    """The failure of a command that was given a name which is none of `names`."""
+    return failure(f"there is no {what} {name}; there are: {', '.join(names) or 'none'}")
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """So many of what is called `one`, or `many` if it is not one (by default with an s)."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"

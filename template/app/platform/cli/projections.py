@@ -1,0 +1,122 @@
+"""The read side: `app projections …`."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+from sqlalchemy import select
+
+from app.platform.cli.base import context_of, counted, failure, on_database, service_of, unknown
+from app.platform.database.engine import Database
+from app.platform.projections import lag
+from app.platform.projections.projection import RebuildRow
+from app.platform.projections.rebuild import BATCH, AnyProjection, Progress, RebuildRefused
+from app.platform.terminal import say
+
+commands = typer.Typer()
+group = typer.Typer(help="The read side and its projections.", no_args_is_help=True)
+commands.add_typer(group, name="projections")
+
+Name = Annotated[str, typer.Argument(help="As `app projections list` prints it.")]
+BatchSize = Annotated[int, typer.Option("--batch", help="Rows a transaction.", min=1, max=20_000)]
+
+SECONDS_BETWEEN_REPORTS = 1.0
+
+
+@group.command("list")
+def list_projections(ctx: typer.Context) -> None:
+    """Show the projections, and which tables each keeps."""
+    for entry in _projections(ctx):
+        tables = ", ".join(table.name for table in entry.projection.tables)
+        say(f"{entry.projection.name:<16}{tables}")
+
+
+@group.command()
+def status(ctx: typer.Context) -> None:
+    """Show how far each projection is behind, and how its rebuild stands."""
+    service, projections = service_of(ctx), _projections(ctx)
+    context = context_of(ctx)
+    lags = asyncio.run(lag.measure(context.kafka, context.registry, service.projectors))
+    rebuilds = asyncio.run(on_database(lambda database: _rebuilds(projections, database)))
+    for entry in projections:
+        name = entry.projection.name
+        behind = lags[name]
+        said = f"{counted(behind.events, 'event')} behind, the oldest for {behind.seconds:.0f} s"
+        say(f"{name:<16}{said}{rebuilds.get(name, '')}")
+
+
+@group.command()
+def rebuild(ctx: typer.Context, name: Name, batch: BatchSize = BATCH) -> None:
+    """Fill a projection anew from the write side, and put it in the old one's place.
+
+    The old one serves meanwhile. Safe to interrupt and to repeat: it then begins anew.
+    """
+    entry = _find(ctx, name)
+    try:
+        done = asyncio.run(on_database(lambda database: _rebuild(entry, database, batch)))
+    except RebuildRefused as refusal:
+        raise failure(str(refusal)) from refusal
+    except KeyboardInterrupt:
+        say(f"{name}: interrupted; the old one stays in place", err=True)
+        raise typer.Exit(130) from None
+    say(f"{name}: rebuilt from {counted(done.done, 'row')} in {done.seconds:.1f} s")
+
+
+@group.command("abandon")
+def abandon_rebuild(ctx: typer.Context, name: Name) -> None:
+    """Throw away what a rebuild left behind that was killed, so that projectors need not write to
+    it any longer. A rebuild that runs stops."""
+    entry = _find(ctx, name)
+    if asyncio.run(on_database(lambda database: _abandon(entry, database))):
+        say(f"{name}: abandoned; the old one stays in place")
+    else:
+        say(f"{name}: there was no rebuild")
+
+
+def _projections(ctx: typer.Context) -> list[AnyProjection]:
+    return service_of(ctx).projections
+
+
+def _find(ctx: typer.Context, name: str) -> AnyProjection:
+    there = {entry.projection.name: entry for entry in _projections(ctx)}
+    if name not in there:
+        raise unknown("projection", name, there)
+    return there[name]
+
+
+async def _rebuild(entry: AnyProjection, database: Database, batch: int) -> Progress:
+    return await entry.rebuild(database, batch).run(_Reporter(entry.projection.name))
+
+
+async def _abandon(entry: AnyProjection, database: Database) -> bool:
+    return await entry.abandon(database)
+
+
+async def _rebuilds(projections: list[AnyProjection], database: Database) -> Mapping[str, str]:
+    """Describe the rebuilds, by projection."""
+    async with database.sessions() as session:
+        rows = {row.projection: row for row in await session.scalars(select(RebuildRow))}
+    said = {}
+    for entry in projections:
+        row = rows.get(entry.projection.name)
+        if row is not None:
+            state = "runs" if await entry.is_running(database) else "was interrupted"
+            done = f"{row.done} of {counted(row.expected, 'row')}"
+            said[row.projection] = f"; its rebuild {state} at {done}"
+    return said
+
+
+class _Reporter:
+    """Prints how a rebuild gets on, at most once a second."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._next = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + SECONDS_BETWEEN_REPORTS
+        say(f"{self._name}: {progress.done} of about {counted(progress.expected, 'row')}")

@@ -1,0 +1,82 @@
+"""Processes: `app api`, `app worker`, `app dev`."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from app.platform.cli.base import context_of, load, require_development, service_of
+from app.platform.config import HttpSettings, Settings
+from app.platform.database.engine import DatabaseSettings
+from app.platform.http.server import serve
+from app.platform.runtime import Configuration
+from app.platform.service import Role
+
+commands = typer.Typer()
+
+Host = Annotated[
+    str | None, typer.Option(help="Address to listen on, instead of LISTEN_HOST (or 127.0.0.1).")
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        help="Port to listen on, instead of LISTEN_PORT (or one of the role's own, from 8000).",
+        min=1,
+        max=65535,
+    ),
+]
+
+_PORTS = {Role.API: 8000, Role.WORKER: 8001, Role.RELAY: 8002}
+
+
+class Broker(StrEnum):
+    """The broker that `app dev` starts."""
+
+    KAFKA = "kafka"
+    MOCK = "mock"
+
+
+@commands.command()
+def api(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
+    """Serve the HTTP API, with its documentation at /docs."""
+    serve_as(ctx, Role.API, host, port)
+
+
+@commands.command()
+def worker(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
+    """Run the consumers; health and metrics are served on the port."""
+    serve_as(ctx, Role.WORKER, host, port)
+
+
+def serve_as(ctx: typer.Context, role: Role, host: str | None, port: int | None) -> None:
+    """Run a process with `role` until a signal. Where it listens is a setting, unless it is given.
+
+    Raises ConfigurationError, before anything starts.
+    """
+    service = service_of(ctx)
+    context = context_of(ctx)  # for what it raises, too
+    settings = load(Settings)
+    configuration = Configuration(
+        settings, context.kafka, load(DatabaseSettings), load(HttpSettings)
+    )
+    where = host or settings.listen_host, port or settings.listen_port or _PORTS[role]
+    serve(service, {role}, configuration, *where)
+
+
+@commands.command()
+def dev(
+    ctx: typer.Context,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    broker: Annotated[
+        Broker, typer.Option(help="A real Apache Kafka, or a mock inside the process.")
+    ] = Broker.KAFKA,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away the data first.")] = False,
+) -> None:
+    """Run everything on this machine, with a PostgreSQL and a Kafka of its own.
+
+    Where DATABASE_URL or KAFKA_BOOTSTRAP_SERVERS are set, those are used instead.
+    """
+    require_development("app dev")
+    from app.platform.dev.command import run_dev
+
+    run_dev(service_of(ctx), port=port, broker=broker.value, fresh=fresh)

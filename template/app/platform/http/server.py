@@ -1,0 +1,151 @@
+"""The HTTP server of a process: one socket, signals that drain, and exit code 0 after them."""
+
+import asyncio
+import errno
+import gc
+import signal
+import socket
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from app.platform import logs
+from app.platform.config import ConfigurationError, HttpSettings
+from app.platform.http.app import create_app
+from app.platform.runtime import Configuration
+from app.platform.service import Role, Service
+
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):
+    STOP_SIGNALS.append(signal.SIGHUP)
+
+REQUESTS_TIMEOUT_SECONDS = 10
+MAX_HEAD_BYTES = 16 * 1024
+_HEAD_PART_BYTES = 4 * 1024
+
+
+class PortTaken(ConfigurationError):
+    """Another process listens on the port."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, except that a signal which stops it is not raised again once it has stopped."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def limited_protocol(header_timeout: float) -> type[H11Protocol]:
+    """uvicorn's HTTP/1.1, except that a request's line and headers have to arrive in time."""
+
+    class LimitedProtocol(H11Protocol):
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch_head()
+
+        def data_received(self, data: bytes) -> None:
+            # h11 checks the size of a head only while it is incomplete: so not all is given at once.
+            while len(data) > _HEAD_PART_BYTES and self.conn.their_state is h11.IDLE:
+                super().data_received(data[:_HEAD_PART_BYTES])
+                data = data[_HEAD_PART_BYTES:]
+            if not self.transport.is_closing():
+                super().data_received(data)
+            self._watch_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._watch_head()
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                super().send_400_response(msg)
+            else:  # what is left of a refused body is no HTTP: the answer is on its way already
+                self.transport.close()
+
+        def _watch_head(self) -> None:
+            waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+            if waiting and self._head_timer is None:
+                close = self.timeout_keep_alive_handler
+                self._head_timer = self.loop.call_later(header_timeout, close)
+            elif not waiting and self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+    return LimitedProtocol
+
+
+def serve(
+    service: Service, roles: Collection[Role], configuration: Configuration, host: str, port: int
+) -> None:
+    """Run a process of `service` with `roles` until a signal; drain, and return.
+
+    Raises ConfigurationError for wrong settings and for a port that is taken.
+    """
+    settings = configuration.service
+    logs.configure(settings.log_level, settings.log_format)
+    listener = listen(host, port)
+    try:
+        run(create_app(service, roles, configuration), listener, configuration.http)
+    finally:
+        listener.close()
+
+
+def collect_less() -> None:
+    """Keep the garbage collector from what it would look through in vain."""
+    # What is loaded by now stays for good, so the collector need not look through it again. And a
+    # batch of messages is many objects at once: by default it would be looked at ten times over,
+    # for as much as a third of the time that it takes.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
+
+
+def run(app: FastAPI, listener: socket.socket, limits: HttpSettings) -> None:
+    """Serve `app` on `listener` until a signal. Exits with code 3 when it cannot start."""
+    collect_less()
+    server = Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            http=limited_protocol(limits.http_header_timeout_seconds),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            timeout_keep_alive=limits.http_keep_alive_timeout_seconds,
+            timeout_graceful_shutdown=REQUESTS_TIMEOUT_SECONDS,
+        )
+    )
+    server.run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to `host` and `port`. Raises ConfigurationError when that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if sys.platform != "win32":  # there the option would let two processes share the port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except (OSError, TypeError) as error:  # TypeError: a host that is no name at all
+        listener.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"port {port} on {host} is in use: stop what listens there, or give another --port"
+            ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {reason}") from error
+    listener.set_inheritable(True)
+    return listener

@@ -1,0 +1,114 @@
+"""The service's events as an AsyncAPI 3.0 document: what is sent, what is received, and how.
+
+https://www.asyncapi.com/docs/reference/specification/v3.0.0, and the bindings for Kafka, 0.5.0.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from app.platform.events.event import EventRegistry, EventType
+from app.platform.kafka import codec as names
+from app.platform.kafka.subscription import Subscription
+
+Part = dict[str, Any]
+
+BINDING_VERSION = "0.5.0"
+
+
+def document(
+    info: Part, registry: EventRegistry, subscriptions: Iterable[Subscription], group_id: str
+) -> Part:
+    """The same for the same registry and subscriptions. `info` holds at least title and version.
+
+    The topics for retries and dead letters are the service's own business, and left out.
+    """
+    events = list(registry)
+    payloads, schemas = models_json_schema(
+        [(entry.model, "serialization") for entry in events],
+        ref_template="#/components/schemas/{model}",
+    )
+    channels = {
+        registry.topic(entry.model): _channel(
+            entry, registry, payloads[entry.model, "serialization"]
+        )
+        for entry in events
+    }
+    return {
+        "asyncapi": "3.0.0",
+        "info": info,
+        "defaultContentType": names.JSON,
+        "channels": channels,
+        "operations": _sends(events, registry) | _receives(subscriptions, registry, group_id),
+        "components": {"schemas": schemas["$defs"]},
+    }
+
+
+def _channel(entry: EventType, registry: EventRegistry, payload: Part) -> Part:
+    return {
+        "address": registry.topic(entry.model),
+        "messages": {entry.name: _message(entry, registry, payload)},
+    }
+
+
+def _message(entry: EventType, registry: EventRegistry, payload: Part) -> Part:
+    key = {"type": "string", "description": f"The event's {entry.model.key_field}"}
+    return {
+        "name": entry.name,
+        "title": f"{entry.name} {entry.version}",
+        "contentType": names.JSON,
+        "correlationId": {"location": f"$message.header#/{names.CORRELATION_ID}"},
+        "headers": _headers(entry, registry),
+        "payload": payload,
+        "bindings": {"kafka": {"key": key, "bindingVersion": BINDING_VERSION}},
+    }
+
+
+def _headers(entry: EventType, registry: EventRegistry) -> Part:
+    always = {
+        names.CE_SPECVERSION: {"type": "string", "const": names.SPECVERSION},
+        names.CE_ID: {"type": "string", "format": "uuid"},
+        names.CE_TYPE: {"type": "string", "const": entry.name},
+        names.CE_SOURCE: {"type": "string", "const": f"/{entry.service or registry.service}"},
+        names.CE_TIME: {"type": "string", "format": "date-time"},
+        names.CONTENT_TYPE: {"type": "string", "const": names.JSON},
+        names.CORRELATION_ID: {"type": "string", "description": "The same through a whole story"},
+    }
+    sometimes = {
+        names.CAUSATION_ID: {"type": "string", "description": "The event that led to this one"},
+        names.TRACEPARENT: {"type": "string", "description": "W3C Trace Context"},
+    }
+    return {"type": "object", "properties": always | sometimes, "required": list(always)}
+
+
+def _sends(events: Sequence[EventType], registry: EventRegistry) -> Part:
+    return {
+        f"send.{entry.name}": {"action": "send", **_place(entry.name, registry.topic(entry.model))}
+        for entry in events
+        if entry.service is None
+    }
+
+
+def _receives(
+    subscriptions: Iterable[Subscription], registry: EventRegistry, group_id: str
+) -> Part:
+    return {
+        f"receive.{subscription.name}.{topic}": {
+            "action": "receive",
+            **_place(entry.name, topic),
+            "bindings": {"kafka": _group(f"{group_id}.{subscription.name}")},
+        }
+        for subscription in subscriptions
+        for topic in subscription.topics(registry)
+        if (entry := registry.on_topic(topic)) is not None
+    }
+
+
+def _place(event: str, topic: str) -> Part:
+    channel = f"#/channels/{topic}"
+    return {"channel": {"$ref": channel}, "messages": [{"$ref": f"{channel}/messages/{event}"}]}
+
+
+def _group(name: str) -> Part:
+    return {"groupId": {"type": "string", "const": name}, "bindingVersion": BINDING_VERSION}

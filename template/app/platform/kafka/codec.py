@@ -1,0 +1,282 @@
+"""Events to messages and back: JSON body, CloudEvents headers, versions brought up to date."""
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from app.platform.events.event import (
+    FIRST_VERSION,
+    BaseEvent,
+    EventRegistry,
+    EventType,
+    Payload,
+    major_of,
+)
+from app.platform.kafka.errors import UndecodableMessage
+from app.platform.tracing import Trace, trace_from
+
+# The client's own count, which is compiled: it is asked for every message.
+_size_of: Callable[..., int] = DefaultRecordBatchBuilder.estimate_size_in_bytes
+
+# A header's value may be null in Kafka, as a key or a value may be.
+Header = tuple[str, bytes | None]
+
+# CloudEvents 1.0, Kafka protocol binding, binary content mode.
+CE_ID = "ce_id"
+CE_TYPE = "ce_type"
+CE_SOURCE = "ce_source"
+CE_TIME = "ce_time"
+CE_SPECVERSION = "ce_specversion"
+CONTENT_TYPE = "content-type"
+
+TRACEPARENT = "traceparent"
+CORRELATION_ID = "correlation-id"
+CAUSATION_ID = "causation-id"
+
+# What a failed message carries into delay topics and the dead letter topic.
+ORIGIN_TOPIC = "origin-topic"
+ORIGIN_PARTITION = "origin-partition"
+ORIGIN_OFFSET = "origin-offset"
+ORIGIN_TIMESTAMP = "origin-timestamp"
+CONSUMER = "consumer"
+ATTEMPTS = "attempts"
+FIRST_FAILED_AT = "first-failed-at"
+LAST_FAILED_AT = "last-failed-at"
+ERROR_TYPE = "error-type"
+ERROR_MESSAGE = "error-message"
+DUE_AT = "due-at"
+REPLAYED_AT = "replayed-at"
+REPLAYS = "replays"
+
+# What a record in a dead letter topic has that says of another one there that it is given up.
+DISCARDS = "discards"
+DISCARDS_TIMESTAMP = "discards-timestamp"
+
+# How many bytes of the message a dead letter lacks, because its topic does not take so much.
+OMITTED_BYTES = "omitted-bytes"
+
+# All that the service itself says of a failed message.
+HISTORY = frozenset(
+    [
+        ORIGIN_TOPIC,
+        ORIGIN_PARTITION,
+        ORIGIN_OFFSET,
+        ORIGIN_TIMESTAMP,
+        CONSUMER,
+        ATTEMPTS,
+        FIRST_FAILED_AT,
+        LAST_FAILED_AT,
+        ERROR_TYPE,
+        ERROR_MESSAGE,
+        REPLAYED_AT,
+        REPLAYS,
+    ]
+)
+
+
+class Message(NamedTuple):
+    """Bytes for a topic. Nothing in it is interpreted any more.
+
+    `forwarded` marks a message that Kafka had already accepted once: with the headers that tell
+    its story it may exceed the limit for new messages.
+    """
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[Header, ...] = ()
+    forwarded: bool = False
+
+    @property
+    def size(self) -> int:
+        """An upper bound of the record's size on the wire, in bytes, before compression."""
+        return _size_of(self.key, self.value, list(self.headers))
+
+
+def header(headers: Iterable[Header], name: str) -> str | None:
+    """The last value of header `name` as text, or None. Bytes that are no UTF-8 are replaced."""
+    found = None
+    for key, value in headers:
+        if key == name and value is not None:
+            found = value.decode("utf-8", "replace")
+    return found
+
+
+def header_number(headers: Iterable[Header], name: str) -> int:
+    """Header `name` as a number; 0 where it is missing or none that a consumer would write."""
+    value = header(headers, name) or ""
+    # Longer ones are not from here, and int() refuses to read thousands of digits.
+    return int(value) if value.isdecimal() and len(value) <= 18 else 0
+
+
+def header_time(headers: Iterable[Header], name: str) -> datetime | None:
+    """Header `name` as an aware time; None where it is missing or is none."""
+    try:
+        found = datetime.fromisoformat(header(headers, name) or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def with_headers(headers: Iterable[Header], changes: dict[str, str | None]) -> tuple[Header, ...]:
+    """`headers` with `changes` in place of what had their names; None removes."""
+    kept: list[Header] = [(name, value) for name, value in headers if name not in changes]
+    added = [
+        (name, value.encode("utf-8", "replace"))
+        for name, value in changes.items()
+        if value is not None
+    ]
+    return (*kept, *added)
+
+
+SPECVERSION = "1.0"
+JSON = "application/json"
+
+
+def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
+    """The message that carries `event`, with everything that its readers need to follow the story.
+
+    Raises LookupError for an event that is not registered.
+    """
+    headers: dict[str, str | None] = {
+        CE_SPECVERSION: SPECVERSION,
+        CE_ID: str(event.event_id),
+        CE_TYPE: event.event_type,
+        CE_SOURCE: f"/{registry.service}",
+        CE_TIME: event.timestamp.isoformat(),
+        CONTENT_TYPE: JSON,
+        CORRELATION_ID: trace.correlation_id,
+        CAUSATION_ID: trace.causation_id,
+        TRACEPARENT: trace.traceparent,
+    }
+    return Message(
+        topic=registry.topic(type(event)),
+        key=event.key.encode(),
+        value=event.model_dump_json().encode(),
+        headers=tuple((name, value.encode()) for name, value in headers.items() if value),
+    )
+
+
+def decode(topic: str, value: bytes | None, registry: EventRegistry) -> BaseEvent:
+    """The event in `value`, in its newest version.
+
+    Raises UndecodableMessage for anything that is no event of `topic`: not JSON, another type,
+    a wrong schema, or a major version that this service does not know.
+    """
+    event_type = registry.on_topic(topic)
+    if event_type is None:
+        raise UndecodableMessage(f"no event is registered for the topic {topic}")
+    event = _newest(value, event_type)
+    if event is not None:
+        return event
+    try:
+        return _decoded(_payload(value), event_type)
+    except UndecodableMessage:
+        raise
+    except Exception as error:
+        # An upcaster or a validator that this payload broke in a way of its own: anything else
+        # than UndecodableMessage would stop the consumer at this message for ever.
+        raise UndecodableMessage(f"{event_type.name}: cannot be read: {error!r}") from error
+
+
+def _decoded(payload: Payload, event_type: EventType) -> BaseEvent:
+    payload = _upcast(payload, event_type)
+    # Both have defaults for new events; a message without them cannot be recognised when it comes
+    # a second time.
+    missing = [name for name in ("event_id", "timestamp") if name not in payload]
+    if missing:
+        raise UndecodableMessage(f"{event_type.name}: {' and '.join(missing)} missing")
+    try:
+        return event_type.model.model_validate(payload)
+    except ValidationError as error:
+        raise UndecodableMessage(f"{event_type.name}: {_explain(error)}") from error
+
+
+_REQUIRED = {"event_id", "timestamp", "version"}
+
+
+def _newest(value: bytes | None, event_type: EventType) -> BaseEvent | None:
+    # By far the most messages are well formed and of the newest version: pydantic parses those
+    # straight from the bytes. All others take the long way, which finds out what is wrong.
+    if value is None:
+        return None
+    try:
+        event = event_type.model.model_validate_json(value)
+        same = event.version == event_type.version or major_of(event.version) == event_type.major
+        newest = same and event.model_fields_set >= _REQUIRED
+    except Exception:  # most often a ValidationError; the long way tells
+        return None
+    return event if newest else None
+
+
+def _payload(value: bytes | None) -> Payload:
+    if value is None:
+        raise UndecodableMessage("the message has no value")
+    try:
+        # The parser of the quick way, so that both take the same: Python's own would take lone
+        # surrogates, too, which neither the database nor another message can hold.
+        payload = from_json(value)
+    except ValueError as error:
+        raise UndecodableMessage(f"not JSON: {error}") from error
+    if not isinstance(payload, dict):
+        raise UndecodableMessage(f"not a JSON object but {type(payload).__name__}")
+    return payload
+
+
+def _upcast(payload: Payload, event_type: EventType) -> Payload:
+    major = _major(payload, event_type)
+    if major > event_type.major or major not in {*event_type.upcasters, event_type.major}:
+        raise UndecodableMessage(
+            f"{event_type.name}: version {payload['version']} is not known here;"
+            f" the newest is {event_type.version}"
+        )
+    while major < event_type.major:
+        before = payload["version"]
+        payload = _step(payload, event_type, major)
+        major += 1
+        if payload.get("version", before) == before:  # an upcaster need not mind the version
+            payload = payload | {"version": f"{major}.0.0"}
+    return payload
+
+
+def _step(payload: Payload, event_type: EventType, major: int) -> Payload:
+    try:
+        return event_type.upcasters[major](payload)
+    except Exception as error:  # whatever it is, the payload will not change
+        raise UndecodableMessage(
+            f"{event_type.name}: cannot be brought from version {major} to {major + 1}: {error!r}"
+        ) from error
+
+
+def _major(payload: Payload, event_type: EventType) -> int:
+    version = payload.setdefault("version", FIRST_VERSION)
+    try:
+        return major_of(version)
+    except (AttributeError, ValueError):
+        raise UndecodableMessage(
+            f"{event_type.name}: {version!r} is no version; use MAJOR.MINOR.PATCH"
+        ) from None
+
+
+def _explain(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems[:5])
+
+
+def _place(location: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in location) or "event"
+
+
+def trace_of(headers: Iterable[Header], event_id: UUID | None) -> Trace:
+    """The trace under which a message's handler works: same story, caused by this event."""
+    headers = list(headers)
+    return trace_from(
+        header(headers, CORRELATION_ID),
+        header(headers, TRACEPARENT),
+        str(event_id) if event_id else None,
+    )

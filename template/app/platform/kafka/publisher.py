@@ -1,0 +1,154 @@
+"""Publishing without an outbox: events go out after the transaction has committed.
+
+What this cannot promise: when the process dies, or no broker answers, between the commit and the
+acknowledgement, the event is lost. Unless the process died, the error log and
+`kafka_events_lost_total` say which; the outbox module is for those who cannot afford it. If the
+answer to COMMIT is lost, the server is asked for the outcome (app/platform/database/commit_outcome.py).
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.platform import tracing
+from app.platform.database.commit_outcome import CommitOutcome, TransactionMark
+from app.platform.database.errors import summary
+from app.platform.database.unit_of_work import BindPublisher
+from app.platform.events.event import BaseEvent, EventRegistry
+from app.platform.kafka import metrics
+from app.platform.kafka.codec import Message, encode
+from app.platform.kafka.errors import BrokerUnavailable, MessageTooLarge
+from app.platform.kafka.producer import Outcome, Producer
+from app.platform.kafka.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
+
+_RETRY_SECONDS = (0.1, 1.0)
+
+
+class CommitOutcomeUnknown(Exception):
+    """The answer to COMMIT was lost, and the server could not be asked for the outcome."""
+
+
+class DirectPublisher:
+    """Keeps the events of one transaction and sends them once it is durable."""
+
+    def __init__(
+        self,
+        producer: Producer,
+        registry: EventRegistry,
+        deadline: float,
+        max_bytes: int,
+        mark: TransactionMark,
+    ) -> None:
+        self._mark = mark
+        self._producer = producer
+        self._registry = registry
+        self._deadline = deadline
+        self._max_bytes = max_bytes
+        self._pending: list[Message] = []
+
+    async def publish(self, event: BaseEvent) -> None:
+        """Raises MessageTooLarge, so that a transaction whose event cannot be sent fails."""
+        message = encode(event, self._registry, tracing.current())
+        if message.size > self._max_bytes:
+            raise MessageTooLarge(
+                f"{event.event_type} has {message.size} bytes, more than"
+                f" KAFKA_MAX_MESSAGE_BYTES={self._max_bytes}"
+            )
+        if not self._pending:
+            self._mark.take_before_commit()
+        self._pending.append(message)
+
+    async def has_committed(self, error: BaseException) -> bool:
+        if not self._mark.leaves_doubt(error):
+            return False
+        outcome = CommitOutcome.UNKNOWN
+        try:
+            outcome = await self._mark.outcome(self._deadline)
+        finally:  # it may be cancelled, by whoever does not wait any longer
+            log.warning("answer to COMMIT lost", outcome=outcome, error=summary(error))
+            if outcome is CommitOutcome.UNKNOWN:
+                messages, self._pending = self._pending, []
+                for message in messages:
+                    _report_loss(message, CommitOutcomeUnknown("it may have committed"))
+        return outcome is CommitOutcome.COMMITTED
+
+    async def committed(self) -> None:
+        messages, self._pending = self._pending, []
+        if not messages:
+            return
+        try:
+            outcomes = await self._send_within_deadline(messages)
+        except asyncio.CancelledError:
+            for message in messages:
+                _report_loss(message, BrokerUnavailable("cancelled before it was acknowledged"))
+            raise
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if outcome is None:
+                log.info("event published", topic=message.topic, key=_text(message.key))
+            else:
+                _report_loss(message, outcome)
+
+    async def _send_within_deadline(self, messages: list[Message]) -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._deadline
+        outcomes = await self._producer.send_all(messages)
+        wait, longest = _RETRY_SECONDS
+        while loop.time() < deadline and any(o is not None and o.retriable for o in outcomes):
+            await asyncio.sleep(min(wait, max(0.0, deadline - loop.time())))
+            wait = min(wait * 2, longest)
+            again = _to_repeat(messages, outcomes)
+            results = await self._producer.send_all([messages[i] for i in again])
+            for index, result in zip(again, results, strict=True):
+                outcomes[index] = result
+        return outcomes
+
+
+def _to_repeat(messages: Sequence[Message], outcomes: Sequence[Outcome]) -> list[int]:
+    # With a message, those after it that have its key are sent again: so the first time that each
+    # is seen is in order. The inbox absorbs the repetition.
+    repeated: list[int] = []
+    keys: set[tuple[str, bytes | None]] = set()
+    for index, (message, outcome) in enumerate(zip(messages, outcomes, strict=True)):
+        place = (message.topic, message.key)
+        if place in keys or (outcome is not None and outcome.retriable):
+            keys.add(place)
+            repeated.append(index)
+    return repeated
+
+
+def _report_loss(message: Message, outcome: BaseException) -> None:
+    metrics.events_lost.labels(message.topic).inc()
+    log.error(
+        "event not published",
+        topic=message.topic,
+        key=_text(message.key),
+        value=_text(message.value),
+        error=f"{type(outcome).__name__}: {outcome}",
+    )
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")
+
+
+def bind(
+    settings: KafkaSettings, registry: EventRegistry, producer: Producer, _published: asyncio.Event
+) -> BindPublisher:
+    """Publishing after commit, for each transaction of a process."""
+    for topic in registry.owned_topics():
+        metrics.events_lost.labels(topic)  # `increase` sees no first event that makes a series
+
+    def bind_session(session: AsyncSession) -> DirectPublisher:
+        return DirectPublisher(
+            producer,
+            registry,
+            settings.kafka_send_timeout_seconds,
+            settings.kafka_max_message_bytes,
+            TransactionMark(session),
+        )
+
+    return bind_session

@@ -1,0 +1,123 @@
+"""Publishing through the database: an event is a row of the transaction that publishes it."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import cast
+
+import structlog
+from sqlalchemy import Table, event, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+
+from app.platform import tracing
+from app.platform.config import load
+from app.platform.database.unit_of_work import BindPublisher
+from app.platform.events.event import BaseEvent, EventRegistry
+from app.platform.kafka.codec import Message, encode
+from app.platform.kafka.errors import MessageTooLarge
+from app.platform.kafka.producer import Producer
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.outbox.model import OutboxRow, as_row, bucket_of
+from app.platform.outbox.settings import OutboxSettings
+
+log = structlog.get_logger(__name__)
+
+_INSERT = insert(cast(Table, OutboxRow.__table__))
+
+
+@dataclass
+class _Entry:
+    """A message, the savepoint it was published in, and the (sub)transaction that has its row."""
+
+    message: Message
+    published_in: SessionTransaction | None
+    written_in: SessionTransaction | None = None
+
+
+class OutboxPublisher:
+    """Takes the events of one transaction, and inserts them all right before it commits.
+
+    So a batch of handlers costs one insert, and a key's ids ascend in the order of publishing. What
+    was published within a savepoint goes with it if that is rolled back. It never commits.
+    """
+
+    def __init__(
+        self,
+        session: AsyncSession,
+        registry: EventRegistry,
+        settings: OutboxSettings,
+        max_bytes: int,
+        published: asyncio.Event,
+    ) -> None:
+        self._session = session.sync_session
+        self._registry = registry
+        self._buckets = settings.outbox_buckets
+        self._max_bytes = max_bytes
+        self._published = published
+        self._entries: list[_Entry] = []
+
+    async def publish(self, event: BaseEvent) -> None:
+        """Raises MessageTooLarge, so that a transaction whose event cannot be sent fails."""
+        message = encode(event, self._registry, tracing.current())
+        if message.size > self._max_bytes:
+            raise MessageTooLarge(
+                f"{event.event_type} has {message.size} bytes, more than"
+                f" KAFKA_MAX_MESSAGE_BYTES={self._max_bytes}"
+            )
+        if not self._entries:
+            self._listen()
+        self._entries.append(_Entry(message, self._session.get_nested_transaction()))
+
+    async def committed(self) -> None:
+        if not self._entries:
+            return
+        self._published.set()
+        for entry in self._entries:
+            key = (entry.message.key or b"").decode("utf-8", "replace")
+            log.info("event in the outbox", topic=entry.message.topic, key=key)
+
+    async def has_committed(self, error: BaseException) -> bool:
+        """Return False: the rows share the transaction's fate, so nobody has to know it."""
+        return False
+
+    def _listen(self) -> None:
+        # Once more after a rollback emptied the list: SQLAlchemy takes a listener only once.
+        event.listen(self._session, "before_commit", self._before_commit)
+        event.listen(self._session, "after_soft_rollback", self._after_rollback)
+
+    def _before_commit(self, session: Session) -> None:
+        transaction = session.get_nested_transaction() or session.get_transaction()
+        new = [entry for entry in self._entries if entry.written_in is None]
+        for entry in new:
+            entry.written_in = transaction
+        if new:
+            session.execute(_INSERT, [self._row(entry.message) for entry in new])
+
+    def _after_rollback(self, _session: Session, ended: SessionTransaction) -> None:
+        if ended.parent is None:
+            self._entries = []
+        self._entries = [e for e in self._entries if not _within(e.published_in, ended)]
+        for entry in self._entries:
+            if _within(entry.written_in, ended):
+                entry.written_in = None
+
+    def _row(self, message: Message) -> dict[str, object]:
+        return as_row(message, bucket_of(message.topic, message.key or b"", self._buckets))
+
+
+def _within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while inner is not None and inner is not outer:
+        inner = inner.parent
+    return inner is outer
+
+
+def bind(
+    kafka: KafkaSettings, registry: EventRegistry, _producer: Producer, published: asyncio.Event
+) -> BindPublisher:
+    """Publishing through the outbox, for each transaction of a process."""
+    settings, max_bytes = load(OutboxSettings), kafka.kafka_max_message_bytes
+
+    def bind_session(session: AsyncSession) -> OutboxPublisher:
+        return OutboxPublisher(session, registry, settings, max_bytes, published)
+
+    return bind_session

@@ -1,0 +1,111 @@
+"""Projections: read models made of the newest state of each entity, from events or from the write side."""
+
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID
+
+from sqlalchemy import BigInteger, DateTime, MetaData, String, Table, Uuid, func, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.platform.database.engine import Base
+
+
+class Versioned(Protocol):
+    """A state of the thing `id`. Of two, the one with the higher `version` is the newer."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def version(self) -> int: ...
+
+
+State = TypeVar("State", bound=Versioned)
+
+
+def newest(states: Sequence[State]) -> list[State]:
+    """The newest of the states of each thing, by id."""
+    found: dict[int, State] = {}
+    for state in states:
+        known = found.get(state.id)
+        if known is None or state.version > known.version:
+            found[state.id] = state
+    return [found[id] for id in sorted(found)]
+
+
+# The first half of the keys of advisory locks; any numbers will do that nobody else takes.
+TURN = 0x43515253
+REBUILD = 0x43515254
+
+Write = Callable[[AsyncSession, Sequence[Table], Sequence[State]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Projection(Generic[State]):
+    """A read model.
+
+    `write` brings `tables`, or others of their shape, to the given states; it skips those that are
+    not newer than what it finds, so states may come twice and in any order. The subscription that
+    keeps the tables up to date has the same name.
+    """
+
+    name: str
+    tables: Sequence[Table]
+    write: Write[State]
+
+    @property
+    def shadows(self) -> list[Table]:
+        """The tables that a rebuild fills. They are there only while it is under way."""
+        return [shadow_of(table) for table in self.tables]
+
+    @property
+    def lock(self) -> int:
+        """The second half of the keys of its advisory locks."""
+        return zlib.crc32(self.name.encode()) - 2**31  # they are signed
+
+
+def shadow_of(table: Table) -> Table:
+    return table.to_metadata(MetaData(), name=f"{table.name}_shadow")
+
+
+class RebuildRow(Base):
+    """A rebuild that is under way, or that was interrupted. While its row is there, projectors
+    write to the shadow tables, too."""
+
+    __tablename__ = "projection_rebuilds"
+
+    projection: Mapped[str] = mapped_column(String(100), primary_key=True)
+    token: Mapped[UUID] = mapped_column(Uuid)
+    position: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    done: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    expected: Mapped[int] = mapped_column(BigInteger)
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+async def project(
+    session: AsyncSession, projection: Projection[State], states: Sequence[State]
+) -> None:
+    """Write `states` to the read model, and to what a rebuild is about to put in its place.
+
+    That is all the catching up a rebuild needs. It reads the write side after it has registered,
+    so what was projected before, it finds there; what is projected after, is written here. In
+    between there is nothing, because registering takes a turn.
+    """
+    if not states:
+        return
+    await take_turn(session, projection)
+    await projection.write(session, projection.tables, states)
+    # A statement of its own, begun with the turn: it sees the registration that the turn waited for.
+    if await session.get(RebuildRow, projection.name) is not None:
+        await projection.write(session, projection.shadows, states)
+
+
+async def take_turn(session: AsyncSession, projection: Projection[State]) -> None:
+    """Be the only one who writes to `projection`, until the transaction ends."""
+    await session.execute(
+        text("SELECT pg_advisory_xact_lock(:kind, :name)"), {"kind": TURN, "name": projection.lock}
+    )

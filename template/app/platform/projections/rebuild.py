@@ -1,0 +1,300 @@
+"""Shadow tables: made like the live ones, filled beside them, and put in their place."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar
+from uuid import UUID, uuid4
+
+import structlog
+from sqlalchemy import Table, delete, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.platform.database.engine import WITHOUT_TIME_LIMITS, Database
+from app.platform.projections.projection import (
+    REBUILD,
+    Projection,
+    RebuildRow,
+    State,
+    Versioned,
+    shadow_of,
+    take_turn,
+)
+
+# What PostgreSQL calls the copies of the indexes is its own affair; what tells an index from the
+# others of its table is what it is on.
+_INDEXES = text(
+    "SELECT quote_ident(relname) AS name, concat(indisprimary, indisunique,"
+    " regexp_replace(pg_get_indexdef(indexrelid), '^.*? USING ', '')) AS definition"
+    " FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid"
+    " WHERE indrelid = to_regclass(:table)"
+)
+
+# The roles that may use the live table may use the one that takes its place.
+_GRANTS = text(
+    "SELECT format('GRANT %s ON %I TO %s', privilege_type, CAST(:shadow AS text),"
+    " CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)"
+    " FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(:table) AND grantee <> relowner"
+)
+
+
+async def create(session: AsyncSession, tables: Sequence[Table]) -> None:
+    """Make empty shadows of `tables`, with their indexes and grants."""
+    for table in tables:
+        shadow = shadow_of(table)
+        like = f'CREATE TABLE "{shadow.name}" (LIKE "{table.name}" INCLUDING ALL)'
+        await session.execute(text(like))
+        names = {"table": table.name, "shadow": shadow.name}
+        for grant in (await session.scalars(_GRANTS, names)).all():
+            await session.execute(text(grant))
+
+
+async def drop(session: AsyncSession, tables: Sequence[Table]) -> None:
+    for table in tables:
+        await session.execute(text(f'DROP TABLE IF EXISTS "{shadow_of(table).name}"'))
+
+
+async def analyze(session: AsyncSession, tables: Sequence[Table]) -> None:
+    """Give the planner its statistics before the first query comes."""
+    for table in tables:
+        await session.execute(text(f'ANALYZE "{shadow_of(table).name}"'))
+
+
+async def swap(session: AsyncSession, tables: Sequence[Table]) -> None:
+    """Put the shadows in the place of `tables`, whose names and index names they take over."""
+    for table in tables:
+        shadow = shadow_of(table)
+        wanted = await _indexes(session, table.name)
+        made = await _indexes(session, shadow.name)
+        await session.execute(text(f'DROP TABLE "{table.name}"'))
+        await session.execute(text(f'ALTER TABLE "{shadow.name}" RENAME TO "{table.name}"'))
+        for definition, name in made.items():
+            await session.execute(text(f"ALTER INDEX {name} RENAME TO {wanted[definition]}"))
+
+
+async def _indexes(session: AsyncSession, table: str) -> dict[str, str]:
+    rows = await session.execute(_INDEXES, {"table": table})
+    return {row.definition: row.name for row in rows}
+
+
+S_co = TypeVar("S_co", bound=Versioned, covariant=True)
+
+
+class Source(Protocol[S_co]):
+    """The present state of all things of a kind. An event store can take the tables' place."""
+
+    async def count(self, session: AsyncSession) -> int:
+        """Count them, or nearly: it is for showing progress only."""
+
+    async def after(self, session: AsyncSession, id: int, limit: int) -> Sequence[S_co]:
+        """The next states above `id`, in the order of their ids; none at the end."""
+
+
+log = structlog.get_logger(__name__)
+
+BATCH = 1000
+# The swap needs the old tables for itself. Readers that come meanwhile queue up behind it, so it
+# gives up soon and tries again; one long report must not stop all reading.
+SWAP_LOCK_TIMEOUT = "500ms"
+SWAP_RETRY_SECONDS = 0.5
+_LOCK_NOT_AVAILABLE = "55P03"
+
+_TRY_ALONE = text("SELECT pg_try_advisory_xact_lock(:kind, :name)")
+
+
+class RebuildRefused(Exception):
+    """The rebuild cannot be done now. The message says why."""
+
+
+class RebuildSuperseded(RebuildRefused):
+    """This rebuild's registration is gone: it was abandoned, or another one has begun."""
+
+
+@dataclass(frozen=True)
+class Rebuildable(Generic[State]):
+    """A projection, and where its states can be read from."""
+
+    projection: Projection[State]
+    source: Source[State]
+
+    def rebuild(self, database: Database, batch: int = BATCH) -> "Rebuild[State]":
+        return Rebuild(database, self.projection, self.source, batch)
+
+    async def abandon(self, database: Database) -> bool:
+        """Throw the shadows away; False when there was no rebuild to abandon."""
+        return await _abandon(database, self.projection)
+
+    async def is_running(self, database: Database) -> bool:
+        """Whether a process is at it now, rather than that one was interrupted."""
+        try:
+            async with _alone(database, self.projection):
+                return False
+        except RebuildRefused:
+            return True
+
+
+AnyProjection = Rebuildable[Any]  # whatever its states are
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a rebuild. `expected` was counted when it began."""
+
+    done: int
+    expected: int
+    started_at: datetime
+
+    @property
+    def seconds(self) -> float:
+        return (datetime.now(UTC) - self.started_at).total_seconds()
+
+
+class Rebuild(Generic[State]):
+    """One rebuild, as a whole (`run`) and in its steps."""
+
+    def __init__(
+        self,
+        database: Database,
+        projection: Projection[State],
+        source: Source[State],
+        batch: int = BATCH,
+    ) -> None:
+        self._database = database
+        self._projection = projection
+        self._source = source
+        self._batch = batch
+        self._token = uuid4()
+
+    async def run(self, report: Callable[[Progress], None]) -> Progress:
+        """Rebuild from the beginning, reporting after each batch.
+
+        Raises RebuildRefused when another rebuild of the projection runs. Whatever interrupts it,
+        the old tables stay in place, and the shadow is thrown away.
+        """
+        async with _alone(self._database, self._projection):
+            try:
+                await self.register()
+                while (progress := await self.fill()) is not None:
+                    report(progress)
+                return await self.swap()
+            except RebuildSuperseded:
+                raise  # what is registered now is somebody else's
+            except BaseException:
+                await _abandon(self._database, self._projection, self._token)
+                raise
+
+    async def register(self) -> None:
+        """Make empty shadows. What is projected from now on, they get, too."""
+        async with self._turn() as session:
+            await _forget(session, self._projection)
+            await create(session, self._projection.tables)
+            expected = await self._source.count(session)
+            session.add(
+                RebuildRow(projection=self._projection.name, token=self._token, expected=expected)
+            )
+
+    async def fill(self) -> Progress | None:
+        """Fill in the next batch; None when there was nothing left.
+
+        Raises RebuildSuperseded.
+        """
+        async with self._database.sessions() as session, session.begin():
+            # Read before the turn, so that projectors wait for the writing only. A state that is
+            # out of date by then is skipped: the newer one is in the shadow already.
+            position = (await self._registration(session)).position
+            states = await self._source.after(session, position, self._batch)
+            if not states:
+                return None
+            await take_turn(session, self._projection)
+            await self._registration(session)
+            await self._projection.write(session, self._projection.shadows, states)
+            return await self._advance(session, states[-1].id, len(states))
+
+    async def swap(self) -> Progress:
+        """Put the shadows in the place of the live tables.
+
+        Raises RebuildSuperseded.
+        """
+        async with self._database.sessions() as session, session.begin():
+            await self._registration(session)
+            await analyze(session, self._projection.tables)
+        while True:
+            try:
+                return await self._swap()
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                    raise
+                log.info("the swap waits for readers", projection=self._projection.name)
+            await asyncio.sleep(SWAP_RETRY_SECONDS)
+
+    async def _swap(self) -> Progress:
+        async with self._turn() as session:
+            row = await self._registration(session)
+            await session.execute(text(f"SET LOCAL lock_timeout = '{SWAP_LOCK_TIMEOUT}'"))
+            await swap(session, self._projection.tables)
+            await session.delete(row)
+            return _progress(row)
+
+    async def _advance(self, session: AsyncSession, position: int, count: int) -> Progress:
+        row = await self._registration(session)
+        row.position = position
+        row.done += count
+        return _progress(row)
+
+    async def _registration(self, session: AsyncSession) -> RebuildRow:
+        query = select(RebuildRow).where(RebuildRow.projection == self._projection.name)
+        fresh = query.execution_options(populate_existing=True)
+        row = (await session.scalars(fresh)).one_or_none()
+        if row is None or row.token != self._token:
+            raise RebuildSuperseded(
+                f"{self._projection.name}: this rebuild was abandoned, or another one has begun"
+            )
+        return row
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[AsyncSession]:
+        async with self._database.sessions() as session, session.begin():
+            await take_turn(session, self._projection)
+            yield session
+
+
+@asynccontextmanager
+async def _alone(database: Database, projection: Projection[State]) -> AsyncIterator[None]:
+    """Keep other rebuilds of `projection` away for the length of the block.
+
+    The lock belongs to a transaction that does nothing else, because behind a transaction pooler
+    a session's lock would stay behind. Should its connection be lost, the token in the
+    registration still keeps a second rebuild from filling the first one's shadow.
+    """
+    async with database.engine.connect() as connection, connection.begin():
+        await connection.execute(WITHOUT_TIME_LIMITS)
+        keys = {"kind": REBUILD, "name": projection.lock}
+        if not await connection.scalar(_TRY_ALONE, keys):
+            raise RebuildRefused(f"{projection.name} is being rebuilt already")
+        yield
+
+
+async def _abandon(
+    database: Database, projection: Projection[State], token: UUID | None = None
+) -> bool:
+    """Throw the shadows away; False when there was no rebuild (of that token) to abandon."""
+    async with database.sessions() as session, session.begin():
+        await take_turn(session, projection)
+        query = select(RebuildRow.token).where(RebuildRow.projection == projection.name)
+        registered = await session.scalar(query)
+        if registered is None or (token is not None and token != registered):
+            return False
+        await _forget(session, projection)
+        return True
+
+
+async def _forget(session: AsyncSession, projection: Projection[State]) -> None:
+    await drop(session, projection.tables)
+    await session.execute(delete(RebuildRow).where(RebuildRow.projection == projection.name))
+
+
+def _progress(row: RebuildRow) -> Progress:
+    return Progress(row.done, row.expected, row.started_at)
