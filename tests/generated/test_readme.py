@@ -3,9 +3,14 @@
 import re
 import shutil
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
+from tests import matrix
 from tests.generated.conftest import Service
+from tests.generated.workshop import Workshop
 
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 PLUGGED_IN = """\
@@ -34,3 +39,68 @@ def test_the_code_of_the_readme_can_be_plugged_in(base: Service, tmp_path: Path)
         topics = base.run("python", "-P", "-c", PLUGGED_IN, settings={"PYTHONPATH": str(tmp_path)})
         (event,) = (topic for topic in topics.split() if topic.endswith(".review.written"))
         assert f"{event}.ratings.dlq" in topics.split()
+
+
+EXAMPLE = ["users", "posts", "orders"]
+PART_OF_IT = "app.(users|posts|orders)|/(users|posts|orders)"
+# Each is of the platform alone, and every service runs it.
+OF_THE_PLATFORM = ["commit_outcome", "consumer", "dead_letters", "lag", "positions"]
+DROPPED = """\
+import asyncio
+import os
+import re
+
+from app.platform.database.migrations import revise, upgrade
+from tests.fixtures import temporary_database
+
+async def drop(url):
+    await upgrade(url)
+    written = await revise(url, "Drop the example")
+    print(written.name, sorted(set(re.findall(r'drop_table\\("(\\w+)"', written.read_text()))))
+    await upgrade(url)
+    print("left to do:", await revise(url, "Nothing"))
+
+with temporary_database(os.environ["DATABASE_URL"]) as url:
+    asyncio.run(drop(url))
+"""
+
+
+@pytest.fixture
+def without_example(workshop: Workshop, repository: Path, services_folder: Path) -> Service:
+    """The smallest service, whose example was removed as its README says."""
+    path = workshop.rendered(matrix.codes()[0], repository, "without-example")
+    tests = [p for p in (path / "tests").rglob("*.py") if re.search(PART_OF_IT, p.read_text())]
+    assert len(tests) > 3
+    for test in tests:
+        test.unlink()
+    for name in EXAMPLE:
+        shutil.rmtree(path / "app" / name)
+    for sample in (path / "tests" / "events").iterdir():
+        sample.unlink()
+    line = re.compile(rf".*\b({'|'.join(EXAMPLE)})\b.*\n")
+    for name in ("app/wiring.py", "pyproject.toml"):
+        file = path / name
+        text = file.read_text().replace('["app.users", "app.posts", "app.orders"]', "[]")
+        file.write_text(line.sub("", text))
+    return Service(
+        path, "base without the example", workshop.shared(path), services_folder / "closing"
+    )
+
+
+def test_the_example_can_be_removed(without_example: Service, servers: Mapping[str, str]) -> None:
+    service = without_example
+    settings = {**servers, "PYTHONPATH": str(service.path)}
+    service.run("ruff", "format", "app/wiring.py")  # the list is empty now
+    service.run("ruff", "check", ".")
+    service.run("ruff", "format", "--check", ".")
+    service.run("lint-imports")
+    service.run("mypy")
+    said = service.run("python", "-c", DROPPED, settings=settings)
+    assert "core_0002_drop_the_example.py" in said
+    tables = ["inventory", "order_items", "orders", "posts", "profiles", "users"]
+    assert str(tables) in said
+    assert "left to do: None" in said
+    others = [f"--ignore=tests/integration/test_{name}.py" for name in OF_THE_PLATFORM]
+    service.close_with(
+        service.run("pytest", "-q", *others, settings=servers), "its example removed"
+    )

@@ -9,6 +9,8 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
+from app import wiring
+
 LONGEST_ANSWER = 64 * 1024
 JSON = {"content-type": "application/json"}
 TOO_LARGE = b" " * 1_000_001  # by one byte more than HTTP_MAX_BODY_BYTES allows by default
@@ -166,6 +168,8 @@ async def documented(live_app: FastAPI, client: AsyncClient) -> list[Operation]:
         for operation in operations(document)
         if not operation.path.startswith(apart)
     ]
+    if not wiring.service.routers:
+        pytest.skip("no component of this service has a route")
     assert any(operation.body for operation in found)
     return found
 

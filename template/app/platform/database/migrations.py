@@ -7,12 +7,13 @@ import re
 from argparse import Namespace
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from alembic.operations.ops import MigrationScript
+from alembic.operations.ops import DropTableOp, MigrationScript, UpgradeOps
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
@@ -226,6 +227,27 @@ def _unless_nothing_changed(
 ) -> None:
     if all(script.upgrade_ops is None or script.upgrade_ops.is_empty() for script in scripts):
         scripts.clear()
+    for script in scripts:
+        if script.upgrade_ops is not None and script.downgrade_ops is not None:
+            _order_dropped_tables(script.upgrade_ops)
+            script.upgrade_ops.reverse_into(script.downgrade_ops)
+
+
+def _order_dropped_tables(steps: UpgradeOps) -> None:
+    """Drop a table before those that it refers to. Alembic knows no order of tables without a class."""
+    drops = {step.table_name: step for step in steps.ops if isinstance(step, DropTableOp)}
+    referring: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(drops, ()))
+    for name, step in drops.items():
+        for constraint in step.to_table().foreign_key_constraints:
+            target = constraint.elements[0].target_fullname.split(".")[-2]
+            if target in drops and target != name:
+                referring.add(target, name)
+    try:
+        order = [*referring.static_order()]
+    except CycleError:
+        return  # a constraint has to be dropped first, by whoever reads the migration
+    rest = [step for step in steps.ops if not isinstance(step, DropTableOp)]
+    steps.ops = [*rest, *(drops[name] for name in order)]
 
 
 def _without_steps(
