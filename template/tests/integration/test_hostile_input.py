@@ -148,15 +148,31 @@ def url(operation: Operation, name: str | None = None, text: str = "") -> str:
     return f"{path}?{urlencode(query, errors='surrogatepass')}" if query else path
 
 
+def addresses_another_path(parameter: dict[str, Any], text: str) -> bool:
+    """Whether `text` as this parameter makes another path of the operation's: none, or a longer."""
+    return parameter["in"] == "path" and (not text or "/" in text)
+
+
 def check(operation: Operation, answer: Response, sent: object) -> None:
     told = f"{operation.method} {operation.path} with {str(sent)[:120]!r}: {answer.text[:300]}"
-    # A path that is empty or has another slash is another path, and redirects are the framework's.
-    elsewhere = {404, 405, 307}
-    assert answer.status_code in operation.documented | elsewhere, told
+    assert answer.status_code in operation.documented, f"{answer.status_code}: {told}"
+    if answer.status_code == 404:  # of something with this id; the router's own has no type
+        assert "{" in operation.path, told
+        assert answer.json()["type"] == "urn:problem-type:not-found", told
     # A version that is still to come is waited for, which is no failure of the service.
     awaited = answer.status_code == 503 and "min_version" in str(sent)
     assert answer.status_code < 500 or (awaited and "retry-after" in answer.headers), told
+    check_length(answer, told)
+
+
+def check_length(answer: Response, told: str) -> None:
     assert len(answer.content) < LONGEST_ANSWER, f"{len(answer.content)} bytes: {told}"
+
+
+def check_unrouted(answer: Response, told: str) -> None:
+    """The router's answer to a path of no operation; a redirect is to the path without a slash."""
+    assert answer.status_code in {307, 404, 405}, f"{answer.status_code}: {told}"
+    check_length(answer, told)
 
 
 @pytest.fixture(scope="session")
@@ -182,6 +198,24 @@ async def test_base_requests_pass_validation(
         answer = await client.request(operation.method, url(operation), json=operation.body)
         check(operation, answer, operation.body)
         assert answer.status_code != 422, (operation.path, answer.text)
+
+
+async def test_an_operation_that_is_not_routed_is_noticed(
+    client: AsyncClient, documented: list[Operation]
+) -> None:
+    """Its 404, 405 or redirect is none of the answers that the document allows it."""
+    for operation in documented:
+        wrong_path, slash = f"{operation.path}/no/where", f"{operation.path}/"
+        wrong_method = "PUT"
+        for method, path in [
+            (operation.method, wrong_path),
+            (operation.method, slash),
+            (wrong_method, operation.path),
+        ]:
+            misrouted = operation._replace(method=method, path=path)
+            answer = await client.request(method, url(misrouted), json=operation.body)
+            with pytest.raises(AssertionError):
+                check(misrouted, answer, "its example")
 
 
 async def test_too_large_bodies_are_refused(
@@ -226,7 +260,10 @@ async def test_parameters_take_the_ends_of_their_types(
                 answer = await client.request(
                     operation.method, url(operation, parameter["name"], text), json=operation.body
                 )
-                check(operation, answer, (parameter["name"], text))
+                if addresses_another_path(parameter, text):
+                    check_unrouted(answer, f"{operation.method} {operation.path} with {text!r}")
+                else:
+                    check(operation, answer, (parameter["name"], text))
 
 
 async def test_headers_take_the_ends_of_their_types(
