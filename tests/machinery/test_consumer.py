@@ -729,6 +729,15 @@ async def test_what_has_failed_is_read_from_its_beginning() -> None:
     assert await positions.begin(Beginning(1, {}), REPLAYED, None) == 3
 
 
+async def test_its_own_commits_do_not_make_a_new_group_older() -> None:
+    settings = KafkaSettings(kafka_auto_offset_reset="latest", _env_file=None)
+    positions = Positions("billing", [TOPIC, REPLAYED.topic], settings)
+    client = Beginning(2, {})
+
+    client.offsets[REPLAYED] = await positions.begin(client, REPLAYED, None)
+    assert await positions.begin(client, READ, None) == 10
+
+
 def measured(consumer: str, topic: str) -> float | None:
     labels = {"consumer": consumer, "topic": topic, "partition": "0"}
     return METRICS.get_sample_value("kafka_consumer_lag", labels)

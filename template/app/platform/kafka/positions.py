@@ -40,8 +40,10 @@ class Positions:
         groups only: to an older one, such a partition was added, or made anew, and nobody has read
         what is in there.
         """
+        # Asked for the first partition already: what this member commits makes no group older.
+        from_end = self._settings.kafka_auto_offset_reset == "latest" and await self._is_new(client)
         oldest = lost is not None or begins_at_the_oldest(tp.topic, self._settings)
-        if oldest or not await self._is_new(client):
+        if oldest or not from_end:
             await client.seek_to_beginning(tp)
         else:
             await client.seek_to_end(tp)
