@@ -458,14 +458,19 @@ async def test_permanent_errors_hold_nobody_back() -> None:
 
 
 async def test_a_permanent_error_of_a_probe_is_no_reason_for_another() -> None:
+    probes = 0
+
     def wrong(event: MeterRead) -> bool:
+        nonlocal probes
         if world.status.overload is not None and event.count == 2:
+            probes += 1
             raise PermanentError("never")
         return event.count < 3
 
     world = World(failing_for(wrong, ValueError("broken")), overload=SENSITIVE)
     progress = await world.process(*numbered(5))
 
+    assert probes == 1
     assert world.dead == ["ValueError", "ValueError", "PermanentError"]
     assert world.status.overload is None, "the message after it passed"
     assert progress.complete

@@ -166,8 +166,6 @@ def _for_asyncpg(given: Mapping[str, str]) -> dict[str, str]:
                 f"libpq has no parameter {name}; settings of the server are given as"
                 " options=-c%20name=value"
             )
-    if given.get("application_name"):
-        query["application_name"] = given["application_name"]
     _check_values(query)
     _check_files(query)
     return query
