@@ -1,4 +1,4 @@
-"""What one can do here. `nox -l` lists it.
+"""The sessions of this repository. `nox -l` lists them.
 
 Plain `nox` has to pass before every change, and `nox -s drills` before a release, too.
 """

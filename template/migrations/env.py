@@ -1,4 +1,4 @@
-"""How Alembic reaches the database and knows the tables."""
+"""Alembic's environment: its connection to the database, and the tables that it compares."""
 
 import asyncio
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What every test has: servers and the service on them (`fixtures`), the service in parts (`world`)."""
+"""Fixtures of every test: servers and the service on them (`fixtures`), its parts (`world`)."""
 
 import sys
 

@@ -66,7 +66,7 @@ class NoPublisher:
 
 @dataclass
 class World:
-    """What a test holds: the means to run consumers, to send to them, and to look at the result."""
+    """The means of a test to run consumers, to send to them, and to look at the result."""
 
     settings: KafkaSettings
     database: Database
@@ -117,7 +117,7 @@ class World:
         return await eventually(self.effects, lambda rows: len(rows) >= count, seconds)
 
     async def records(self, topic: str) -> list[ConsumerRecord]:
-        """What `topic` holds now."""
+        """The records in `topic` now."""
         async with reading(self.settings, [topic]) as client:
             return [record async for record in read_to_end(client)]
 

@@ -1,4 +1,4 @@
-"""What docs/outbox.md says about Debezium, done: its SQL, its topic, its file, its calls."""
+"""The steps of docs/outbox.md for Debezium: its SQL, its topic, its file, its calls."""
 
 import asyncio
 import json

@@ -318,7 +318,7 @@ def pair(drills_folder: Path) -> Iterator[Pair]:
 
 
 class Name:
-    """What leads to a server, as the name in DNS does: connections that are open stay."""
+    """A name that leads to a server, as one in DNS does: connections that are open stay."""
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server

@@ -20,7 +20,7 @@ NEVER_COUNTED = {"kafka_events_lost_total"}
 
 
 class Prometheus:
-    """What fires on the metrics of processes, compared with what they were at first."""
+    """The alerts that fire on the metrics of processes, compared with their first values."""
 
     def __init__(self, at_first: Scrape) -> None:
         self._at_first = at_first

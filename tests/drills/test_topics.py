@@ -114,7 +114,7 @@ async def uncommitted(bench: Bench) -> dict[str, set[tuple[TopicPartition, int]]
 
 
 async def end_offsets(bench: Bench) -> dict[TopicPartition, int]:
-    """Where the partitions of the topic end, markers of transactions included."""
+    """The end offsets of the topic's partitions, markers of transactions included."""
     async with reading(bench.settings, [bench.topic]) as client:
         ends: dict[TopicPartition, int] = await client.end_offsets([*client.assignment()])
         return ends

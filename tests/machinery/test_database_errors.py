@@ -1,4 +1,4 @@
-"""Whose fault an error of the database is, and what requests do about it."""
+"""The fault behind an error of the database, and the answer of requests to it."""
 
 import re
 from collections.abc import Iterator

@@ -118,7 +118,7 @@ def chunk(size: int) -> bytes:
 
 
 def rest_of(connection: socket.socket) -> bytes:
-    """What the service sends until it closes the connection."""
+    """Read the bytes that the service sends until it closes the connection."""
     received = b""
     try:
         while part := connection.recv(65536):

@@ -1,4 +1,4 @@
-"""Where processes listen, and how long they may take to stop."""
+"""The addresses of processes, and the time that they may take to stop."""
 
 import re
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ each_process = pytest.mark.parametrize(("role", "port"), PROCESSES)
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Served:
-    """What was asked of the server, which does not run."""
+    """Record the calls of the server, which does not run."""
     served: Served = []
     for name in ("LISTEN_HOST", "LISTEN_PORT"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""What others wrote does not steer the operator's terminal."""
+"""Text of others does not steer the operator's terminal."""
 
 import os
 import re

@@ -185,7 +185,7 @@ class FakeAdminClient:
         return 1
 
     async def send(self, _node: int, request: MetadataRequest) -> Any:
-        """What the broker says of topics that it is asked for by name."""
+        """Answer as the broker does about topics that it is asked for by name."""
         asked = request.build(MetadataRequest_v5)
         assert asked.allow_auto_topic_creation is False
         topics: list[tuple[int, str, bool, list[Any]]] = [

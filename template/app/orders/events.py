@@ -32,7 +32,7 @@ PlacedPaidCancelled = Literal["placed", "paid", "cancelled"]
 
 
 class OrderStateEvent(BaseEvent):
-    """What all events of orders carry: the full state after it, and the order's version.
+    """The fields of every event of an order: the full state after it, and the order's version.
 
     Readers keep the state of the highest `order_version` and need no event that they missed.
     Version 1.1.0 has `placed_at`; in messages of 1.0.0 it is null. Each event declares which

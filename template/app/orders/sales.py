@@ -89,7 +89,7 @@ def newer(before: Mapping[int, Sale], sales: Sequence[Sale]) -> list[Sale]:
 
 
 def changes(before: Mapping[int, Sale], after: Sequence[Sale]) -> dict[date, Change]:
-    """What becomes of the totals when the sales `before` are replaced by those `after`."""
+    """Compute how the totals change when the sales `before` are replaced by those `after`."""
     found: dict[date, Change] = defaultdict(Change)
     for sale in after:
         for old, sign in ((before.get(sale.order_id), -1), (sale, 1)):

@@ -1,4 +1,4 @@
-"""What is remembered of requests and of messages, so that each has its effect once."""
+"""Tables that remember requests and messages, so that each has its effect once."""
 
 from collections.abc import Sequence
 

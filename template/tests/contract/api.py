@@ -1,4 +1,4 @@
-"""What contract tests do over and over."""
+"""Steps that contract tests share."""
 
 import secrets
 from typing import Any

@@ -121,7 +121,7 @@ class Shop:
                 await connection.execute(delete(model))
 
     async def corrupt(self) -> None:
-        """What a faulty projector could have left behind."""
+        """Leave behind the rows that a faulty projector could have written."""
         async with self.database.engine.begin() as connection:
             await connection.execute(update(OrderViewRow).values(status="lost"))
             await connection.execute(update(DailySalesRow).values(orders=999))

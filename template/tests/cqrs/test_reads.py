@@ -481,7 +481,7 @@ class Cli:
         )
 
     async def says(self, *arguments: str) -> str:
-        """What the command prints, which must succeed."""
+        """Run the command, which must succeed, and return its output."""
         done = await self(*arguments)
         assert done.exit_code == 0, f"exit code {done.exit_code}: {done.output}{done.exception!r}"
         return done.stdout

@@ -292,7 +292,7 @@ async def test_a_tailing_reader_beside_twelve_writers_misses_nothing(database: D
 
 
 async def naive(database: Database, after: int) -> list[int]:
-    """What one reads who takes the position for the order of commits."""
+    """Read on from a position, as if positions followed the order of commits."""
     async with database.sessions() as session:
         query = select(EventRow.position).where(EventRow.position > after)
         return [*await session.scalars(query.order_by(EventRow.position))]

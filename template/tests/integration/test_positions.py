@@ -1,4 +1,4 @@
-"""Where a consumer begins, what it passes, and what becomes of its topics meanwhile."""
+"""Positions of consumers: where they begin, what they pass, and topics that change meanwhile."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -54,7 +54,7 @@ def outbox_settings(**values: object) -> OutboxSettings:
 
 @dataclass
 class World:
-    """What a test holds: a database, a broker that may be a fake, and what is written and sent."""
+    """The parts of a test: a database, a broker or its fake, and the events written and sent."""
 
     database: Database
     producer: FakeProducer = field(default_factory=lambda: FakeProducer(TOPICS, MAX_BYTES))

@@ -380,7 +380,7 @@ async def test_a_locked_outbox_does_not_hold_up_readiness(
 
 
 async def waiting_for_lock(connection: AsyncConnection) -> int:
-    """How many connections wait for a lock of the table `outbox`."""
+    """Count the connections that wait for a lock of the table `outbox`."""
     found = await connection.execute(
         text(
             "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"

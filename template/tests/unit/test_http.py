@@ -1,4 +1,4 @@
-"""What HTTP takes and waits for."""
+"""Cursors, tags of versions, and waits of HTTP requests."""
 
 import asyncio
 from decimal import Decimal

@@ -201,9 +201,11 @@ def summary(error: BaseException) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """What `error` says. Of the database's errors it is the first line: those that follow repeat the
-    statement. Values are not in it (engine.py removes them), but for what a function of the
-    service's own says (RAISE)."""
+    """The message of `error`; of the database's errors the first line only.
+
+    The lines that follow repeat the statement. Values are not in it (engine.py removes them), but
+    for what a function of the service's own says (RAISE).
+    """
     cause: BaseException = error
     if isinstance(error, StatementError) and error.orig is not None:
         cause = error.orig.__cause__ or error.orig

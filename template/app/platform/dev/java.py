@@ -220,7 +220,7 @@ def class_path(jars: Sequence[Path]) -> str:
 
 
 def archive(jars: Sequence[Path]) -> Path:
-    """Where the classes of `jars` lie read and linked in advance (JEP 514), if anybody did that.
+    """The path of the archive in which the classes of `jars` are linked in advance (JEP 514).
 
     The name stands for this Java and these files: Java would refuse an archive of others.
     """

@@ -17,8 +17,10 @@ def event_id(*parts: object) -> UUID:
 
 
 def caused(category: Category[E, S], subject: str, events: Sequence[E]) -> list[NewEvent[E]]:
-    """What the present command does to `subject`, with who caused it. The same command gives its
-    events the same ids when it comes again."""
+    """Return `events` as the current command's own on `subject`, with their causation.
+
+    A command that is repeated gives its events the same ids.
+    """
     trace = tracing.current()
     # What a consumer does is repeated with the event that it does it for.
     command = trace.command_id or trace.causation_id

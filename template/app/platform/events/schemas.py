@@ -1,4 +1,4 @@
-"""What readers of the published events rely on: each version's JSON Schema, kept and compared.
+"""The contract with readers of the published events: each version's JSON Schema, kept and compared.
 
 A folder under version control holds a file an event type, `<event type>.json`: for each version that
 was ever published its `schema` and a `sample`, a message as it was sent.

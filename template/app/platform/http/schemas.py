@@ -1,5 +1,5 @@
-"""What the bodies of requests and answers are made of; the bodies lie with their routes. Each field
-is as narrow as its column, so that what is valid can be stored.
+"""Field types of requests and answers; the bodies lie with their routes. Each field is as narrow as
+its column, so that a valid value can be stored.
 """
 
 import base64

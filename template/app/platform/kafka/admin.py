@@ -113,7 +113,7 @@ class TopicAdmin:
         return await hidden_topics(self._client._client, names)  # it has no call of its own
 
     async def _configs(self, topics: Sequence[Topic]) -> dict[str, dict[str, str]]:
-        """What the broker has of the settings that each of `topics` has; a mock tells none."""
+        """Fetch the broker's values of the settings of each of `topics`; a mock tells none."""
         asked = [
             ConfigResource(ConfigResourceType.TOPIC, topic.name, topic.config)
             for topic in topics

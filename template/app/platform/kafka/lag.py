@@ -52,7 +52,7 @@ async def committed_offsets(
     partitions: Sequence[TopicPartition],
     patience: float = COORDINATOR_SECONDS,
 ) -> dict[TopicPartition, int]:
-    """What `group` has committed of those of `partitions` of which it has committed anything.
+    """Fetch the offsets that `group` has committed in `partitions`; those without one are left out.
 
     A cluster whose first group this is has to make the topic of the offsets, and a coordinator that
     has just begun to be one loads it: for `patience` seconds that is waited for. Raises KafkaError.

@@ -1,4 +1,4 @@
-"""What producer and consumers count and what state they are in. `consumer` names a subscription."""
+"""Counters and states of producer and consumers. `consumer` names a subscription."""
 
 import asyncio
 import time

@@ -57,7 +57,7 @@ def _is_likely_ours(
 async def read_orphaned(
     settings: KafkaSettings, topics: Iterable[FailureTopic]
 ) -> list[DeadLetter]:
-    """What is in `topics`, but for what their consumer had taken from them before it went."""
+    """Read the messages in `topics` that their consumer had not taken before it went."""
     chosen = list(topics)
     passing = [topic for topic in chosen if not topic.keeps]
     taken: dict[TopicPartition, int] = {}
