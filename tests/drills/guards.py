@@ -260,8 +260,8 @@ GUARDS = [
     Guard(
         "latest-is-for-new-groups",
         "app/platform/kafka/positions.py",
-        "        if oldest or not await self._is_new(client):\n",
-        "        if oldest:\n",
+        " and await self._is_new(client)\n",
+        "\n",
         "test_topic_recreated_and_grown",
     ),
     Guard(
