@@ -224,6 +224,6 @@ async def test_an_offset_beyond_the_end_leads_to_the_beginning(world: World, res
         await consumer._client.commit({TopicPartition(world.topic, partition): 7})
     group = f"{world.settings.kafka_group_id}.counter"
     assert await committed_offsets(world.settings, group, world.topic) == 7
+    await world.send(Counted(name="same-key", number=2))
     async with world.running(COUNTER):
-        await world.send(Counted(name="same-key", number=2))
         assert await world.has_effects(2) == [("same-key", 1), ("same-key", 2)]
