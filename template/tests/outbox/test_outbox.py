@@ -1,7 +1,7 @@
 """Publishing through the outbox: rows, round trips, what is measured, and the commands."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -339,8 +339,15 @@ async def test_readiness_without_kafka_depends_on_the_role(
 
 
 @pytest.fixture(autouse=True)
-def nothing_measured_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor.gauges, "standing", None)
+def own_gauges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gauges that the service of other tests, which runs in this process, does not set."""
+    of_the_process, own = monitor.gauges, monitor.Gauges()
+    REGISTRY.unregister(of_the_process)
+    REGISTRY.register(own)
+    monkeypatch.setattr(monitor, "gauges", own)
+    yield
+    REGISTRY.unregister(own)
+    REGISTRY.register(of_the_process)
 
 
 GAUGES = ("outbox_pending", "outbox_oldest_age_seconds", "outbox_parked", "outbox_held")

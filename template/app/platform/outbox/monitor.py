@@ -117,6 +117,7 @@ class Monitor:
     def __init__(self, probe: Probe, max_lag_seconds: float) -> None:
         self._probe = probe
         self._max_lag_seconds = max_lag_seconds
+        self._gauges = gauges
         self._trouble: str | None = None
 
     @asynccontextmanager
@@ -127,7 +128,7 @@ class Monitor:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            gauges.standing = None
+            self._gauges.standing = None
 
     async def _watch(self) -> None:
         while True:
@@ -141,7 +142,7 @@ class Monitor:
             await asyncio.sleep(INTERVAL_SECONDS)
 
     def _fails(self, error: Exception) -> None:
-        gauges.standing = None
+        self._gauges.standing = None
         reason = summary(error)
         if reason != self._trouble:
             level = log.info if is_unavailable(error) else log.error
@@ -150,15 +151,15 @@ class Monitor:
 
     async def look(self) -> Standing:
         """Measure now."""
-        seen = gauges.standing = await standing(self._probe, COUNT_LIMIT)
+        seen = self._gauges.standing = await standing(self._probe, COUNT_LIMIT)
         return seen
 
     async def ready(self) -> None:
         """Raises Unhealthy while the oldest event has waited for too long."""
         if self._trouble is not None:
             raise Unhealthy(f"not measured: {self._trouble}")
-        if gauges.standing is not None:
-            lag = gauges.standing.lag_seconds
+        if self._gauges.standing is not None:
+            lag = self._gauges.standing.lag_seconds
             if lag > self._max_lag_seconds:
                 raise Unhealthy(f"the oldest event has waited for {lag:.0f} s")
 
