@@ -153,7 +153,7 @@ def uv(*arguments: object, cwd: Path | None = None) -> str:
 
 
 def machine() -> dict[str, object]:
-    """What the figures depend on; not whose machine it is."""
+    """Describe what the figures depend on, but not whose machine it is."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cores": os.cpu_count(),

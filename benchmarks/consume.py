@@ -48,7 +48,7 @@ from app.platform.service import Component, Role, Service
 
 
 class Effect(Base):
-    """What the handlers write."""
+    """The table that the handlers write."""
 
     __tablename__ = "benchmark_effects"
 
@@ -255,7 +255,7 @@ WORK = {"quick": subscription(one_row), "slow": subscription(slow_row)}
 
 
 def work(name: str, port: int) -> None:
-    """What `app worker` does, with that subscription in place of the service's own."""
+    """Do what `app worker` does, with that subscription in place of the service's own."""
     part = Component("bench", events=[EventType(Counted)], subscriptions=[WORK[name]])
     serve(Service([part]), {Role.WORKER}, Configuration.from_environment(), "127.0.0.1", port)
 

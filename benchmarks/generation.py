@@ -1,4 +1,4 @@
-"""How long Copier takes to render this template, and to update it, against one of one file.
+"""The time that Copier takes to render this template, and to update it, against one of one file.
 
 Copier's own start is most of a copy, and its git commands most of an update, so the ratios say what
 this template adds. The promises are that `copier copy --defaults` stays below 2, and `copier update`
@@ -31,7 +31,7 @@ _ROOM_BYTES = 4_000_000_000
 
 
 class Taken(NamedTuple):
-    """How long a process took, and how much of that, its own children's too, was spent at work."""
+    """The time of a process, and how much of it, its own children's too, was spent at work."""
 
     seconds: float
     processor_seconds: float
@@ -122,7 +122,7 @@ def plain(folder: Path, files: int) -> Path:
 
 
 def add_versions(template: Path, changed: Path) -> None:
-    """What is there as one version, and a newer one with one line more."""
+    """A template's present state as one version, and a newer one with one line more."""
     commit(template, OLDER)
     changed.write_text(f"{changed.read_text()}\nOne line more.\n")
     commit(template, NEWER)
@@ -162,13 +162,13 @@ def timed_update(
 
 
 def fresh(folder: Path) -> Path:
-    """Where nothing was before. Nothing is deleted until the end, which would be timed with what comes
+    """A folder in which nothing was before. Nothing is deleted until the end, which would be timed with what comes
     after it."""
     return Path(tempfile.mkdtemp(dir=folder)) / "service"
 
 
 def timed(*command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Taken:
-    """How long a whole process takes. Only what it writes itself is left to write meanwhile."""
+    """Time a whole process. Only what it writes itself is left to write meanwhile."""
     # Python's bytecode is kept, as it is where Copier is installed: to compile all of it each time
     # would double what the smallest copy takes, and flatter every ratio to it.
     environment = {**(os.environ if env is None else env), "TMPDIR": tempfile.gettempdir()}

@@ -114,7 +114,7 @@ def serve(port: int, roles: str, publisher: str) -> None:
 
 
 def bare() -> object:
-    """What one writes first: a model, a session a request, a commit."""
+    """A first attempt, as one writes it: a model, a session a request, a commit."""
     from fastapi import FastAPI
     from sqlalchemy import JSON, Numeric
     from sqlalchemy.orm import Mapped, mapped_column
@@ -217,7 +217,7 @@ async def answers(port: int) -> bool:
 async def generated(
     port: int, seconds: float, rate: int = 0, what: str = "post"
 ) -> dict[str, float]:
-    """What the load generator measures, in a process of its own."""
+    """The measurements of the load generator, a process of its own."""
     command = [sys.executable, str(LOAD), str(port), str(seconds), str(rate), what]
     running = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     output, _ = await running.communicate()

@@ -171,7 +171,7 @@ def area_section(area: Area, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
 
 
 def grows(row: Mapping[str, Any]) -> str:
-    """What the ratio says of the cost of one. Of whole streams and templates there are rates and
+    """Express the ratio as the cost of one. Of whole streams and templates there are rates and
     times; a request is one, however much is in the tables."""
     if row["ratio"] is None:
         return "failed"

@@ -1,4 +1,4 @@
-"""What was measured, and what follows from it: medians, ratios, and whether goals are met. Pure."""
+"""Measurements, and their medians, ratios and goals. Pure."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ class Figures(NamedTuple):
 
 @dataclass
 class Samples:
-    """What the rounds of one side gave. `failed` says why there are fewer than there should be."""
+    """The results of one side's rounds. `failed` says why there are fewer than there should be."""
 
     unit: str
     values: list[float] = field(default_factory=list)
@@ -118,7 +118,7 @@ def is_met(ratio: float | None, goal: str) -> bool | None:
 def results(
     areas: Sequence[Area], machine: Mapping[str, object], date: str, commit: str, **how: object
 ) -> dict[str, Any]:
-    """What goes into latest.json. `how` says with which options, and beside which versions."""
+    """The content of latest.json. `how` says with which options, and beside which versions."""
     return {
         "machine": machine,
         "date": date,

@@ -1,4 +1,4 @@
-"""What the areas share: one set of servers, sides that take turns, rounds, and the report.
+"""Servers, sides that take turns, rounds and the report, shared by all areas.
 
 Areas run inside a rendered service's environment, each as a script of its own:
 
@@ -173,7 +173,7 @@ class Watch:
         self._wall, self._cpu = time.perf_counter(), self._spent()
 
     def figures(self, count: int) -> Figures:
-        """How many a second, and what one of them cost in processor time."""
+        """A rate per second, and the processor time of one."""
         wall, cpu = time.perf_counter() - self._wall, self._spent() - self._cpu
         return Figures(count / wall, cpu / count * 1e6)
 

@@ -34,7 +34,7 @@ STOP_SECONDS = 60
 
 @dataclass(frozen=True)
 class Trip:
-    """What is sent, the event that it becomes, and where its consumer's effect is seen."""
+    """A request, the event that it becomes, and the place of its consumer's effect."""
 
     path: str
     body: Mapping[str, str]

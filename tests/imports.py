@@ -22,7 +22,7 @@ Each package, and the packages that it imports; what is imported stands further 
 
 
 def packages() -> Mapping[str, set[str]]:
-    """What each package imports when it runs: slices, and packages and modules of the platform."""
+    """Map each package to those it imports: slices, and packages and modules of the platform."""
     found: dict[str, set[str]] = {}
     for path in sorted((TEMPLATE / "app").rglob("*.py*")):
         here = _package(_module(path))

@@ -68,7 +68,7 @@ def questions() -> Mapping[str, Mapping[str, Any]]:
 
 
 def choices(question: str) -> list[str]:
-    """What can be chosen; a choice that is not built yet is one with a validator."""
+    """List the choices of a question; one that is not built yet has a validator."""
     offered = questions()[question]["choices"].values()
     return [choice for choice in offered if isinstance(choice, str)]
 
@@ -84,7 +84,7 @@ def combinations() -> Iterator[Variant]:
 
 
 def refusal(variant: Variant) -> str:
-    """What copier.yml's validators say to the combination, each asked in turn; "" if it is valid."""
+    """Ask copier.yml's validators about the combination, in turn; "" if it is valid."""
     jinja = SandboxedEnvironment(undefined=StrictUndefined)
     known: dict[str, object] = {}
     for name, question in questions().items():

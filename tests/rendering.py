@@ -31,7 +31,7 @@ class UnknownQuestion(Exception):
 
 
 def configuration(root: Path = ROOT) -> dict[str, Any]:
-    """What copier.yml says, settings and questions."""
+    """Read copier.yml, settings and questions."""
     loaded: dict[str, Any] = yaml.safe_load((root / "copier.yml").read_text())
     return loaded
 

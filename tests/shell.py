@@ -1,4 +1,4 @@
-"""What a person's shell has, for commands that are run as a person runs them."""
+"""A person's shell, for commands that are run as a person runs them."""
 
 import os
 import re

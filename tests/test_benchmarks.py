@@ -1,4 +1,4 @@
-"""What follows from measurements: ratios, goals, plots and the page. Nothing is measured here."""
+"""Ratios, goals, plots and the page, made of measurements. Nothing is measured here."""
 
 import json
 import xml.etree.ElementTree as ElementTree

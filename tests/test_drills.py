@@ -1,4 +1,4 @@
-"""What the drills change in a rendered service is there, and so are the drills that guards name."""
+"""The lines that drills change in a rendered service exist, and so do the drills that guards name."""
 
 import ast
 from pathlib import Path

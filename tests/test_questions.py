@@ -81,7 +81,7 @@ REFUSED_BY_UPDATE: list[tuple[Mapping[str, object], str, str]] = [
 
 
 def messages(question: str) -> list[str]:
-    """What the validator of a question can say: one message for each of its branches."""
+    """List the messages of a question's validator, one for each of its branches."""
     tree = Environment().parse(rendering.questions()[question].get("validator", ""))
     said = (
         "".join(part.data for part in output.find_all(nodes.TemplateData))

@@ -1,4 +1,4 @@
-"""What holds for every rendering, and for the files it is made from."""
+"""Properties of every rendering, and of the files it is made from."""
 
 import ast
 import json

@@ -273,7 +273,7 @@ class Bench:
         return [Effect(*row.values()) for row in rows]
 
     async def applied(self) -> int:
-        """How many effects there are, of all consumers."""
+        """Count the effects of all consumers."""
         return int((await self.query("SELECT count(*) FROM effects"))[0][0])
 
     async def records(self, topic: str) -> list[ConsumerRecord]:
@@ -288,7 +288,7 @@ class Bench:
         return sum([len(await self.dead_letters(consumer)) for consumer in self.consumers])
 
     async def committed(self, consumer: str) -> dict[TopicPartition, int]:
-        """What the group has committed, of every topic that it reads."""
+        """Return the group's committed offsets, of every topic that it reads."""
         group = f"{self.settings.kafka_group_id}.{consumer}"
         admin = AIOKafkaAdminClient(**client_options(self.settings))
         try:
@@ -377,7 +377,7 @@ class Bench:
 
 
 def out_of_order(effects: Sequence[Effect]) -> list[tuple[str, int, int]]:
-    """Where a key's numbers go back: key, the number before, and the one that came too late."""
+    """List where a key's numbers go back: key, the number before, and the one that came too late."""
     last: dict[str, int] = {}
     found = []
     for effect in effects:

@@ -1,4 +1,4 @@
-"""What each drill is about: a line without which it must fail.
+"""Guards: for each drill, a line without which it must fail.
 
 `nox -s drills -- --without NAME` takes the line out of the rendered copy and runs its drill, which
 then has to fail; `--without all` does so with each. The template itself is never touched.

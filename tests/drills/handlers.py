@@ -59,7 +59,7 @@ class Echoed(BaseEvent):
 
 
 class HandlerFault(Exception):
-    """What a broken handler raises. Nothing in it says that trying again is of no use."""
+    """The error of a broken handler. Nothing in it says that trying again is of no use."""
 
 
 _INSERT = text(

@@ -69,7 +69,7 @@ SELECT (SELECT coalesce(sum(version), 0) FROM orders)
 
 @dataclass
 class Shop:
-    """What was commanded and answered, and what was read."""
+    """A record of commands, answers and reads."""
 
     http: httpx.AsyncClient
     users: dict[int, str] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class Shop:
 
 @dataclass
 class Trouble:
-    """What has been done to the service so far."""
+    """A record of what has been done to the service so far."""
 
     kills: int = 0
     rebuilds: int = 0
@@ -326,7 +326,7 @@ async def begun(bench: Bench, projection: str) -> bool:
 
 
 async def behind(bench: Bench) -> int:
-    """How many changes of orders are not yet in the read side."""
+    """Count the changes of orders that are not yet in the read side."""
     return int((await bench.query(BEHIND))[0][0])
 
 

@@ -74,7 +74,7 @@ async def appended(bench: Bench) -> list[Change]:
 
 
 async def published(bench: Bench) -> dict[str, list[dict[str, Any]]]:
-    """What Kafka holds of orders, by topic."""
+    """Return the orders' messages in Kafka, by topic."""
     found = {}
     for name in TOPICS:
         topic = f"{bench.settings.kafka_client_id}.{name}"

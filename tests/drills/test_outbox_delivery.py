@@ -104,14 +104,14 @@ class Writers:
         return await rows_of(self.bench)
 
     async def sent(self) -> list[Ticked]:
-        """What is on the topic, in order by partition, with repetitions."""
+        """Return the messages of the topic, in order by partition, with repetitions."""
         async with reading(self.bench.settings, [self.bench.topic]) as client:
             records = [record async for record in read_to_end(client)]
         records.sort(key=lambda record: (record.partition, record.offset))
         return [Ticked.model_validate_json(record.value or b"") for record in records]
 
     async def repeated(self) -> int:
-        """How many of the messages on the topic were there before."""
+        """Count the messages on the topic that were there before."""
         ids = [event.event_id for event in await self.sent()]
         return len(ids) - len(set(ids))
 
@@ -142,7 +142,7 @@ class Writers:
 
 
 async def rows_of(bench: Bench) -> int:
-    """How many rows the outbox has."""
+    """Count the rows of the outbox."""
     return int((await bench.query("SELECT count(*) FROM outbox"))[0][0])
 
 

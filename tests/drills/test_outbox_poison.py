@@ -15,7 +15,7 @@ LIMIT = "max.message.bytes"
 
 
 async def limit_messages(bench: Bench, size: int) -> None:
-    """What the broker takes on the topic, in bytes."""
+    """Set the largest message that the broker takes on the topic, in bytes."""
     admin = AIOKafkaAdminClient(**client_options(bench.settings))
     await admin.start()
     try:

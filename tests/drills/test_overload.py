@@ -8,7 +8,7 @@ from drills.conftest import MakeBench
 
 
 async def test_overloaded_subscription_pauses_says_so_and_recovers(bench_of: MakeBench) -> None:
-    """What the handler depends on goes away, so that every message fails.
+    """Take away what the handler depends on, so that every message fails.
 
     The subscription stops taking, in the log, the metrics and the readiness; the topic is not
     emptied into the dead letter topic. When the dependency is back, it goes on by itself.
@@ -42,6 +42,6 @@ async def test_overloaded_subscription_pauses_says_so_and_recovers(bench_of: Mak
 
 
 async def lost(bench: Bench) -> list[Ticked]:
-    """What was given up before the subscription paused."""
+    """Return the messages that were given up before the subscription paused."""
     ids = {dict(letter.headers)["ce_id"].decode() for letter in await bench.dead_letters("single")}
     return [sent.event for sent in bench.sent.values() if str(sent.event.event_id) in ids]

@@ -44,7 +44,7 @@ def secured(drills_folder: Path) -> Iterator[KafkaCluster]:
 
 
 def settings(cluster: KafkaCluster, password: str) -> dict[str, str]:
-    """What an operator sets, by the names in `.env.example`."""
+    """The settings of an operator, by the names in `.env.example`."""
     assert cluster.security is not None
     return {
         "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",

@@ -66,7 +66,7 @@ async def created(http: httpx.AsyncClient, path: str, **body: Any) -> dict[str, 
 
 
 async def counts(http: httpx.AsyncClient, user_id: int) -> tuple[Counter[str], int]:
-    """What is reserved of each SKU, and how many posts the profile counts."""
+    """Return what is reserved of each SKU, and the number of posts in the profile."""
     reserved: Counter[str] = Counter()
     for sku in SKUS:
         answer = await http.get(f"/inventory/{sku}")

@@ -91,7 +91,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def services_folder(pytestconfig: pytest.Config) -> Path:
-    """Where services are rendered."""
+    """The folder in which services are rendered."""
     return pytestconfig.stash[FOLDER]
 
 
@@ -154,7 +154,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is tested with one variant only is left out where that is not chosen."""
+    """Leave out the tests of one variant where it is not chosen."""
     missing = {name for name, variant in ALONE.items() if variant not in chosen(config)}
     others = [item for item in items if not missing.isdisjoint(getattr(item, "fixturenames", ()))]
     config.hook.pytest_deselected(items=others)

@@ -127,7 +127,7 @@ def test_types_of_the_machinery_tests(base: Service, workshop: Workshop, mypy_ca
 def test_machinery_of_the_modules(
     variant: Variant, service: Service, workshop: Workshop, mypy_cache: Path
 ) -> None:
-    """What any of them changes, and in the service with one module alone, what is that module's."""
+    """Everywhere what any module changes, and in the service with one module alone what is its own."""
     own = modules_in(MACHINERY / variant.code)
     run_machinery(service, [*modules_in(MACHINERY / "every"), *own])
     if own:

@@ -41,7 +41,7 @@ def test_a_run_that_was_killed_is_mended_by_the_next(base: Service) -> None:
 
 
 def refusal(service: Service, group: str) -> str:
-    """What the command of `group` that needs a server says when there is none."""
+    """Return what the command of `group` says when there is no server for it."""
     command = {"db": ("db", "upgrade"), "topics": ("topics", "list")}[group]
     result = subprocess.run(
         ("uv", "run", "--no-sync", "app", *command),

@@ -1,4 +1,4 @@
-"""What the service's documentation says about it is so."""
+"""The service's documentation is true."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the Dockerfile does, step by step, where there is no Docker: only what is sent to the
+"""The steps of the Dockerfile, one by one, where there is no Docker: only what is sent to the
 builder, only what production needs, and `app` as the entry point."""
 
 import json

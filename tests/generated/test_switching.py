@@ -45,7 +45,7 @@ class Living:
         self.run("python", "-P", str(DATABASE), what)
 
     def rows(self) -> dict[str, list[str]]:
-        """What is in each table, without Alembic's own."""
+        """Return the contents of each table, without Alembic's own."""
         found: dict[str, list[str]] = json.loads(self.run("python", "-P", str(DATABASE), "look"))
         return {table: rows for table, rows in found.items() if table != "alembic_version"}
 

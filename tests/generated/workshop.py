@@ -1,4 +1,4 @@
-"""What all variants and all workers of one run share: renderings, environments, servers.
+"""Renderings, environments and servers, shared by all variants and all workers of one run.
 
 Everything is made once, by the worker that needs it first, below one folder; whoever else needs it
 meanwhile waits. The run that made the folder keeps it, and takes all of it away at its end.

@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def tell(**changes: Any) -> None:
-    """What a run of `app dev` in this process would have written."""
+    """The file that a run of `app dev` in this process would have written."""
     written = {
         "process": os.getpid(),
         "started": started(os.getpid()),

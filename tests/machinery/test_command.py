@@ -1,4 +1,4 @@
-"""What `app dev` says when it cannot start. One line each, and nothing is left running."""
+"""`app dev` that cannot start says so in one line, and leaves nothing running."""
 
 import signal
 import socket

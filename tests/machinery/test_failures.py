@@ -597,7 +597,7 @@ def test_a_letter_that_failed_again_tells_how_often_it_was_replayed() -> None:
 
 
 def marker_of(letter: DeadLetter, offset: int) -> DeadLetter:
-    """What `app dlq discard` puts beside `letter`, as it is read at `offset`."""
+    """The marker that `app dlq discard` puts beside `letter`, as it is read at `offset`."""
     message = discarded(letter.record)
     assert message.topic == letter.record.topic
     return DeadLetter.of(

@@ -240,7 +240,7 @@ def output(level: str, log_format: str, terminal: bool = False) -> str:
 
 @pytest.fixture(scope="module")
 def lines() -> list[dict[str, Any]]:
-    """What goes to a pipe, with the format that fits."""
+    """Return what goes to a pipe, with the format that fits."""
     return [json.loads(line) for line in output("INFO", "auto").splitlines()]
 
 

@@ -400,7 +400,7 @@ class Batch:
 
 @pytest.fixture(params=["one by one", "in batches"])
 def client(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> type[Client]:
-    """What the producers of this test have for a client: all is acknowledged, unless it is changed."""
+    """A client for the producers of a test: all is acknowledged, unless that is changed."""
     monkeypatch.setattr(
         producing, "_OWN_BATCHES_FROM", 1 if request.param == "in batches" else 1_000
     )

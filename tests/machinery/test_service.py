@@ -1,4 +1,4 @@
-"""What a service makes of its components."""
+"""A service, made of components."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

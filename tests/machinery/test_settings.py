@@ -169,7 +169,7 @@ def test_a_certificate_that_is_not_there_ends_the_start(monkeypatch: pytest.Monk
 
 
 class Story:
-    """What happened, in order: a session maker, its sessions, and the publisher bound to them."""
+    """A record of what happened, in order: a session maker, its sessions, and the publisher bound to them."""
 
     def __init__(self, commit_error: Exception | None = None) -> None:
         self.happened: list[str] = []

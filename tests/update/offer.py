@@ -79,7 +79,7 @@ class Offer:
 
     @property
     def service(self) -> Path:
-        """Where the team works."""
+        """The folder in which the team works."""
         return self.folder / "service"
 
     @property
@@ -152,7 +152,7 @@ class Offer:
 
 
 def script(ci: str) -> str:
-    """What the job of this CI runs, as it stands in the template."""
+    """The script of this CI's job, as it stands in the template."""
     template = ROOT / "template"
     if ci == "github":
         workflow = yaml.safe_load((template / ".github" / "workflows" / "update.yml").read_text())

@@ -1,4 +1,4 @@
-"""What people did to a service survives an update, or stands in a conflict that git shows."""
+"""A team's edits survive an update, or stand in a conflict that git shows."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""What Copier leaves of a conflict is caught before it is committed, and before it is merged."""
+"""The markers of a conflict are caught before they are committed, and before they are merged."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What `app --help` shows, whichever modules the service has."""
+"""The output of `app --help`, whichever modules the service has."""
 
 import subprocess
 import sys

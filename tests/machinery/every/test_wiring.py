@@ -22,3 +22,9 @@ def test_events_and_subscriptions_fit_together() -> None:
     context = Context.of(wiring.service, "shop", load(KafkaSettings))
 
     assert {topic.name for topic in context.topics()} >= set(context.registry.owned_topics())
+
+
+def test_the_service_has_routes_and_a_first_request() -> None:
+    """Tests of the service skip what needs them, for whoever has removed the example."""
+    assert wiring.service.routers
+    assert wiring.service.first_request is not None

@@ -12,8 +12,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from app.platform.dev import java
 from app.platform.dev.broker_settings import SMALL, cluster_settings, security_settings
@@ -24,6 +22,7 @@ from app.platform.dev.process import (
     LOOPBACK,
     FileLock,
     ServerProcess,
+    Startable,
     clean_environment,
     free_port,
     is_free,
@@ -52,7 +51,7 @@ _READY = b"Kafka Server started"
 _ADDRESS_IN_USE = b"Address already in use"
 
 
-class KafkaCluster:
+class KafkaCluster(Startable):
     """Apache Kafka on `data`, listening on loopback. Data stays between runs.
 
     Brokers are numbered from 1. `ports` fixes where clients connect, one port a broker; without it
@@ -342,18 +341,6 @@ class KafkaCluster:
             ),
             "log.dirs": str(broker.storage),
         }
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 class _Broker:

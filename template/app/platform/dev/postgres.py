@@ -8,8 +8,6 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from app.platform.dev.errors import DevelopmentServerError, FolderInUse, PortTaken, ServerFailed
 from app.platform.dev.postgres_programs import HERE, MAJOR, programs, system_user
@@ -17,6 +15,7 @@ from app.platform.dev.process import (
     LOOPBACK,
     FileLock,
     ServerProcess,
+    Startable,
     clean_environment,
     free_port,
     is_free,
@@ -29,7 +28,7 @@ _STOP_SECONDS = 15.0
 _PORT_TRIES = 3
 
 
-class PostgresServer:
+class PostgresServer(Startable):
     """PostgreSQL on `data`, listening on loopback. Data stays between runs.
 
     Clients need the password in `url`, which the file `password` keeps; the folder is its owner's
@@ -275,15 +274,3 @@ class PostgresServer:
                 line.strip() for line in (self._cluster / "postmaster.pid").read_text().splitlines()
             ]
         return []
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()

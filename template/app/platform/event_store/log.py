@@ -17,14 +17,11 @@ from app.platform.event_store.model import EventRow
 from app.platform.event_store.store import COLUMNS, WRITERS_LOCK, StoredEvent, stored
 
 _RETRY_SECONDS = 0.01
-
-
 # Writers that come meanwhile queue up behind a reader that waits, so it gives up soon, and returns.
 _LOCK_TIMEOUT = "50ms"
 
 
 _LOCK_NOT_AVAILABLE = "55P03"
-
 
 _HEAD = select(func.max(EventRow.position))
 

@@ -41,7 +41,6 @@ from app.platform.event_store.model import EventRow
 
 NO_STREAM = 0
 
-
 # The first half of the keys of advisory locks; any number will do that nobody else takes.
 WRITERS_LOCK = 0x45564E54
 

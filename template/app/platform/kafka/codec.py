@@ -17,7 +17,7 @@ from app.platform.events.event import (
     Payload,
     major_of,
 )
-from app.platform.kafka.errors import UndecodableMessage
+from app.platform.kafka.errors import MessageTooLarge, UndecodableMessage
 from app.platform.tracing import Trace, trace_from
 
 # The client's own count, which is compiled: it is asked for every message.
@@ -160,6 +160,22 @@ def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
         value=event.model_dump_json().encode(),
         headers=tuple((name, value.encode()) for name, value in headers.items() if value),
     )
+
+
+def encode_within(
+    max_bytes: int, event: BaseEvent, registry: EventRegistry, trace: Trace
+) -> Message:
+    """`encode` for publishers: an event that Kafka will not take fails the transaction.
+
+    Raises MessageTooLarge, and LookupError for an event that is not registered.
+    """
+    message = encode(event, registry, trace)
+    if message.size > max_bytes:
+        raise MessageTooLarge(
+            f"{event.event_type} has {message.size} bytes, more than"
+            f" KAFKA_MAX_MESSAGE_BYTES={max_bytes}"
+        )
+    return message
 
 
 def decode(topic: str, value: bytes | None, registry: EventRegistry) -> BaseEvent:

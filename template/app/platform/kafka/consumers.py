@@ -18,7 +18,6 @@ from app.platform.kafka.topics import DEAD_LETTER_OVERTIME
 
 log = structlog.get_logger(__name__)
 
-
 STOP_MARGIN_SECONDS = 10.0
 
 

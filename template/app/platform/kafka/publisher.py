@@ -18,8 +18,8 @@ from app.platform.database.errors import summary
 from app.platform.database.unit_of_work import BindPublisher
 from app.platform.events.event import BaseEvent, EventRegistry
 from app.platform.kafka import metrics
-from app.platform.kafka.codec import Message, encode
-from app.platform.kafka.errors import BrokerUnavailable, MessageTooLarge
+from app.platform.kafka.codec import Message, encode_within
+from app.platform.kafka.errors import BrokerUnavailable
 from app.platform.kafka.producer import Outcome, Producer
 from app.platform.kafka.settings import KafkaSettings
 
@@ -52,12 +52,7 @@ class DirectPublisher:
 
     async def publish(self, event: BaseEvent) -> None:
         """Raises MessageTooLarge, so that a transaction whose event cannot be sent fails."""
-        message = encode(event, self._registry, tracing.current())
-        if message.size > self._max_bytes:
-            raise MessageTooLarge(
-                f"{event.event_type} has {message.size} bytes, more than"
-                f" KAFKA_MAX_MESSAGE_BYTES={self._max_bytes}"
-            )
+        message = encode_within(self._max_bytes, event, self._registry, tracing.current())
         if not self._pending:
             self._mark.take_before_commit()
         self._pending.append(message)

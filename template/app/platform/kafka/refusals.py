@@ -24,7 +24,6 @@ from app.platform.kafka.errors import BrokerUnavailable, SendError, TopicUnavail
 
 log = structlog.get_logger(__name__)
 
-
 # Before each question for a topic. The first answer may have been under way before the question, and
 # a topic that was made a moment ago is not known to every broker yet.
 _PAUSES = (0.0, 0.0, 0.1, 0.2, 0.2)

@@ -19,13 +19,14 @@ STORY_LENGTH = 10
 
 
 class Reporter:
-    """Tells of the messages of one subscription."""
+    """Logs and counts what becomes of the messages of one subscription."""
 
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
         self._name = subscription.name
 
     def is_permanent(self, error: Exception) -> bool:
+        """Whether the message would fail again, however often it is tried."""
         return isinstance(error, (PermanentError, *self._subscription.retry.permanent))
 
     def failed(self, record: ConsumerRecord, error: Exception, kind: str) -> None:
@@ -34,6 +35,7 @@ class Reporter:
             log.warning("handling failed", **self.about(error, record))
 
     def count(self, deliveries: Sequence[Delivery], fresh: Sequence[Delivery]) -> None:
+        """Count what was consumed; of the deliveries, those that are not fresh are duplicates."""
         for topic, group in groupby(d.record.topic for d in deliveries):
             metrics.messages_consumed.labels(self._name, topic).inc(len(list(group)))
         if len(fresh) == len(deliveries):
@@ -56,6 +58,7 @@ class Reporter:
         return {"consumer": self._name, **place, **describe(error)}
 
     def at_last(self, error: Exception, record: ConsumerRecord) -> dict[str, object]:
+        """Describe the error that a message is given up for."""
         # Where it was raised, once a message; a permanent error says why by itself.
         raised = {} if self.is_permanent(error) else {"exc_info": error}
         return {**self.about(error, record), **raised}

@@ -13,8 +13,7 @@ from app.platform import tracing
 from app.platform.config import load
 from app.platform.database.unit_of_work import BindPublisher
 from app.platform.events.event import BaseEvent, EventRegistry
-from app.platform.kafka.codec import Message, encode
-from app.platform.kafka.errors import MessageTooLarge
+from app.platform.kafka.codec import Message, encode_within
 from app.platform.kafka.producer import Producer
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.outbox.model import OutboxRow, as_row, bucket_of
@@ -58,12 +57,7 @@ class OutboxPublisher:
 
     async def publish(self, event: BaseEvent) -> None:
         """Raises MessageTooLarge, so that a transaction whose event cannot be sent fails."""
-        message = encode(event, self._registry, tracing.current())
-        if message.size > self._max_bytes:
-            raise MessageTooLarge(
-                f"{event.event_type} has {message.size} bytes, more than"
-                f" KAFKA_MAX_MESSAGE_BYTES={self._max_bytes}"
-            )
+        message = encode_within(self._max_bytes, event, self._registry, tracing.current())
         if not self._entries:
             self._listen()
         self._entries.append(_Entry(message, self._session.get_nested_transaction()))
