@@ -65,7 +65,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every variant renders cleanly, bad answers are refused, updates work (four minutes)."""
+    """Every variant renders cleanly, bad answers are refused, updates work (six minutes)."""
     install(session)
     # What needs a rendered service has sessions of its own.
     others = ("tests/generated", "tests/machinery", "tests/drills", "tests/debezium")
