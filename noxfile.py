@@ -68,7 +68,7 @@ def tests(session: nox.Session) -> None:
     """Every variant renders cleanly, bad answers are refused, updates work (six minutes)."""
     install(session)
     # What needs a rendered service has sessions of its own.
-    others = ("tests/generated", "tests/machinery", "tests/drills", "tests/debezium")
+    others = ("tests/generated", "tests/platform", "tests/drills", "tests/debezium")
     parallel = ("-n", "auto", "--dist", "loadgroup")
     options = session.posargs or [*parallel, *(f"--ignore={folder}" for folder in others)]
     session.run("pytest", *options)

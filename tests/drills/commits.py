@@ -14,7 +14,7 @@ from app.platform.events.event import BaseEvent, EventRegistry
 from app.users.events import UserCreated
 from drills.bench import Bench
 from drills.service import Process
-from tests.lossy import Cut
+from tests.platform.lossy import Cut
 
 REQUESTS, FED = 100, 200
 

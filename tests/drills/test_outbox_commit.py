@@ -14,7 +14,7 @@ from drills.commits import (
     users_published,
 )
 from drills.conftest import MakeBench
-from tests.lossy import Cut, lossy_network
+from tests.platform.lossy import Cut, lossy_network
 
 
 async def test_no_outbox_row_depends_on_the_answer(bench_of: MakeBench) -> None:

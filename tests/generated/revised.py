@@ -25,7 +25,7 @@ async def revise(living: str, fresh: str) -> None:
     assert first is not None
     try:  # the service's own tests hold with a migration of its own, too
         about = "migrations or branch or missing or way_back"
-        tests = ("tests/integration/test_database.py", "-k", about)
+        tests = ("tests/platform/test_database.py", "-k", about)
         subprocess.run(("pytest", "-q", *tests), check=True)
     finally:
         first.unlink()

@@ -13,7 +13,7 @@ from tests.rendering import ROOT
 
 MIGRATED = Path(__file__).with_name("migrated.py")
 REVISED = Path(__file__).with_name("revised.py")
-ON_SERVERS = {"tests/integration", *(f"tests/{module}" for module in matrix.choices("modules"))}
+ON_SERVERS = {"tests/platform", "tests/platform/outbox"}
 
 # Others look for processes that are left in the folder of this service.
 of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
@@ -95,7 +95,7 @@ def same(file: Path, other: Path) -> bool:
     return other.exists() and file.read_bytes() == other.read_bytes()
 
 
-MACHINERY = ROOT / "tests" / "machinery"
+MACHINERY = ROOT / "tests" / "platform"
 BENCHMARKS = ROOT / "benchmarks"
 SAMPLES = {"PYTHONPATH": str(MACHINERY), "MYPYPATH": str(MACHINERY)}
 
@@ -106,7 +106,7 @@ def run_machinery(service: Service, tests: Sequence[str]) -> None:
     apart = ("--confcutdir", str(MACHINERY), "--import-mode", "importlib", "-p", "tests.conftest")
     settings = ("-c", "pyproject.toml", "--rootdir", ".")
     said = service.run("python", "-m", "pytest", "-q", *settings, *apart, *tests, settings=SAMPLES)
-    service.close_with(said, "tests/machinery")
+    service.close_with(said, "tests/platform")
 
 
 def modules_in(folder: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """The events of heartbeats: what this service tells others about them.
 
 They are contracts: a change that readers could trip over needs a new version, with an upcaster
-from the old one, an exported schema and a golden sample of the new one (tests/events).
+from the old one, an exported schema and a golden sample of the new one (tests/contracts).
 """
 
 from typing import Annotated, ClassVar, Literal

@@ -1,7 +1,7 @@
 """The events of orders: what this service tells others about them. Money is Decimal, a string in JSON.
 
 They are contracts: a change that readers could trip over needs a new version, with an upcaster from
-the old one, an exported schema and a golden sample of the new one (tests/events).
+the old one, an exported schema and a golden sample of the new one (tests/contracts).
 """
 
 from decimal import Decimal

@@ -1,7 +1,7 @@
 """The events of users: what this service tells others about them.
 
 They are contracts: a change that readers could trip over needs a new version, with an upcaster from
-the old one, an exported schema and a golden sample of the new one (tests/events).
+the old one, an exported schema and a golden sample of the new one (tests/contracts).
 """
 
 from typing import ClassVar, Literal

@@ -116,7 +116,7 @@ schemas = typer.Typer(help="The JSON Schemas of the published events.", no_args_
 commands.add_typer(schemas, name="schemas")
 
 Folder = Annotated[Path, typer.Argument(help="Where the schemas are kept, under version control.")]
-KEPT = Path("tests/events")
+KEPT = Path("tests/contracts")
 
 
 @schemas.command("export")

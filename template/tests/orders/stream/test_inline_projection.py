@@ -15,7 +15,7 @@ from app.platform.errors import DomainError
 from app.platform.event_store.model import EventRow
 from app.platform.event_store.store import EventStore
 from app.platform.outbox.model import OutboxRow
-from tests.event_sourcing.conftest import Cli, Shop
+from tests.orders.stream.conftest import Cli, Shop
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["place", "pay", "cancel"]), st.integers(0, 3)), max_size=12

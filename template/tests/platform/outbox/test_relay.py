@@ -20,7 +20,7 @@ from app.platform.outbox.model import bucket_of
 from app.platform.outbox.store import Filter
 from app.platform.outbox.wakeup import announcing, listening
 from tests.fixtures import eventually
-from tests.outbox.conftest import (
+from tests.platform.outbox.conftest import (
     MOVED,
     SOLD,
     TOPICS,

@@ -24,8 +24,8 @@ from app.platform.database.migrations import configuration
 from app.platform.events.event import BaseEvent
 from app.platform.projections.projection import RebuildRow
 from app.platform.projections.rebuild import Progress, RebuildRefused, RebuildSuperseded
-from tests.cqrs.conftest import ORDER_TABLES, Shop
 from tests.fixtures import eventually
+from tests.orders.read_side.conftest import ORDER_TABLES, Shop
 
 End = Literal["placed", "paid", "cancelled"]
 

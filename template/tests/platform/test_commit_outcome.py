@@ -21,7 +21,7 @@ from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.inbox import claim
 from app.platform.kafka.publisher import DirectPublisher
 from tests.fixtures import database_settings, eventually
-from tests.lossy import Cut, LossyNetwork, lossy_network
+from tests.platform.lossy import Cut, LossyNetwork, lossy_network
 from tests.world import Counted, record_effect
 
 REGISTRY = EventRegistry("ledger", [EventType(Counted)])

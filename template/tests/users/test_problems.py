@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from httpx import AsyncClient
 
-from tests.contract.api import PROBLEM, assert_problem, new_user, pointers
+from tests.api import PROBLEM, assert_problem, pointers
+from tests.orders.api import new_user
 
 JSON = {"content-type": "application/json"}
 

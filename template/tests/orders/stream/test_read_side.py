@@ -6,7 +6,7 @@ from app.orders.models import OrderRow
 from app.orders.sales import DAILY_SALES
 from app.orders.stream_states import StoredOrderStates
 from app.orders.views import ORDER_VIEWS, OrderState
-from tests.event_sourcing.conftest import Cli, Shop
+from tests.orders.stream.conftest import Cli, Shop
 
 EVENTS = {entry.name: entry.model for entry in wiring.service.events}
 

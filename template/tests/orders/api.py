@@ -1,16 +1,10 @@
-"""Steps that contract tests share."""
+"""Requests of the example, for the tests of its slices."""
 
-import secrets
 from typing import Any
 
 from httpx import AsyncClient, Response
 
-PROBLEM = "application/problem+json"
-
-
-def unique(word: str) -> str:
-    # Not `random`, which a test runner may seed alike in each session on one database.
-    return f"{word}-{secrets.token_hex(6)}"
+from tests.api import unique
 
 
 def new_user(**changes: Any) -> dict[str, Any]:
@@ -38,19 +32,3 @@ async def place(client: AsyncClient, user_id: int | None = None, **changes: Any)
 
 async def change(client: AsyncClient, order_id: int, action: str, if_match: str) -> Response:
     return await client.post(f"/orders/{order_id}/{action}", headers={"If-Match": if_match})
-
-
-def assert_problem(answer: Response, status: int) -> dict[str, Any]:
-    """The body of an answer that tells a problem as RFC 9457 wants it."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == PROBLEM
-    problem: dict[str, Any] = answer.json()
-    assert problem["status"] == status
-    assert problem["title"]
-    assert problem["type"]
-    assert problem["instance"] == answer.request.url.raw_path.decode().split("?")[0]
-    return problem
-
-
-def pointers(problem: dict[str, Any]) -> list[str]:
-    return [f"{field['location']} {field['pointer']}" for field in problem["errors"]]

@@ -34,9 +34,10 @@ from app.users.events import UserCreated
 from app.users.handlers import create_profile
 from app.users.models import Profile, User
 from app.users.repository import ProfileRepository
-from tests.contract.api import assert_problem, change, new_order, new_user, sign_up
-from tests.contract.api import place as place_over_http
+from tests.api import assert_problem
 from tests.fixtures import eventually
+from tests.orders.api import change, new_order, new_user, sign_up
+from tests.orders.api import place as place_over_http
 from tests.world import Api, NoPublisher, failing_commit, failing_insert, serving
 
 

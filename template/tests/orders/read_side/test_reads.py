@@ -42,9 +42,10 @@ from app.platform.kafka.topics import wanted
 from app.platform.projections.lag import Lag, Monitor, ProjectionSettings, measure
 from app.platform.service import Service
 from app.platform.tracing import Trace
-from tests.contract.api import assert_problem, change, new_user, place, pointers
-from tests.cqrs.conftest import Shop
+from tests.api import assert_problem, pointers
 from tests.fixtures import eventually, settings_for
+from tests.orders.api import change, new_user, place
+from tests.orders.read_side.conftest import Shop
 
 FILL = [
     "INSERT INTO customer_names SELECT n, 'u' || n FROM generate_series(1, 99) AS n",

@@ -1,13 +1,13 @@
-"""The HTTP contract of users, their posts, and the inventory that orders reserve."""
+"""The HTTP contract of users."""
 
 import asyncio
-import json
 
 import pytest
 from httpx import AsyncClient
 
-from tests.contract.api import assert_problem, new_user, place, pointers, sign_up, unique
+from tests.api import assert_problem, pointers, unique
 from tests.fixtures import eventually
+from tests.orders.api import new_user, sign_up
 
 
 async def test_a_user_signs_up(client: AsyncClient) -> None:
@@ -98,85 +98,6 @@ async def test_what_is_no_user_id_is_refused(client: AsyncClient, user_id: str) 
     assert_problem(await client.get(f"/users/{user_id}"), 422)
 
 
-async def test_a_user_publishes_a_post(client: AsyncClient) -> None:
-    post = {"author_id": await sign_up(client), "title": "On engines", "body": "They weave.\n"}
-    answer = await client.post("/posts", json=post)
-    assert answer.status_code == 201
-    published = answer.json()
-    assert published == post | {"id": published["id"]}
-    assert isinstance(published["id"], int)
-
-
-async def test_posts_are_counted_on_the_profile(client: AsyncClient) -> None:
-    author = await sign_up(client)
-    for number in range(3):
-        await client.post("/posts", json={"author_id": author, "title": f"{number}", "body": "…"})
-
-    async def posts_published() -> int:
-        profile = (await client.get(f"/users/{author}")).json()["profile"]
-        return profile["posts_published"] if profile else 0
-
-    assert await eventually(posts_published, lambda number: number >= 3) == 3
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("author_id", 2**62),
-        ("author_id", 2**64),
-        ("author_id", 0),
-        ("author_id", None),
-        ("title", ""),
-        ("title", "   "),
-        ("title", "nul\0"),
-        ("title", "\ud800"),
-        ("title", "t" * 201),
-        ("body", "nul\0"),
-        ("tags", []),
-    ],
-)
-async def test_a_wrong_field_of_a_post_is_named(
-    client: AsyncClient, field: str, value: object
-) -> None:
-    post = {"author_id": await sign_up(client), "title": "On engines", "body": "They weave."}
-    # Not httpx's JSON, which cannot send a lone surrogate.
-    answer = await client.post(
-        "/posts",
-        content=json.dumps(post | {field: value}),
-        headers={"content-type": "application/json"},
-    )
-    assert pointers(assert_problem(answer, 422)) == [f"body /{field}"]
-
-
-async def test_orders_reserve_what_they_order(client: AsyncClient) -> None:
-    tea, cup = unique("tea"), unique("cup")
-    user_id = await sign_up(client)
-    await place(client, user_id, items=[item(tea, 2), item(cup, 1), item(tea, 5)])
-    await place(client, user_id, items=[item(cup, 3)])
-
-    async def reserved() -> tuple[int, int]:
-        answers = [await client.get(f"/inventory/{sku}") for sku in (tea, cup)]
-        return answers[0].json()["reserved"], answers[1].json()["reserved"]
-
-    assert await eventually(reserved, lambda found: found >= (7, 4)) == (7, 4)
-
-
-async def test_of_a_sku_that_nobody_ordered_nothing_is_reserved(client: AsyncClient) -> None:
-    sku = unique("sku")
-    answer = await client.get(f"/inventory/{sku}")
-    assert answer.status_code == 200
-    assert answer.json() == {"sku": sku, "reserved": 0}
-
-
-@pytest.mark.parametrize("sku", ["%00", "two%20words", "s" * 65])
-async def test_what_is_no_sku_is_refused(client: AsyncClient, sku: str) -> None:
-    assert_problem(await client.get(f"/inventory/{sku}"), 422)
-
-
-def item(sku: str, quantity: int) -> dict[str, object]:
-    return {"sku": sku, "quantity": quantity, "unit_price": "1.00"}
-
-
 async def test_a_repeated_sign_up_gets_the_same_answer(client: AsyncClient) -> None:
     user, headers = new_user(), {"Idempotency-Key": unique("key")}
     first = await client.post("/users", json=user, headers=headers)
@@ -184,15 +105,6 @@ async def test_a_repeated_sign_up_gets_the_same_answer(client: AsyncClient) -> N
     assert (first.status_code, again.status_code) == (201, 201)
     assert first.json() == again.json()
     assert first.headers["location"] == again.headers["location"]
-
-
-async def test_a_repeated_post_is_published_once(client: AsyncClient) -> None:
-    post = {"author_id": await sign_up(client), "title": "On engines", "body": "They weave."}
-    headers = {"Idempotency-Key": unique("key")}
-    first = await client.post("/posts", json=post, headers=headers)
-    again = await client.post("/posts", json=post, headers=headers)
-    assert (first.status_code, again.status_code) == (201, 201)
-    assert first.json() == again.json()
 
 
 async def test_a_key_of_another_sign_up_is_refused(client: AsyncClient) -> None:

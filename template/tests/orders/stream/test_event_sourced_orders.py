@@ -23,8 +23,9 @@ from app.platform.outbox.model import OutboxRow
 from app.platform.tracing import Trace, bound
 from app.users.models import User
 from app.users.repository import UserRepository
-from tests.contract.api import assert_problem, change, new_order, place, pointers, sign_up, unique
-from tests.event_sourcing.conftest import ITEMS, Cli, Shop
+from tests.api import assert_problem, pointers, unique
+from tests.orders.api import change, new_order, place, sign_up
+from tests.orders.stream.conftest import ITEMS, Cli, Shop
 from tests.world import Api
 
 # One transaction

@@ -30,9 +30,9 @@ from app.platform.events.schemas import (
 )
 from app.platform.kafka.codec import decode
 
-# Under tests/events, a file an event type: the schema and a golden sample of each version. Samples
+# Under tests/contracts, a file an event type: the schema and a golden sample of each version. Samples
 # are never changed or deleted, because messages like them are still out there.
-KEPT = Path(__file__).parents[1] / "events"
+KEPT = Path(__file__).parent
 REGISTRY = EventRegistry(SERVICE_NAME, wiring.service.events)
 
 
@@ -54,7 +54,7 @@ def test_each_version_has_a_golden_sample(entry: EventType) -> None:
     kept = kept_versions(entry.name, KEPT)
     missing = [version for version, what in kept.items() if "sample" not in what]
     assert not missing, (
-        f"tests/events/{entry.name}.json: add a message of version {', '.join(missing)} as the key"
+        f"tests/contracts/{entry.name}.json: add a message of version {', '.join(missing)} as the key"
         ' "sample", beside "schema" (`app schemas export` makes one up for the newest version)'
     )
 
@@ -84,7 +84,7 @@ def test_reading_keeps_what_the_message_said(name: str, version: str, sample: Pa
 def test_the_newest_version_is_published_as_its_sample_shows(entry: EventType) -> None:
     sample = kept_versions(entry.name, KEPT).get(entry.version, {}).get("sample")
     assert sample is not None, (
-        f'tests/events/{entry.name}.json has no "sample" of version {entry.version}:'
+        f'tests/contracts/{entry.name}.json has no "sample" of version {entry.version}:'
         " `app schemas export` makes one up"
     )
     event = entry.model.model_validate_json(json.dumps(sample))

@@ -39,7 +39,7 @@ from app.platform.runtime import Configuration
 from app.platform.service import Role
 from app.platform.tracing import Trace
 from tests.fixtures import database_settings, eventually, settings_for
-from tests.outbox.conftest import (
+from tests.platform.outbox.conftest import (
     MAX_BYTES,
     MOVED,
     SOLD,
