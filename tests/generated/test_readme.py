@@ -95,5 +95,9 @@ def test_the_example_can_be_removed(without_example: Service, servers: Mapping[s
     assert str(tables) in said
     assert "left to do: None" in said
     # The other tests of the platform are the same, and every service runs them.
-    tests = ("tests/contracts", "tests/platform/test_database.py", "tests/platform/test_hostile_input.py")
+    tests = (
+        "tests/contracts",
+        "tests/platform/test_database.py",
+        "tests/platform/test_hostile_input.py",
+    )
     service.close_with(service.run("pytest", "-q", *tests, settings=servers), "its example removed")
