@@ -389,7 +389,7 @@ GUARDS = [
         "outbox-relay-goes-on",
         RELAY,
         "            except Exception as error:  # the batch was rolled back, so nothing is lost\n"
-        "                await self._database_trouble(error, waits)\n",
+        "                await self._database_trouble(error, backoff)\n",
         "            except ZeroDivisionError:\n                pass\n",
         "test_connections_cut_while_sends_are_in_flight",
         OUTBOX,

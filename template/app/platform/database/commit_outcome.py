@@ -9,6 +9,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
+from app.platform.backoff import Backoff
 from app.platform.database.errors import is_refusal, summary
 
 log = structlog.get_logger(__name__)
@@ -26,7 +27,7 @@ _END = text(
 )
 
 _QUESTION_SECONDS = 3.0
-_PAUSES = (0.02, 0.5)
+_INITIAL_SECONDS, _LONGEST_SECONDS = 0.02, 0.5
 # A COMMIT that is still at work after that many questions may never have arrived: its connection
 # is ended, so that there is an outcome.
 _PATIENCE = 6
@@ -65,14 +66,11 @@ class TransactionMark:
         """Ask the server, again and again for up to `seconds` while it cannot say."""
         engine = self._session.bind
         assert isinstance(engine, AsyncEngine), "sessions are bound to the service's engine"
-        pause, longest = _PAUSES
-        questions = 0
+        backoff = Backoff(_INITIAL_SECONDS, _LONGEST_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                while (found := await self._ask(engine, questions >= _PATIENCE)) is None:
-                    questions += 1
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, longest)
+                while (found := await self._ask(engine, backoff.failures >= _PATIENCE)) is None:
+                    await backoff.pause()
                 return found
         except TimeoutError:
             return CommitOutcome.UNKNOWN

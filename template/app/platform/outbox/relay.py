@@ -5,11 +5,12 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.platform.backoff import Backoff, wait_for_event
 from app.platform.config import load
 from app.platform.database.errors import is_unavailable, summary
 from app.platform.health import Unhealthy
@@ -62,7 +63,7 @@ class Relay:
         self._topics = _RestingTopics()
         self._broker_away = False
         self._asking = asyncio.Lock()
-        self._broker_waits = _Waits()
+        self._broker_backoff = _outage_backoff()
         self.trouble: str | None = None
 
     @asynccontextmanager
@@ -90,7 +91,7 @@ class Relay:
 
     async def _look_out(self) -> None:
         longest = self._settings.outbox_poll_seconds
-        pause, waits = longest, _Waits()
+        pause, backoff = longest, _outage_backoff()
         while True:
             self._published.clear()
             moved, self._moved = self._moved, False
@@ -98,17 +99,15 @@ class Relay:
             try:
                 await self._look()
             except Exception as error:  # it goes on, whatever it was: nothing else finds the rows
-                await self._database_trouble(error, waits)
+                await self._database_trouble(error, backoff)
                 continue
-            self._database_answers(waits)
+            self._database_answers(backoff)
             # While there is a queue of known buckets, new ones can wait a little.
             pause = _BUSY_SECONDS if moved and self._queue.empty() else pause * 2
             pause = min(pause, longest)
             rest = _REST_PER_LOOK * (time.perf_counter() - started)
             await asyncio.sleep(min(max(rest, _SHORTEST_SECONDS), _BUSY_SECONDS))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):
-                    await self._published.wait()
+            await wait_for_event(self._published, pause * random.uniform(0.5, 1.0))
 
     async def _look(self) -> None:
         if self._broker_away:
@@ -152,7 +151,7 @@ class Relay:
     # Sending
 
     async def _work(self) -> None:
-        waits = _Waits()
+        backoff = _outage_backoff()
         while not self._stopping.is_set():
             buckets = await self._take()
             if not buckets:
@@ -160,9 +159,9 @@ class Relay:
             more: set[int] = set()
             try:
                 more = await self._relay(buckets)
-                self._database_answers(waits)
+                self._database_answers(backoff)
             except Exception as error:  # the batch was rolled back, so nothing is lost
-                await self._database_trouble(error, waits)
+                await self._database_trouble(error, backoff)
             finally:
                 self._give_back(buckets, more)
             await self._until_broker_answers()
@@ -253,7 +252,7 @@ class Relay:
                 _report_parked(row, batch.hopeless[row.id])
         self._moved = self._moved or batch.moved
         if batch.sent:
-            self._broker_waits.over()
+            self._broker_backoff.reset()
         if batch.outage is not None:
             self._broker_trouble(batch.outage)
         elif batch.sent:
@@ -272,7 +271,7 @@ class Relay:
         """Wait without a transaction: it would hold its bucket, and the clean-up of all tables."""
         async with self._asking:
             while self._broker_away and not self._stopping.is_set():
-                await self._sleep(self._broker_waits.next())
+                await self._broker_backoff.pause(self._stopping)
                 try:
                     await self._producer.ping()
                 except SendError as error:
@@ -281,7 +280,7 @@ class Relay:
                     self._broker_away = False
                     self._published.set()
 
-    async def _database_trouble(self, error: Exception, waits: "_Waits") -> None:
+    async def _database_trouble(self, error: Exception, backoff: Backoff) -> None:
         reason = summary(error)
         if is_unavailable(error) or isinstance(error, TimeoutError):
             if self.trouble != reason:
@@ -290,35 +289,15 @@ class Relay:
             log.exception("relay failed, and goes on")
         self.trouble = reason
         monitor.outages.labels("database").inc()
-        await self._sleep(waits.next())
+        await backoff.pause(self._stopping)
 
-    def _database_answers(self, waits: "_Waits") -> None:
-        if waits.over() and not self._broker_away:
+    def _database_answers(self, backoff: Backoff) -> None:
+        if backoff.reset() and not self._broker_away:
             self.trouble = None  # also when there is nothing to send
 
-    async def _sleep(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
 
-
-class _Waits:
-    """Growing waits, with jitter, until it is over."""
-
-    def __init__(self) -> None:
-        self._next, self._longest = _OUTAGE_SECONDS
-        self._waited = False
-
-    def next(self) -> float:
-        wait, self._next = self._next, min(self._next * 2, self._longest)
-        self._waited = True
-        return wait * random.uniform(0.5, 1.0)
-
-    def over(self) -> bool:
-        """Begin anew; whether there was anything to wait for."""
-        waited, self._waited = self._waited, False
-        self._next = _OUTAGE_SECONDS[0]
-        return waited
+def _outage_backoff() -> Backoff:
+    return Backoff(*_OUTAGE_SECONDS, jitter=0.5)
 
 
 class _RestingTopics:
@@ -328,17 +307,16 @@ class _RestingTopics:
     """
 
     def __init__(self) -> None:
-        self._waits: dict[str, float] = {}
+        self._backoffs: dict[str, Backoff] = {}
         self._until: dict[str, float] = {}
 
     def refused(self, topic: str) -> None:
-        first, longest = _TOPIC_SECONDS
-        self._waits[topic] = min(self._waits.get(topic, first / 2) * 2, longest)
-        self._until[topic] = time.monotonic() + self._waits[topic]
+        backoff = self._backoffs.setdefault(topic, Backoff(*_TOPIC_SECONDS))
+        self._until[topic] = time.monotonic() + backoff.next()
         monitor.failures.labels(topic).inc()
 
     def found(self, topic: str) -> None:
-        self._waits.pop(topic, None)
+        self._backoffs.pop(topic, None)
         self._until.pop(topic, None)
 
     def resting(self) -> list[str]:

@@ -12,6 +12,7 @@ import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.platform.backoff import Backoff
 from app.platform.database.errors import is_unavailable, summary
 from app.platform.runtime import Runtime
 from app.platform.service import Role
@@ -24,7 +25,7 @@ _REST_SECONDS = 0.01
 # A connection that was cut off does not say so until it is asked.
 _ASK_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
-_RETRY_SECONDS = 1.0
+_RECONNECT_SECONDS = (1.0, 5.0)
 
 Work = Callable[[asyncpg.Connection], Awaitable[None]]
 
@@ -87,12 +88,13 @@ async def _connected(engine: AsyncEngine, work: Work, name: str) -> AsyncIterato
 
 
 async def _go_on(engine: AsyncEngine, work: Work) -> None:
-    told = ""
+    told, backoff = "", Backoff(*_RECONNECT_SECONDS, jitter=0.5)
     while True:
         try:
             async with engine.connect() as pooled:
                 connection = (await pooled.get_raw_connection()).driver_connection
                 assert connection is not None
+                backoff.reset()
                 try:
                     await work(connection)
                 finally:
@@ -103,4 +105,4 @@ async def _go_on(engine: AsyncEngine, work: Work) -> None:
             if reason != told:
                 level("relays are not woken up, and poll", reason=reason)
             told = reason
-        await asyncio.sleep(_RETRY_SECONDS)
+        await backoff.pause()
