@@ -28,7 +28,7 @@ from app.platform.config import HttpSettings, Settings
 from app.platform.database.engine import Base, Database, DatabaseSettings
 from app.platform.database.migrations import upgrade
 from app.platform.database.url import async_url, parse
-from app.platform.dev.process import FileLock
+from app.platform.dev.folders import FileLock
 from app.platform.dev.servers import BrokerChoice, Servers
 from app.platform.events.event import EventRegistry
 from app.platform.http.app import create_app

@@ -2,7 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.platform.dev.process import FileLock
+from app.platform.dev.folders import FileLock
 
 
 def test_held_lock_is_refused_and_names_its_holder(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_held_lock_is_refused_and_names_its_holder(tmp_path: Path) -> None:
 def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     hold = (
-        "import sys; from pathlib import Path; from app.platform.dev.process import FileLock;"
+        "import sys; from pathlib import Path; from app.platform.dev.folders import FileLock;"
         "lock = FileLock(Path(sys.argv[1])); print(lock.acquire(), flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(path)]

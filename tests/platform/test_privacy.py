@@ -104,7 +104,7 @@ async def test_a_cluster_without_a_password_gets_one(server: PostgresServer, dat
 def test_a_password_that_cannot_be_set_stops_the_start(
     server: PostgresServer, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.platform.dev.postgres.secrets.token_hex", lambda _: "it's")
+    monkeypatch.setattr("app.platform.dev.postgres_cluster.secrets.token_hex", lambda _: "it's")
 
     with pytest.raises(ServerFailed, match="FATAL:  unrecognized"):
         server.start()

@@ -1,6 +1,9 @@
 """Settings of the embedded brokers (Kafka's `server.properties`)."""
 
+from collections.abc import Mapping
+
 from app.platform.dev.keystore import KeyStore, SaslSsl
+from app.platform.dev.process import LOOPBACK
 
 # Topics are provisioned, never made by a typing mistake. A group needs no grace period while it is
 # one person's. A dead broker or member is noticed soon. The rest keeps the broker small.
@@ -17,8 +20,30 @@ SMALL = {
 }
 
 
+def node_settings(
+    number: int, controllers: Mapping[int, int], listeners: Mapping[str, int], *, secured: bool
+) -> dict[str, str]:
+    """Build the settings of node `number`.
+
+    `controllers` maps each node to the port of its controller, `listeners` each name to its port.
+    """
+    voters = (f"{node}@{LOOPBACK}:{port}" for node, port in controllers.items())
+    return {
+        "process.roles": "broker,controller",
+        "node.id": str(number),
+        "controller.quorum.voters": ",".join(voters),
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "INTERNAL" if secured else "CLIENT",
+        "listeners": ",".join(f"{name}://{LOOPBACK}:{port}" for name, port in listeners.items()),
+        "listener.security.protocol.map": ",".join(
+            f"{name}:{'SASL_SSL' if secured and name == 'CLIENT' else 'PLAINTEXT'}"
+            for name in listeners
+        ),
+    }
+
+
 def cluster_settings(several: bool) -> dict[str, str]:
-    """For one broker, or for `several` that survive the loss of one."""
+    """Build the settings of one broker, or of `several` that survive the loss of one."""
     replicas, in_sync = ("3", "2") if several else ("1", "1")
     return {
         # A killed broker that comes back is let in only when its last session has ended.
@@ -38,7 +63,7 @@ def cluster_settings(several: bool) -> dict[str, str]:
 
 
 def security_settings(security: SaslSsl, key_store: KeyStore) -> dict[str, str]:
-    """For a client listener with TLS and passwords."""
+    """Build the settings of a client listener with TLS and passwords."""
     user, password = security.username, security.password
     package = "org.apache.kafka.common.security"
     scram = f"{package}.scram.ScramLoginModule required;"

@@ -18,7 +18,8 @@ from functools import cache
 from pathlib import Path
 
 from app.platform.dev.errors import JarsUnavailable, ServerFailed, StartCancelled, development
-from app.platform.dev.process import FileLock, clean_environment
+from app.platform.dev.folders import FileLock
+from app.platform.dev.process import clean_environment
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,4 @@
-"""Servers as child processes: started, watched, stopped, and mended when one was left over.
-
-With what that takes: loopback ports, and a lock that the system lets go of however its holder dies.
-"""
+"""Servers as child processes: started, watched, stopped, and cleaned up after a crash; loopback ports."""
 
 import os
 import secrets
@@ -12,11 +9,10 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from app.platform.dev.errors import ServerFailed, StartCancelled, development
 
@@ -50,73 +46,6 @@ def free_port() -> int:
             if port not in _given and is_free(port):
                 _given.add(port)
                 return port
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: IO[bytes]) -> None:
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(file: IO[bytes]) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def private_folder(path: Path) -> None:
-    """Make the folder `path`, or close it, so that only its owner gets in; its parents are left alone."""
-    path.mkdir(parents=True, exist_ok=True)
-    if path.stat().st_mode & 0o077:
-        path.chmod(0o700)
-
-
-class FileLock:
-    """An exclusive lock on `path`. Its holder's process id is written beside it, for messages."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._holder = path.with_suffix(".pid")
-        self._file: IO[bytes] | None = None
-
-    @property
-    def holder(self) -> str:
-        try:
-            return self._holder.read_text().strip()
-        except FileNotFoundError:
-            return "unknown"
-
-    def acquire(self) -> bool:
-        """Take the lock if it is free. Closing the file, or dying, lets go of it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = self._path.open("ab")
-        try:
-            _try_lock(file)
-        except OSError:  # the lock is held: BlockingIOError, or PermissionError on Windows
-            file.close()
-            return False
-        self._file = file
-        self._holder.write_text(f"{os.getpid()}\n")
-        return True
-
-    def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    @contextmanager
-    def waited_for(self, cancelled: Callable[[], bool]) -> Iterator[None]:
-        """Hold the lock for the length of the block. Raises StartCancelled."""
-        while not self.acquire():
-            if cancelled():
-                raise StartCancelled(f"gave up waiting for process {self.holder}")
-            time.sleep(0.1)
-        try:
-            yield
-        finally:
-            self.release()
 
 
 _POLL_SECONDS = 0.02
@@ -278,8 +207,8 @@ class ServerProcess:
         self._pid_file.unlink(missing_ok=True)
         return True
 
-    def is_strangers(self, pid: int) -> bool:
-        """Whether a living process that is not this server has the id `pid`."""
+    def is_foreign(self, pid: int) -> bool:
+        """Return whether the id `pid` is that of a living process other than this server."""
         return bool(_psutil().pid_exists(pid)) and self._ours(pid) is None
 
     def log_contains(self, text: bytes) -> bool:

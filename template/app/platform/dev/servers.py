@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from app.platform import terminal
 from app.platform.dev.errors import JarsUnavailable, ServerFailed, development
+from app.platform.dev.folders import private_folder
 from app.platform.dev.kafka import KafkaCluster
 from app.platform.dev.postgres import PostgresServer
-from app.platform.dev.process import Startable, private_folder, started
+from app.platform.dev.process import Startable, started
 
 ADDRESSES = Path(".dev/servers.json")
 
