@@ -85,8 +85,8 @@ def generated(session: nox.Session) -> None:
         return
     everything = ("tests/generated", "--variant", "all")
     checks = ("tests/generated/test_checks.py", "--variant", "ends")
-    for python, what in zip(oldest_and_newest(session), (everything, checks), strict=False):
-        session.run(*run, *what, "--service-python", python, *session.posargs)
+    for python, chosen in zip(oldest_and_newest(session), (everything, checks), strict=False):
+        session.run(*run, *chosen, "--service-python", python, *session.posargs)
 
 
 @nox.session

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from benchmarks import generation_peers
 from benchmarks.generation import workplace
-from benchmarks.page import page
 from benchmarks.plot import svg
+from benchmarks.report import render_report
 from benchmarks.results import Area, results
 from tests import matrix, rendering
 from tests.rendering import ROOT, git
@@ -88,15 +88,15 @@ def main() -> int:
 def write(found: dict[str, object], into: Path, documentation: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     (into / "latest.json").write_text(json.dumps(found, indent=1) + "\n")
-    for name, text in rendered(found).items():
+    for name, text in render_files(found).items():
         (documentation if name == PAGE.name else into / name).write_text(text)
     print(f"wrote {into / 'latest.json'} and {documentation}")
 
 
-def rendered(found: dict[str, object]) -> dict[str, str]:
+def render_files(found: dict[str, object]) -> dict[str, str]:
     """The plots and the page of some results, by file name."""
     areas = [Area.of(each) for each in found["areas"]]  # type: ignore[attr-defined]
-    return {**{f"{area.name}.svg": svg(area) for area in areas}, PAGE.name: page(found)}
+    return {**{f"{area.name}.svg": svg(area) for area in areas}, PAGE.name: render_report(found)}
 
 
 def measure(area: str, work: Path, rounds: int, scale: float) -> Area:

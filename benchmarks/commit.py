@@ -16,10 +16,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from harness import Counted, Side, Stage, Watch, counted, run
 from results import Area, Comparison, Figures
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from turns import Counted, Side, Stage, Watch, counted, run
 
 from app.platform.database.commit_outcome import TransactionMark
 from app.platform.database.unit_of_work import UnitsOfWork

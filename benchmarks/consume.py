@@ -27,10 +27,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer
 from faststream.kafka import KafkaBroker
+from harness import TRACE, Counted, Running, Side, Stage, Watch, counted, process, run, until_ready
 from results import Area, Comparison, Figures
 from sqlalchemy import BigInteger, Integer, String, text
 from sqlalchemy.orm import Mapped, mapped_column
-from turns import TRACE, Counted, Running, Side, Stage, Watch, counted, process, run, until_ready
 
 from app.platform.database.engine import Base
 from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork

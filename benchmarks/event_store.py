@@ -18,9 +18,9 @@ from uuid import UUID, uuid4
 
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate, event
+from harness import Side, Stage, run
 from results import Area, Comparison
 from sqlalchemy import make_url
-from turns import Side, Stage, run
 
 from app.platform.database.engine import Database
 from app.platform.event_store.category import Category, EventType

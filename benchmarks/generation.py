@@ -46,31 +46,31 @@ def main() -> int:
         for label, template in {OURS: own_template(folder), FLOOR: plain(folder, 1)}.items():
             timed["copy", label] = partial(timed_copy, template, folder)
             timed["update", label] = partial(timed_update, service_of(template), folder)
-        seconds: dict[tuple[str, str], list[Taken]] = {what: [] for what in timed}
+        seconds: dict[tuple[str, str], list[Taken]] = {measurement: [] for measurement in timed}
         for round_number in range(rounds + 1):
-            for what in list(timed) if round_number % 2 else list(reversed(timed)):
-                taken = timed[what]()
+            for measurement in list(timed) if round_number % 2 else list(reversed(timed)):
+                taken = timed[measurement]()
                 if round_number:  # the first round warms caches
-                    seconds[what].append(taken)
-    kept = [report(what, seconds, promise) for what, promise in PROMISES.items()]
+                    seconds[measurement].append(taken)
+    kept = [report(measurement, seconds, promise) for measurement, promise in PROMISES.items()]
     return 0 if all(kept) else 1
 
 
-def report(what: str, taken: dict[tuple[str, str], list[Taken]], promise: float) -> bool:
+def report(measurement: str, taken: dict[tuple[str, str], list[Taken]], promise: float) -> bool:
     """Print one comparison. Tells whether the promise is kept."""
     for label in (OURS, FLOOR):
-        seconds = [each.seconds for each in taken[what, label]]
+        seconds = [each.seconds for each in taken[measurement, label]]
         print(
-            f"{what:<6} {label:<13} median {statistics.median(seconds):.2f} s"
+            f"{measurement:<6} {label:<13} median {statistics.median(seconds):.2f} s"
             f"   spread {min(seconds):.2f} - {max(seconds):.2f} s   n={len(seconds)}"
         )
-    ratio = ratio_of([each.seconds for each in taken[what, side]] for side in (OURS, FLOOR))
+    ratio = ratio_of([each.seconds for each in taken[measurement, side]] for side in (OURS, FLOOR))
     # It moves less where the disk, or other work, makes the whole waver.
     processor = ratio_of(
-        [each.processor_seconds for each in taken[what, side]] for side in (OURS, FLOOR)
+        [each.processor_seconds for each in taken[measurement, side]] for side in (OURS, FLOOR)
     )
     print(
-        f"{what:<6} ratio of the medians: {ratio:.2f} (promised: at most {promise:g}),"
+        f"{measurement:<6} ratio of the medians: {ratio:.2f} (promised: at most {promise:g}),"
         f" of processor time: {processor:.2f}"
     )
     return ratio <= promise

@@ -68,14 +68,14 @@ def measure(folder: Path, peer: Path | None, rounds: int) -> Area:
                     samples.add(taken)
             print(f"round {round_}: {name}: {samples.failed or f'{number(taken)} s'}", flush=True)
     area.sides = {name: area.sides[name] for name in sides}
-    area.sides[MORE] = a_file_more(
+    area.sides[MORE] = cost_of_a_file(
         area.sides[FLOOR], area.sides[f"copy, {ALL}"], files_of(folder / "services" / ALL)
     )
-    area.sides[MORE_PLAIN] = a_file_more(area.sides[FLOOR], area.sides[GROWTH[100]], 100)
+    area.sides[MORE_PLAIN] = cost_of_a_file(area.sides[FLOOR], area.sides[GROWTH[100]], 100)
     return area
 
 
-def a_file_more(one: Samples, many: Samples, files: int) -> Samples:
+def cost_of_a_file(one: Samples, many: Samples, files: int) -> Samples:
     """Milliseconds for each of the files but the first, round by round."""
     pairs = zip(one.values, many.values, strict=False)  # fewer where one failed
     each = [1000 * (longer - shorter) / (files - 1) for shorter, longer in pairs]
@@ -139,7 +139,7 @@ def generating(environment: Path, folder: Path) -> Timed:
 def comparisons(sides: Iterable[str]) -> list[Comparison]:
     copies = [name for name in sides if name.startswith("copy, ")]
     updates = [name for name in sides if name.startswith("update, ")]
-    goals = {what: f"<= {promise:g}" for what, promise in PROMISES.items()}
+    goals = {operation: f"<= {promise:g}" for operation, promise in PROMISES.items()}
     return [
         *(Comparison(f"{name}, beside one file", name, FLOOR, goals["copy"]) for name in copies),
         *(

@@ -12,10 +12,10 @@ import time
 CONNECTIONS = 8
 
 
-async def load(port: int, seconds: float, rate: int, what: str) -> dict[str, float]:
+async def load(port: int, seconds: float, rate: int, operation: str) -> dict[str, float]:
     begun, waits = time.perf_counter(), list[float]()
     until = begun + seconds
-    requests = (REQUESTS[what](number) for number in range(CONNECTIONS))
+    requests = (REQUESTS[operation](number) for number in range(CONNECTIONS))
     await asyncio.gather(
         *(client(port, until, n, rate, request, waits) for n, request in enumerate(requests))
     )
@@ -60,5 +60,5 @@ async def client(
 
 
 if __name__ == "__main__":
-    port, seconds, rate, what = sys.argv[1:]
-    print(json.dumps(asyncio.run(load(int(port), float(seconds), int(rate), what))))
+    port, seconds, rate, operation = sys.argv[1:]
+    print(json.dumps(asyncio.run(load(int(port), float(seconds), int(rate), operation))))

@@ -29,8 +29,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
+from harness import Side, Stage, run
 from results import Area, Comparison
-from turns import Side, Stage, run
 
 from app import wiring
 from app.platform import logs
@@ -215,10 +215,10 @@ async def answers(port: int) -> bool:
 
 
 async def generated(
-    port: int, seconds: float, rate: int = 0, what: str = "post"
+    port: int, seconds: float, rate: int = 0, operation: str = "post"
 ) -> dict[str, float]:
     """The measurements of the load generator, a process of its own."""
-    command = [sys.executable, str(LOAD), str(port), str(seconds), str(rate), what]
+    command = [sys.executable, str(LOAD), str(port), str(seconds), str(rate), operation]
     running = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     output, _ = await running.communicate()
     assert running.returncode == 0, "the load generator failed"
@@ -236,9 +236,9 @@ async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
             await generated(found, 0.5)
             return found
 
-        def closed(name: str, port: int, what: str = "post", rounds: int = 1_000) -> Side:
+        def closed(name: str, port: int, operation: str = "post", rounds: int = 1_000) -> Side:
             async def measure() -> float:
-                return (await generated(port, seconds, what=what))["rate"]
+                return (await generated(port, seconds, operation=operation))["rate"]
 
             return Side(name, "requests/s", measure, rounds)
 
@@ -253,8 +253,8 @@ async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
             *(closed(side, ports[side]) for side in SIDES),
             *(open_(side, ports[side]) for side in SIDES),
             *(
-                closed(f"{what}, growth x{times}", growing[times], what, 6)
-                for what in ("post", "list")
+                closed(f"{operation}, growth x{times}", growing[times], operation, 6)
+                for operation in ("post", "list")
                 for times in growing
             ),
         ]
@@ -287,12 +287,12 @@ COMPARISONS = [
     ),
     *(
         Comparison(
-            f"{what}: {times} times the orders",
-            f"{what}, growth x{times}",
-            f"{what}, growth x1",
+            f"{operation}: {times} times the orders",
+            f"{operation}, growth x{times}",
+            f"{operation}, growth x1",
             growth=True,
         )
-        for what in ("post", "list")
+        for operation in ("post", "list")
         for times in (10, 100)
     ),
 ]

@@ -30,10 +30,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from faststream import Context
 from faststream.kafka import KafkaBroker, KafkaResponse
 from faststream_outbox import OutboxBroker, make_outbox_table
+from harness import KEYS, Counted, Running, Side, Stage, Watch, process, run, until_ready
 from results import Area, Comparison, Figures
 from sqlalchemy import MetaData, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from turns import KEYS, Counted, Running, Side, Stage, Watch, process, run, until_ready
 
 from app.platform.database.unit_of_work import UnitsOfWork
 from app.platform.events.event import EventRegistry, EventType

@@ -18,8 +18,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
 from faststream.kafka import KafkaBroker
+from harness import TRACE, Counted, Side, Stage, Watch, counted, run
 from results import Area, Comparison, Figures
-from turns import TRACE, Counted, Side, Stage, Watch, counted, run
 
 from app.platform.events.event import EventType
 from app.platform.kafka.codec import Message, encode

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from aiokafka import AIOKafkaConsumer
+from harness import TRACE, Side, Stage, Watch, run
 from results import Area, Comparison, Figures
-from turns import TRACE, Side, Stage, Watch, run
 
 from app.orders.events import EVENTS, OrderCreated, OrderLine
 from app.orders.projections import SUBSCRIPTIONS
@@ -208,9 +208,13 @@ COMPARISONS = [
     Comparison("rebuild, beside one statement", "rebuild", "one INSERT ... SELECT"),
     *(
         Comparison(
-            f"{what}: {n} times as much", f"{what}, growth x{n}", f"{what}, growth x1", "", True
+            f"{operation}: {n} times as much",
+            f"{operation}, growth x{n}",
+            f"{operation}, growth x1",
+            "",
+            True,
         )
-        for what in ("projector", "rebuild")
+        for operation in ("projector", "rebuild")
         for n in (10, 100)
     ),
 ]

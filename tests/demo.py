@@ -33,24 +33,24 @@ STOP_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Trip:
+class RoundTrip:
     """A request, the event that it becomes, and the place of its consumer's effect."""
 
     path: str
     body: Mapping[str, str]
     event: str
     effect: str
-    is_there: Callable[[Mapping[str, Any]], bool]
+    has_effect: Callable[[Mapping[str, Any]], bool]
 
 
-SAMPLE = Trip(
+SAMPLE_TRIP = RoundTrip(
     "/users",
     {"email": "ann@example.com", "username": "ann"},
     "user.created",
     "/users/{id}",
     lambda user: user.get("profile") is not None,
 )
-LEAN = Trip(
+LEAN_TRIP = RoundTrip(
     "/heartbeats",
     {"source": "door"},
     "heartbeat.sent",
@@ -88,14 +88,14 @@ def demonstrate(service: Path, answers: rendering.Answers, *, keep: bool) -> Non
         shutil.rmtree(template)
     rendering.render(rendering.snapshot(template), service, answers)
     step("uv run app dev")
-    with running(service, keep=keep) as (base, process):
-        trip = trip_of(service)
-        correlation_id = round_trip(base, tail(service), trip)
+    with running_service(service, keep=keep) as (base, process):
+        trip = round_trip_of(service)
+        correlation_id = round_trip(base, log_tail(service), trip)
         topic = topic_of(service, trip)
         step(f"uv run app events tail {topic}")
-        print(event(service, topic))
+        print(first_event(service, topic))
         step(f"grep {correlation_id} dev.log")
-        for line in story(service, correlation_id):
+        for line in log_lines(service, correlation_id):
             print(line)
         if keep:
             print(f"\nIt serves at {base}/docs; its log is {service / 'dev.log'}.")
@@ -103,7 +103,7 @@ def demonstrate(service: Path, answers: rendering.Answers, *, keep: bool) -> Non
 
 
 @contextmanager
-def running(
+def running_service(
     service: Path,
     *options: str,
     keep: bool = False,
@@ -127,7 +127,9 @@ def running(
     kept = False
     try:
         base = f"http://127.0.0.1:{port}"
-        until(lambda: ready(base, process), START_SECONDS, "the service is not ready", service)
+        wait_until(
+            lambda: is_ready(base, process), START_SECONDS, "the service is not ready", service
+        )
         yield base, process
         kept = keep
     finally:
@@ -142,13 +144,15 @@ def stop(process: "subprocess.Popen[bytes]", service: Path) -> None:
         code = process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        raise DemoFailed(f"it did not stop within {STOP_SECONDS} s\n{tail(service)()}") from None
+        raise DemoFailed(
+            f"it did not stop within {STOP_SECONDS} s\n{log_tail(service)()}"
+        ) from None
     if code != 0:
-        raise DemoFailed(f"it ended with exit code {code}\n{tail(service)()}")
+        raise DemoFailed(f"it ended with exit code {code}\n{log_tail(service)()}")
     step(f"Ctrl-C: stopped, exit code {code}")
 
 
-def round_trip(base: str, log: Callable[[], str], trip: Trip) -> str:
+def round_trip(base: str, log: Callable[[], str], trip: RoundTrip) -> str:
     """Send what the trip begins with, and wait until the consumer's effect is there.
 
     The result is the correlation id of all that.
@@ -157,14 +161,14 @@ def round_trip(base: str, log: Callable[[], str], trip: Trip) -> str:
     body = json.dumps(trip.body)
     headers = {"X-Correlation-Id": correlation_id}
     step(f"curl {base}{trip.path} -H 'X-Correlation-Id: {correlation_id}' --json '{body}'")
-    status, made = call(f"{base}{trip.path}", trip.body, headers)
-    show(status, made)
+    status, created = call(f"{base}{trip.path}", trip.body, headers)
+    show(status, created)
     if status != 201:
         raise DemoFailed(f"expected 201\n{log()}")
-    address = base + trip.effect.format(**made)
+    address = base + trip.effect.format(**created)
     step(f"curl {address}")
     deadline = time.monotonic() + ANSWER_SECONDS
-    while not trip.is_there((answer := call(address))[1]):
+    while not trip.has_effect((answer := call(address))[1]):
         if time.monotonic() > deadline:
             raise DemoFailed(f"no effect after {ANSWER_SECONDS} s: {answer}\n{log()}")
         time.sleep(0.1)
@@ -172,7 +176,9 @@ def round_trip(base: str, log: Callable[[], str], trip: Trip) -> str:
     return correlation_id
 
 
-def event(service: Path, topic: str, settings: Mapping[str, str] = MappingProxyType({})) -> str:
+def first_event(
+    service: Path, topic: str, settings: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """The first event of `topic`, as the service's own command shows it beside `app dev`."""
     result = subprocess.run(
         ("uv", "run", "app", "events", "tail", topic, "--from-beginning", "--limit", "1"),
@@ -188,19 +194,23 @@ def event(service: Path, topic: str, settings: Mapping[str, str] = MappingProxyT
     return result.stdout.strip()
 
 
-def story(service: Path, correlation_id: str) -> list[str]:
+def log_lines(service: Path, correlation_id: str) -> list[str]:
     """The lines of the log that carry the id, in short."""
     lines = (service / "dev.log").read_text().splitlines()
-    told = (json.loads(line) for line in lines if line.startswith("{") and correlation_id in line)
-    return [f"{line['timestamp'][11:23]}  {line['logger']:<22} {line['message']}" for line in told]
+    entries = (
+        json.loads(line) for line in lines if line.startswith("{") and correlation_id in line
+    )
+    return [
+        f"{line['timestamp'][11:23]}  {line['logger']:<22} {line['message']}" for line in entries
+    ]
 
 
-def topic_of(service: Path, trip: Trip) -> str:
+def topic_of(service: Path, trip: RoundTrip) -> str:
     return f"{answers_of(service)['service_name']}.{trip.event}"
 
 
-def trip_of(service: Path) -> Trip:
-    return SAMPLE if answers_of(service)["sample_domain"] else LEAN
+def round_trip_of(service: Path) -> RoundTrip:
+    return SAMPLE_TRIP if answers_of(service)["sample_domain"] else LEAN_TRIP
 
 
 def answers_of(service: Path) -> dict[str, Any]:
@@ -222,7 +232,7 @@ def call(
         return error.code, json.loads(error.read() or b"{}")
 
 
-def ready(base: str, process: "subprocess.Popen[bytes]") -> bool:
+def is_ready(base: str, process: "subprocess.Popen[bytes]") -> bool:
     if process.poll() is not None:
         raise DemoFailed(f"it ended at its start with exit code {process.returncode}")
     try:
@@ -231,7 +241,7 @@ def ready(base: str, process: "subprocess.Popen[bytes]") -> bool:
         return False
 
 
-def until(holds: Callable[[], bool], seconds: float, otherwise: str, service: Path) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float, otherwise: str, service: Path) -> None:
     deadline = time.monotonic() + seconds
     try:
         while not holds():
@@ -239,10 +249,10 @@ def until(holds: Callable[[], bool], seconds: float, otherwise: str, service: Pa
                 raise DemoFailed(f"{otherwise} after {seconds:g} s")
             time.sleep(0.2)
     except DemoFailed as failure:
-        raise DemoFailed(f"{failure}\n{tail(service)()}") from None
+        raise DemoFailed(f"{failure}\n{log_tail(service)()}") from None
 
 
-def tail(service: Path) -> Callable[[], str]:
+def log_tail(service: Path) -> Callable[[], str]:
     def last_lines() -> str:
         lines = (service / "dev.log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-40:])

@@ -90,9 +90,9 @@ def refusal(variant: Variant) -> str:
     for name, question in questions().items():
         if name in variant.answers:
             known[name] = variant.answers[name]
-            said = jinja.from_string(question.get("validator", "")).render(known)
-            if said.strip():
-                return " ".join(said.split())
+            output = jinja.from_string(question.get("validator", "")).render(known)
+            if output.strip():
+                return " ".join(output.split())
     return ""
 
 
@@ -109,8 +109,8 @@ def codes() -> list[Variant]:
 
 def ends() -> list[Variant]:
     """The smallest and the largest code of those with the sample domain."""
-    whole = [variant for variant in codes() if variant.sample_domain]
-    return [whole[0], whole[-1]]
+    with_sample = [variant for variant in codes() if variant.sample_domain]
+    return [with_sample[0], with_sample[-1]]
 
 
 def covered_by(code: Variant) -> list[str]:

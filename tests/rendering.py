@@ -37,7 +37,9 @@ def configuration(root: Path = ROOT) -> dict[str, Any]:
 
 
 def questions(root: Path = ROOT) -> dict[str, dict[str, Any]]:
-    return {name: what for name, what in configuration(root).items() if not name.startswith("_")}
+    return {
+        name: question for name, question in configuration(root).items() if not name.startswith("_")
+    }
 
 
 def asked(repository: Path, version: str | None = None) -> set[str]:

@@ -5,10 +5,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.__main__ import AREAS, PAGE, RESULTS, rendered
-from benchmarks.generation_peers import a_file_more
-from benchmarks.page import LIMITS, page
+from benchmarks.__main__ import AREAS, PAGE, RESULTS, render_files
+from benchmarks.generation_peers import cost_of_a_file
 from benchmarks.plot import svg
+from benchmarks.report import LIMITS, render_report
 from benchmarks.results import Area, Comparison, Figures, Samples, is_met, number, results
 
 
@@ -44,9 +44,9 @@ def test_a_side_that_failed_has_no_figure_and_misses_its_goal() -> None:
     measured.sides["a"].failed = "TimeoutError: | too late"
     (row,) = measured.rows()
     assert (row["ours"], row["ratio"], row["met"]) == (None, None, False)
-    said = page(found(measured))
-    assert "| x | failed | 1 (1 - 1) |" in said
-    assert "`a` failed: TimeoutError: | too late" in said
+    output = render_report(found(measured))
+    assert "| x | failed | 1 (1 - 1) |" in output
+    assert "`a` failed: TimeoutError: | too late" in output
     assert ">failed</text>" in svg(measured)
 
 
@@ -87,18 +87,18 @@ def test_the_page_says_what_was_met_and_where_growth_stops_being_linear() -> Non
         Comparison("10 times the rows", "a", "b", growth=True),
         Comparison("100 times the rows", "b", "a", growth=True),
     ]
-    said = page(found(area(*goals, *growth, a=[8], b=[4])))
-    assert "1 of 2 are met." in said
-    assert "| outbox | met | 2.00 | >= 2 | met |" in said
-    assert "| outbox | missed | 0.50 | >= 2 | **missed** |" in said
-    assert "| 10 times the rows | 8 | 4 | rows/s | 2.00 | better than linear" in said
-    assert "| 100 times the rows | 4 | 8 | rows/s | 0.50 | no longer linear" in said
+    output = render_report(found(area(*goals, *growth, a=[8], b=[4])))
+    assert "1 of 2 are met." in output
+    assert "| outbox | met | 2.00 | >= 2 | met |" in output
+    assert "| outbox | missed | 0.50 | >= 2 | **missed** |" in output
+    assert "| 10 times the rows | 8 | 4 | rows/s | 2.00 | better than linear" in output
+    assert "| 100 times the rows | 4 | 8 | rows/s | 0.50 | no longer linear" in output
 
 
 def test_loads_of_longer_streams_are_linear_when_an_event_costs_the_same() -> None:
     measured = area(Comparison("loads: 10 times the events", "a", "b", growth=True))
     measured.sides = {"a": Samples("loads/s", [1.0]), "b": Samples("loads/s", [10.0])}
-    assert "| 0.10 | linear |" in page(found(measured))
+    assert "| 0.10 | linear |" in render_report(found(measured))
 
 
 def test_a_request_is_constant_when_it_costs_the_same_with_more_in_the_tables() -> None:
@@ -108,9 +108,9 @@ def test_a_request_is_constant_when_it_costs_the_same_with_more_in_the_tables() 
     )
     rates = {"a": 300.0, "b": 290.0, "c": 30.0}
     measured.sides = {name: Samples("requests/s", [rate]) for name, rate in rates.items()}
-    said = page(found(measured))
-    assert "| 0.97 | constant |" in said
-    assert "| 0.10 | no longer constant: one costs more |" in said
+    output = render_report(found(measured))
+    assert "| 0.97 | constant |" in output
+    assert "| 0.10 | no longer constant: one costs more |" in output
 
 
 def test_templates_of_more_files_are_linear_when_a_file_costs_the_same() -> None:
@@ -123,16 +123,16 @@ def test_templates_of_more_files_are_linear_when_a_file_costs_the_same() -> None
         "b": Samples("s", [9.0]),
         "c": Samples("s", [200.0]),
     }
-    said = page(found(measured))
-    assert "| 9.00 | linear |" in said
-    assert "| 200.00 | no longer linear: one costs more |" in said
+    output = render_report(found(measured))
+    assert "| 9.00 | linear |" in output
+    assert "| 200.00 | no longer linear: one costs more |" in output
 
 
 def test_a_file_more_costs_what_the_first_does_not_explain() -> None:
     many, one = Samples("s", [3.0, 2.5]), Samples("s", [1.0, 0.5])
-    assert a_file_more(one, many, 101) == Samples("ms", [20.0, 20.0])
+    assert cost_of_a_file(one, many, 101) == Samples("ms", [20.0, 20.0])
     failed = Samples("s", [3.0], failed="it stopped")
-    assert a_file_more(one, failed, 101).median is None
+    assert cost_of_a_file(one, failed, 101).median is None
 
 
 def test_a_plot_is_well_formed_and_in_proportion() -> None:
@@ -162,7 +162,7 @@ def test_every_area_says_what_limits_it() -> None:
 
 def test_the_page_and_the_plots_are_what_latest_json_gives() -> None:
     latest = json.loads((RESULTS / "latest.json").read_text())
-    for name, text in rendered(latest).items():
+    for name, text in render_files(latest).items():
         file = PAGE if name == PAGE.name else RESULTS / name
         assert file.read_text() == text, f"{file.name}: `nox -s bench` writes it, nobody else"
 

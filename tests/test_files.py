@@ -11,7 +11,7 @@ from zipfile import ZipFile
 import pytest
 import yaml
 
-from tests import imports
+from tests import import_graph
 from tests.conftest import Rendered
 from tests.matrix import Variant
 from tests.rendering import ROOT
@@ -70,7 +70,7 @@ def test_compose_starts_the_service_after_its_migrations_and_topics(compose: Pat
     services = yaml.safe_load(compose.read_text())["services"]
     for process in ("api", "worker"):
         waits_for = services[process]["depends_on"]
-        assert {name: what["condition"] for name, what in waits_for.items()} == {
+        assert {name: condition["condition"] for name, condition in waits_for.items()} == {
             "migrations": "service_completed_successfully",
             "topics": "service_completed_successfully",
         }
@@ -159,4 +159,6 @@ def test_the_guide_leads_to_files_of_the_service() -> None:
 
 
 def test_the_drawing_of_the_imports_is_current_and_has_no_cycle() -> None:
-    assert imports.DRAWING.read_text() == imports.drawn(), "run `python -m tests.imports`"
+    assert import_graph.PAGE.read_text() == import_graph.render_page(), (
+        "run `python -m tests.import_graph`"
+    )

@@ -83,11 +83,11 @@ REFUSED_BY_UPDATE: list[tuple[Mapping[str, object], str, str]] = [
 def messages(question: str) -> list[str]:
     """List the messages of a question's validator, one for each of its branches."""
     tree = Environment().parse(rendering.questions()[question].get("validator", ""))
-    said = (
+    texts = (
         "".join(part.data for part in output.find_all(nodes.TemplateData))
         for output in tree.find_all(nodes.Output)
     )
-    return [" ".join(message.split()) for message in said if message.strip()]
+    return [" ".join(message.split()) for message in texts if message.strip()]
 
 
 BRANCHES = [(name, message) for name in rendering.questions() for message in messages(name)]
@@ -102,8 +102,8 @@ def test_a_bad_answer_is_refused_with_its_mend(
     assert result.returncode != 0
     (last,) = result.stderr.splitlines()[-1:]
     assert message in last, result.stderr
-    whole = [whole for _, whole in BRANCHES if message in whole]
-    assert not whole or any(it in last for it in whole), "the message is cut off"
+    complete = [complete for _, complete in BRANCHES if message in complete]
+    assert not complete or any(it in last for it in complete), "the message is cut off"
     assert not (tmp_path / "service").exists()
 
 
@@ -119,8 +119,8 @@ def test_every_question_has_help_default_and_a_guard() -> None:
 def test_every_branch_of_a_validator_has_an_answer_that_it_refuses(
     question: str, message: str
 ) -> None:
-    tried = [answers for answers, said in REFUSED if said in message and question in answers]
-    tried += [answers for answers, _, said in REFUSED_BY_UPDATE if said in message]
+    tried = [answers for answers, refusal in REFUSED if refusal in message and question in answers]
+    tried += [answers for answers, _, refusal in REFUSED_BY_UPDATE if refusal in message]
     assert tried, f"add a bad answer to REFUSED for which {question} says: {message}"
 
 

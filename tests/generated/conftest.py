@@ -10,41 +10,41 @@ from typing import Any
 import pytest
 
 from tests import matrix
-from tests.generated.workshop import Workshop, owned
+from tests.generated.workspace import Workspace, temporary_folder
 from tests.matrix import Variant
 from tests.rendering import ROOT
 from tests.shell import environment
 
-FOLDER = pytest.StashKey[Path]()
-OWNED = pytest.StashKey[ExitStack]()
-INPUT = "services_folder"
+RUN_FOLDER = pytest.StashKey[Path]()
+EXIT_STACK = pytest.StashKey[ExitStack]()
+WORKER_INPUT = "services_folder"
 # Fixtures that are one variant each.
-ALONE = {"base": matrix.codes()[0], "whole": matrix.ends()[-1]}
+SINGLE_VARIANTS = {"base": matrix.codes()[0], "whole": matrix.ends()[-1]}
 SECONDS = 600
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The folder of the run is the controller's; workers of xdist are told where it is."""
-    config.stash[OWNED] = ExitStack()
-    chosen(config)  # before anything is made for a variant that there is not
+    config.stash[EXIT_STACK] = ExitStack()
+    chosen_variants(config)  # before anything is made for a variant that there is not
     if (given := getattr(config, "workerinput", None)) is None:
-        config.stash[FOLDER] = config.stash[OWNED].enter_context(owned())
+        config.stash[RUN_FOLDER] = config.stash[EXIT_STACK].enter_context(temporary_folder())
     else:
-        config.stash[FOLDER] = Path(given[INPUT])
+        config.stash[RUN_FOLDER] = Path(given[WORKER_INPUT])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # a WorkerController of xdist, which has no types
-    node.workerinput[INPUT] = str(node.config.stash[FOLDER])
+    node.workerinput[WORKER_INPUT] = str(node.config.stash[RUN_FOLDER])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[OWNED].close()
+    config.stash[EXIT_STACK].close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    closing = terminalreporter.config.stash[FOLDER] / "closing"
-    for line in closing.read_text().splitlines() if closing.exists() else []:
+    summary = terminalreporter.config.stash[RUN_FOLDER] / "summary"
+    for line in summary.read_text().splitlines() if summary.exists() else []:
         terminalreporter.write_line(line)
 
 
@@ -55,14 +55,14 @@ class Service:
     path: Path
     name: str
     settings: Mapping[str, str] = field(repr=False)
-    closing: Path = field(repr=False)
+    summary: Path = field(repr=False)
 
     def run(self, *command: str, settings: Mapping[str, str] = MappingProxyType({})) -> str:
         """`uv run` a command there, and fail with all it said unless it succeeds."""
         result = subprocess.run(
             ("uv", "run", "--no-sync", *command),
             cwd=self.path,
-            # Folders of its own, which no other run of pytest takes back (see workshop.owned).
+            # Folders of its own, which no other run of pytest takes back (see workspace.owned).
             env={
                 **environment(),
                 "PYTEST_DEBUG_TEMPROOT": str(self.path.parent),
@@ -79,30 +79,30 @@ class Service:
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}"
         return result.stdout
 
-    def close_with(self, output: str, remark: str = "") -> None:
+    def report_last_line(self, output: str, remark: str = "") -> None:
         """Show the last line of `output` in the summary of this run."""
         last = output.rstrip().splitlines()[-1].strip("= ")
-        self.say(f"{last} ({remark})" if remark else last)
+        self.report(f"{last} ({remark})" if remark else last)
 
-    def say(self, what: str) -> None:
-        with self.closing.open("a") as closing:
-            closing.write(f"{self.name}: {what}\n")
+    def report(self, what: str) -> None:
+        with self.summary.open("a") as summary:
+            summary.write(f"{self.name}: {what}\n")
 
 
 @pytest.fixture(scope="session")
 def services_folder(pytestconfig: pytest.Config) -> Path:
     """The folder in which services are rendered."""
-    return pytestconfig.stash[FOLDER]
+    return pytestconfig.stash[RUN_FOLDER]
 
 
 @pytest.fixture(scope="session")
-def workshop(services_folder: Path, pytestconfig: pytest.Config) -> Workshop:
-    return Workshop(services_folder, str(pytestconfig.getoption("--service-python")))
+def workspace(services_folder: Path, pytestconfig: pytest.Config) -> Workspace:
+    return Workspace(services_folder, str(pytestconfig.getoption("--service-python")))
 
 
 @pytest.fixture(scope="session")
 def services(
-    repository: Path, workshop: Workshop, services_folder: Path
+    repository: Path, workspace: Workspace, services_folder: Path
 ) -> Callable[[Variant], Service]:
     """Renders a variant and gives it an environment, each once a run.
 
@@ -110,23 +110,25 @@ def services(
     """
 
     def install(variant: Variant) -> Service:
-        path = workshop.rendered(variant, repository)
+        path = workspace.render(variant, repository)
         smallest = variant == matrix.codes()[0]
-        settings = workshop.synced(path) if smallest else workshop.shared(path)
-        name = f"{variant.code} on Python {version(path, settings)}"
-        return Service(path, name, settings, services_folder / "closing")
+        settings = (
+            workspace.sync_environment(path) if smallest else workspace.shared_environment(path)
+        )
+        name = f"{variant.code} on Python {python_version(path, settings)}"
+        return Service(path, name, settings, services_folder / "summary")
 
     return install
 
 
-def version(service: Path, settings: Mapping[str, str]) -> str:
+def python_version(service: Path, settings: Mapping[str, str]) -> str:
     folder = Path(settings.get("UV_PROJECT_ENVIRONMENT", service / ".venv"))
     configuration = (folder / "pyvenv.cfg").read_text()
     found = re.search(r"^version_info = (\d+\.\d+)", configuration, re.MULTILINE)
     return found.group(1) if found else "?"
 
 
-def chosen(config: pytest.Config) -> list[Variant]:
+def chosen_variants(config: pytest.Config) -> list[Variant]:
     """The codes that --variant names."""
     match str(config.getoption("--variant")):
         case "all":
@@ -148,14 +150,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "variant" in metafunc.fixturenames:
         variants = [
             pytest.param(variant, id=variant.code, marks=pytest.mark.xdist_group(variant.code))
-            for variant in reversed(chosen(metafunc.config))
+            for variant in reversed(chosen_variants(metafunc.config))
         ]
         metafunc.parametrize("variant", variants, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests of one variant where it is not chosen."""
-    missing = {name for name, variant in ALONE.items() if variant not in chosen(config)}
+    missing = {
+        name for name, variant in SINGLE_VARIANTS.items() if variant not in chosen_variants(config)
+    }
     others = [item for item in items if not missing.isdisjoint(getattr(item, "fixturenames", ()))]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
@@ -170,19 +174,19 @@ def service(variant: Variant, services: Callable[[Variant], Service]) -> Service
 @pytest.fixture(scope="session")
 def base(services: Callable[[Variant], Service]) -> Service:
     """The service without modules, for what is the same with them."""
-    return services(ALONE["base"])
+    return services(SINGLE_VARIANTS["base"])
 
 
 @pytest.fixture(scope="session")
-def whole(services: Callable[[Variant], Service]) -> Service:
+def full(services: Callable[[Variant], Service]) -> Service:
     """The service with every module, for what needs them all."""
-    return services(ALONE["whole"])
+    return services(SINGLE_VARIANTS["whole"])
 
 
 @pytest.fixture(scope="session")
-def servers(workshop: Workshop, repository: Path) -> Mapping[str, str]:
+def servers(workspace: Workspace, repository: Path) -> Mapping[str, str]:
     """Addresses of the PostgreSQL and the Kafka that all variants share."""
-    return workshop.servers(repository)
+    return workspace.servers(repository)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 
 from tests import demo, matrix
 from tests.generated.conftest import Service
-from tests.generated.test_round_trip import processes_below
+from tests.generated.test_round_trip import processes_in
 from tests.shell import environment
 
 SECONDS = 10
@@ -23,21 +23,21 @@ pytestmark = pytest.mark.xdist_group(matrix.codes()[0].code)
 
 
 def test_a_run_that_was_killed_is_mended_by_the_next(base: Service) -> None:
-    with demo.running(base.path, "--fresh", keep=True) as (_, process):
+    with demo.running_service(base.path, "--fresh", keep=True) as (_, process):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(SECONDS)
-    assert processes_below(base.path) != [], "servers outlive a kill of what started them"
+    assert processes_in(base.path) != [], "servers outlive a kill of what started them"
     assert (base.path / ".dev" / "servers.json").exists(), "as does what it told of them"
     assert "start `uv run app dev` in this folder, or set DATABASE_URL" in refusal(base, "db")
-    with demo.running(base.path) as (address, _):
-        demo.round_trip(address, demo.tail(base.path), demo.trip_of(base.path))
-        told = (base.path / "dev.log").read_text().splitlines()
-        assert "  Try it:" in told, "what is where is told line by line"
-        assert f"  API documentation  {address}/docs" in told
+    with demo.running_service(base.path) as (address, _):
+        demo.round_trip(address, demo.log_tail(base.path), demo.round_trip_of(base.path))
+        settings = (base.path / "dev.log").read_text().splitlines()
+        assert "  Try it:" in settings, "what is where is told line by line"
+        assert f"  API documentation  {address}/docs" in settings
     deadline = time.monotonic() + SECONDS
-    while processes_below(base.path) and time.monotonic() < deadline:
+    while processes_in(base.path) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert processes_below(base.path) == []
+    assert processes_in(base.path) == []
 
 
 def refusal(service: Service, group: str) -> str:
@@ -58,7 +58,7 @@ def refusal(service: Service, group: str) -> str:
 
 
 def test_signals_that_come_again_change_nothing(base: Service) -> None:
-    with demo.running(base.path) as (_, process):
+    with demo.running_service(base.path) as (_, process):
         deadline = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < deadline:
             os.killpg(process.pid, signal.SIGINT)
@@ -67,9 +67,9 @@ def test_signals_that_come_again_change_nothing(base: Service) -> None:
 
 
 def test_where_nothing_runs_a_command_says_what_to_start(base: Service) -> None:
-    said = refusal(base, "topics")
-    assert "start `uv run app dev` in this folder, or set KAFKA_BOOTSTRAP_SERVERS" in said
-    assert "using the servers" not in said
+    output = refusal(base, "topics")
+    assert "start `uv run app dev` in this folder, or set KAFKA_BOOTSTRAP_SERVERS" in output
+    assert "using the servers" not in output
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_where_nothing_runs_a_command_says_what_to_start(base: Service) -> None:
 def test_it_ends_with_a_server_that_ends_and_says_which(
     base: Service, server: str, identity: str
 ) -> None:
-    with demo.running(base.path, keep=True) as (_, process):
+    with demo.running_service(base.path, keep=True) as (_, process):
         try:
             os.kill(int((base.path / ".dev" / identity).read_text()), signal.SIGKILL)
             code = process.wait(demo.STOP_SECONDS)
@@ -90,4 +90,4 @@ def test_it_ends_with_a_server_that_ends_and_says_which(
     log = (base.path / "dev.log").read_text()
     (line,) = [line for line in log.splitlines() if line.startswith("error: ")]
     assert f"{server} has ended by itself; its log is {base.path / '.dev'}" in line
-    assert processes_below(base.path) == []
+    assert processes_in(base.path) == []

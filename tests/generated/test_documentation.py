@@ -11,14 +11,14 @@ import pytest
 
 from tests.generated.conftest import Service
 
-COLLECT = Path(__file__).with_name("settings_of_service.py")
-METRICS = Path(__file__).with_name("metrics_of_service.py")
-UNKNOWN = Path(__file__).with_name("unknown_commands.py")
+LIST_SETTINGS = Path(__file__).with_name("list_settings.py")
+LIST_METRICS = Path(__file__).with_name("list_metrics.py")
+CHECK_COMMANDS = Path(__file__).with_name("check_commands.py")
 
 
 @pytest.fixture(scope="module")
 def settings(service: Service) -> dict[str, Any]:
-    collected: dict[str, Any] = json.loads(service.run("python", "-P", str(COLLECT)))
+    collected: dict[str, Any] = json.loads(service.run("python", "-P", str(LIST_SETTINGS)))
     return collected
 
 
@@ -45,7 +45,7 @@ def test_the_readme_names_no_setting_that_is_not_there(
 
 
 def test_the_documentation_names_every_metric(service: Service) -> None:
-    collected = service.run("python", "-P", str(METRICS)).split()
+    collected = service.run("python", "-P", str(LIST_METRICS)).split()
     assert collected
     pages = [page.read_text() for page in (service.path / "docs").glob("*.md")]
     named = {name for page in pages for name in re.findall(r"`([a-z_]+)(?:`|\{)", page)}
@@ -56,7 +56,7 @@ def test_the_readme_names_no_command_that_is_not_there(service: Service) -> None
     readme = (service.path / "README.md").read_text()
     commands = set(re.findall(r"^\| `app ((?:[a-z]+ ?)+)", readme, re.MULTILINE))
     assert commands
-    unknown = service.run("python", "-P", str(UNKNOWN), *sorted(commands))
+    unknown = service.run("python", "-P", str(CHECK_COMMANDS), *sorted(commands))
     assert unknown == ""
 
 
@@ -78,11 +78,11 @@ def test_messages_are_as_the_asyncapi_document_says(service: Service, tmp_path: 
         schema, sample = tmp_path / "schema.json", tmp_path / "sample.json"
         schema.write_text(json.dumps(message["payload"] | {"components": document["components"]}))
         sample.write_text(json.dumps(kept[version]["sample"]))
-        assert said(schema, sample) == 0, f"{name}: its sample does not follow its schema"
+        assert output(schema, sample) == 0, f"{name}: its sample does not follow its schema"
         sample.write_text(json.dumps(kept[version]["sample"] | {"event_id": None}))
-        assert said(schema, sample) == 1, f"{name}: its schema takes anything"
+        assert output(schema, sample) == 1, f"{name}: its schema takes anything"
 
 
-def said(schema: Path, sample: Path) -> int:
+def output(schema: Path, sample: Path) -> int:
     command = (sys.executable, "-m", "check_jsonschema", "--schemafile", str(schema), str(sample))
     return subprocess.run(command, capture_output=True, check=False).returncode

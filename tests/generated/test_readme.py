@@ -10,10 +10,10 @@ import pytest
 
 from tests import matrix
 from tests.generated.conftest import Service
-from tests.generated.workshop import Workshop
+from tests.generated.workspace import Workspace
 
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-PLUGGED_IN = """\
+LIST_TOPICS = """\
 from app import SERVICE_NAME, reviews, wiring
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.runtime import Context
@@ -36,13 +36,13 @@ def test_the_code_of_the_readme_can_be_plugged_in(base: Service, tmp_path: Path)
             path = tmp_path / block.partition("\n")[0].removeprefix("# ")
             path.parent.mkdir(exist_ok=True)
             path.write_text(block)
-        topics = base.run("python", "-P", "-c", PLUGGED_IN, settings={"PYTHONPATH": str(tmp_path)})
+        topics = base.run("python", "-P", "-c", LIST_TOPICS, settings={"PYTHONPATH": str(tmp_path)})
         (event,) = (topic for topic in topics.split() if topic.endswith(".review.written"))
         assert f"{event}.ratings.dlq" in topics.split()
 
 
 EXAMPLE = ["users", "posts", "orders"]
-DROPPED = """\
+DROP_EXAMPLE = """\
 import asyncio
 import os
 import re
@@ -63,9 +63,9 @@ with temporary_database(os.environ["DATABASE_URL"]) as url:
 
 
 @pytest.fixture
-def without_example(workshop: Workshop, repository: Path, services_folder: Path) -> Service:
+def without_example(workspace: Workspace, repository: Path, services_folder: Path) -> Service:
     """The smallest service, whose example was removed as its README says."""
-    path = workshop.rendered(matrix.codes()[0], repository, "without-example")
+    path = workspace.render(matrix.codes()[0], repository, "without-example")
     for name in EXAMPLE:
         shutil.rmtree(path / "app" / name)
         shutil.rmtree(path / "tests" / name)
@@ -77,7 +77,10 @@ def without_example(workshop: Workshop, repository: Path, services_folder: Path)
         text = file.read_text().replace('["app.users", "app.posts", "app.orders"]', "[]")
         file.write_text(line.sub("", text))
     return Service(
-        path, "base without the example", workshop.shared(path), services_folder / "closing"
+        path,
+        "base without the example",
+        workspace.shared_environment(path),
+        services_folder / "summary",
     )
 
 
@@ -89,15 +92,17 @@ def test_the_example_can_be_removed(without_example: Service, servers: Mapping[s
     service.run("ruff", "format", "--check", ".")
     service.run("lint-imports")
     service.run("mypy")
-    said = service.run("python", "-c", DROPPED, settings=settings)
-    assert "core_0002_drop_the_example.py" in said
+    output = service.run("python", "-c", DROP_EXAMPLE, settings=settings)
+    assert "core_0002_drop_the_example.py" in output
     tables = ["inventory", "order_items", "orders", "posts", "profiles", "users"]
-    assert str(tables) in said
-    assert "left to do: None" in said
+    assert str(tables) in output
+    assert "left to do: None" in output
     # The other tests of the platform are the same, and every service runs them.
     tests = (
         "tests/contracts",
         "tests/platform/test_database.py",
         "tests/platform/test_hostile_input.py",
     )
-    service.close_with(service.run("pytest", "-q", *tests, settings=servers), "its example removed")
+    service.report_last_line(
+        service.run("pytest", "-q", *tests, settings=servers), "its example removed"
+    )

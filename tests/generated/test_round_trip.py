@@ -14,41 +14,41 @@ of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
 
 
 def test_what_is_sent_is_published_consumed_and_told_in_the_log(service: Service) -> None:
-    the_story_is_told(service, "kafka")
+    check_round_trip(service, "kafka")
 
 
 @of_base
 def test_the_same_on_the_mock_broker(base: Service) -> None:
-    the_story_is_told(base, "mock")
+    check_round_trip(base, "mock")
 
 
-def the_story_is_told(service: Service, broker: str) -> None:
-    trip = demo.trip_of(service.path)
+def check_round_trip(service: Service, broker: str) -> None:
+    trip = demo.round_trip_of(service.path)
     topic = demo.topic_of(service.path, trip)
     options = ("--broker", broker, "--fresh")
-    with demo.running(service.path, *options, settings=service.settings) as (address, _):
-        correlation_id = demo.round_trip(address, demo.tail(service.path), trip)
-        event = demo.event(service.path, topic, service.settings)
-        story = demo.story(service.path, correlation_id)
+    with demo.running_service(service.path, *options, settings=service.settings) as (address, _):
+        correlation_id = demo.round_trip(address, demo.log_tail(service.path), trip)
+        event = demo.first_event(service.path, topic, service.settings)
+        log_lines = demo.log_lines(service.path, correlation_id)
     assert topic in event
     assert correlation_id in event
-    assert any("app.platform.tracing" in line for line in story), story
-    assert any("kafka" in line for line in story), "the consumer said nothing about it"
+    assert any("app.platform.tracing" in line for line in log_lines), log_lines
+    assert any("kafka" in line for line in log_lines), "the consumer said nothing about it"
 
 
 @of_base
 def test_the_second_start_serves_and_leaves_nothing_behind(base: Service) -> None:
-    with demo.running(base.path):
+    with demo.running_service(base.path):
         pass
     begun = time.monotonic()
-    with demo.running(base.path) as (_, process):
+    with demo.running_service(base.path) as (_, process):
         taken = time.monotonic() - begun
-    base.say(f"second start of app dev took {taken:.1f} s")
-    assert processes_below(base.path) == []
+    base.report(f"second start of app dev took {taken:.1f} s")
+    assert processes_in(base.path) == []
     assert process.returncode == 0
 
 
-def processes_below(folder: Path) -> list[str]:
+def processes_in(folder: Path) -> list[str]:
     """Command lines of living processes that work in `folder`, or name it."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):

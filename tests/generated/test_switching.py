@@ -13,31 +13,31 @@ import pytest
 
 from tests import rendering
 from tests.generated.conftest import Service
-from tests.generated.workshop import Workshop
-from tests.update import released
+from tests.generated.workspace import Workspace
+from tests.update import releases
 
-DATABASE = Path(__file__).with_name("database_of_living.py")
-VERSION = next(iter(released.VERSIONS))
+DATABASE = Path(__file__).with_name("service_database.py")
+VERSION = next(iter(releases.VERSIONS))
 
-OUTBOX = {"outbox", "outbox_parked", "outbox_buckets"}
-READ_SIDE = {"order_views", "customer_names", "sales", "daily_sales", "projection_rebuilds"}
-EVENT_STORE = {"events", "event_snapshots"}
+OUTBOX_TABLES = {"outbox", "outbox_parked", "outbox_buckets"}
+READ_SIDE_TABLES = {"order_views", "customer_names", "sales", "daily_sales", "projection_rebuilds"}
+EVENT_STORE_TABLES = {"events", "event_snapshots"}
 
-Start = Callable[[Iterable[str]], "Living"]
+Start = Callable[[Iterable[str]], "LivingService"]
 
 
-class Living:
+class LivingService:
     """A service under version control, with a database of its own."""
 
-    def __init__(self, service: Service, workshop: Workshop, servers: Mapping[str, str]) -> None:
+    def __init__(self, service: Service, workspace: Workspace, servers: Mapping[str, str]) -> None:
         self.service = service
         self.path = service.path
-        self._workshop = workshop
+        self._workspace = workspace
         self._servers = {**servers}
         self._servers["DATABASE_URL"] = self.run("python", "-P", str(DATABASE), "new").strip()
 
     def run(self, *command: str) -> str:
-        environment = self._workshop.shared(self.path)
+        environment = self._workspace.shared_environment(self.path)
         return self.service.run(*command, settings={**self._servers, **environment})
 
     def fill(self, what: str = "fill") -> None:
@@ -55,33 +55,33 @@ class Living:
     def update(self, answer: str) -> None:
         if rendering.git(self.path, "status", "--porcelain"):  # the lock file of the first to sync
             rendering.commit(self.path, "Lock")
-        released.update(self.path, "--data", answer)
+        releases.update(self.path, "--data", answer)
 
 
 @pytest.fixture(scope="session")
 def history(services_folder: Path) -> Path:
-    return released.history(Path(mkdtemp(dir=services_folder)) / "template")
+    return releases.history(Path(mkdtemp(dir=services_folder)) / "template")
 
 
 @pytest.fixture
-def start(history: Path, base: Service, workshop: Workshop, servers: Mapping[str, str]) -> Start:
-    def living(modules: Iterable[str]) -> Living:
-        path = Path(mkdtemp(dir=workshop.folder)) / "my-service"
-        released.start(history, VERSION, path, {"modules": [*modules]})
-        return Living(Service(path, "living", {}, base.closing), workshop, servers)
+def start(history: Path, base: Service, workspace: Workspace, servers: Mapping[str, str]) -> Start:
+    def living_service(modules: Iterable[str]) -> LivingService:
+        path = Path(mkdtemp(dir=workspace.folder)) / "my-service"
+        releases.start(history, VERSION, path, {"modules": [*modules]})
+        return LivingService(Service(path, "living", {}, base.summary), workspace, servers)
 
-    return living
+    return living_service
 
 
 @pytest.fixture
 def living_lean(
-    history: Path, base: Service, workshop: Workshop, servers: Mapping[str, str]
-) -> Living:
+    history: Path, base: Service, workspace: Workspace, servers: Mapping[str, str]
+) -> LivingService:
     """A lean service of the version that is being worked on."""
-    path = Path(mkdtemp(dir=workshop.folder)) / "my-service"
+    path = Path(mkdtemp(dir=workspace.folder)) / "my-service"
     rendering.render(history, path, {"sample_domain": False})
-    released.keep(path)
-    return Living(Service(path, "living", {}, base.closing), workshop, servers)
+    releases.commit_service(path)
+    return LivingService(Service(path, "living", {}, base.summary), workspace, servers)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class Module:
 
 
 MODULES = {
-    "outbox": Module((), OUTBOX, (), set()),
-    "cqrs": Module((), READ_SIDE, ("projections rebuild order-views",), {"order_views"}),
+    "outbox": Module((), OUTBOX_TABLES, (), set()),
+    "cqrs": Module((), READ_SIDE_TABLES, ("projections rebuild order-views",), {"order_views"}),
     "event_sourcing": Module(
-        ("outbox",), EVENT_STORE, ("events-store import", "events-store verify"), {"events"}
+        ("outbox",), EVENT_STORE_TABLES, ("events-store import", "events-store verify"), {"events"}
     ),
 }
 
@@ -108,24 +108,24 @@ def test_a_module_comes_with_its_tables_and_keeps_the_data(
     module: str, start: Start, history: Path
 ) -> None:
     new = MODULES[module]
-    living = start(new.needs)
-    living.fill()
-    before = living.rows()
-    living.switch([*new.needs, module])
+    living_service = start(new.needs)
+    living_service.fill()
+    before = living_service.rows()
+    living_service.switch([*new.needs, module])
     answers = {"modules": [*new.needs, module]}
-    fresh = rendering.render(history, living.path.with_name("fresh"), answers)
+    fresh = rendering.render(history, living_service.path.with_name("fresh"), answers)
     for path in rendering.files(fresh):
-        assert (living.path / path).read_bytes() == (fresh / path).read_bytes(), path
-    living.run("app", "db", "upgrade")
-    assert "No new upgrade operations detected" in living.run("alembic", "check")
-    after = living.rows()
+        assert (living_service.path / path).read_bytes() == (fresh / path).read_bytes(), path
+    living_service.run("app", "db", "upgrade")
+    assert "No new upgrade operations detected" in living_service.run("alembic", "check")
+    after = living_service.rows()
     assert after.keys() - before.keys() >= new.tables
     assert {table: rows for table, rows in after.items() if table in before} == before
     for command in new.afterwards:
-        living.run("app", *command.split())
-    rows = living.rows()
+        living_service.run("app", *command.split())
+    rows = living_service.rows()
     assert {table for table in new.tables if rows[table]} >= new.filled
-    living.run("pytest", "-q", *own_tests(living.path, module))
+    living_service.run("pytest", "-q", *own_tests(living_service.path, module))
 
 
 def own_tests(service: Path, module: str) -> list[str]:
@@ -136,79 +136,81 @@ def own_tests(service: Path, module: str) -> list[str]:
 
 @pytest.mark.xdist_group("switching off")
 def test_modules_that_are_switched_off_leave_a_whole_service_and_its_data(
-    start: Start, mypy_cache: Path, workshop: Workshop
+    start: Start, mypy_cache: Path, workspace: Workspace
 ) -> None:
-    living = start(["outbox", "cqrs"])
-    living.fill()
-    before = living.rows()
-    living.switch([])
+    living_service = start(["outbox", "cqrs"])
+    living_service.fill()
+    before = living_service.rows()
+    living_service.switch([])
     for check in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["lint-imports"]):
-        living.run(*check)
-    with workshop.locked("mypy"):
-        living.run("mypy", "--cache-dir", str(mypy_cache))
-    assert living.rows() == before
+        living_service.run(*check)
+    with workspace.locked("mypy"):
+        living_service.run("mypy", "--cache-dir", str(mypy_cache))
+    assert living_service.rows() == before
     with pytest.raises(AssertionError, match="Bring its file back from git"):
-        living.run("app", "db", "upgrade")
+        living_service.run("app", "db", "upgrade")
     # What docs/updating.md says to do, now and later.
-    rendering.git(living.path, "checkout", "HEAD", "--", "migrations/versions")
-    living.run("app", "db", "upgrade")
-    assert living.rows() == before
+    rendering.git(living_service.path, "checkout", "HEAD", "--", "migrations/versions")
+    living_service.run("app", "db", "upgrade")
+    assert living_service.rows() == before
     revision = ("alembic", "revision", "--autogenerate", "--message", "drop both")
-    living.run(*revision, "--head", "outbox@head")
-    living.run("app", "db", "upgrade")
-    assert "No new upgrade operations detected" in living.run("alembic", "check")
-    kept = before.keys() - OUTBOX - READ_SIDE
-    assert living.rows() == {table: before[table] for table in before if table in kept}
+    living_service.run(*revision, "--head", "outbox@head")
+    living_service.run("app", "db", "upgrade")
+    assert "No new upgrade operations detected" in living_service.run("alembic", "check")
+    kept = before.keys() - OUTBOX_TABLES - READ_SIDE_TABLES
+    assert living_service.rows() == {table: before[table] for table in before if table in kept}
 
 
 EVERY_MODULE = ["outbox", "cqrs", "event_sourcing"]
-HEARTBEATS = {"heartbeats", "heartbeat_counts"}
+HEARTBEAT_TABLES = {"heartbeats", "heartbeat_counts"}
 
 
 @pytest.mark.xdist_group("sample domain")
 @pytest.mark.parametrize(
     ("modules", "tables"),
-    [([], HEARTBEATS), (EVERY_MODULE, {*HEARTBEATS, "sources", "source_streams"})],
+    [([], HEARTBEAT_TABLES), (EVERY_MODULE, {*HEARTBEAT_TABLES, "sources", "source_streams"})],
     ids=["base", "every module"],
 )
 def test_the_sample_domain_goes_and_its_tables_stay_with_their_data(
     modules: list[str], tables: set[str], start: Start, history: Path
 ) -> None:
-    living = start(modules)
-    living.fill()
-    before = living.rows()
-    living.update("sample_domain=false")
+    living_service = start(modules)
+    living_service.fill()
+    before = living_service.rows()
+    living_service.update("sample_domain=false")
     lean = {"sample_domain": False, "modules": modules}
-    fresh = rendering.render(history, living.path.with_name("fresh"), lean)
+    fresh = rendering.render(history, living_service.path.with_name("fresh"), lean)
     for path in rendering.files(fresh):
-        assert (living.path / path).read_bytes() == (fresh / path).read_bytes(), path
-    listed = rendering.git(living.path, "ls-files", "--cached", "--others", "--exclude-standard")
-    left = {name for name in listed.splitlines() if (living.path / name).is_file()}
+        assert (living_service.path / path).read_bytes() == (fresh / path).read_bytes(), path
+    listed = rendering.git(
+        living_service.path, "ls-files", "--cached", "--others", "--exclude-standard"
+    )
+    left = {name for name in listed.splitlines() if (living_service.path / name).is_file()}
     assert left - {"uv.lock"} == {str(path) for path in rendering.files(fresh)}
-    living.run("app", "db", "upgrade")
-    after = living.rows()
+    living_service.run("app", "db", "upgrade")
+    after = living_service.rows()
     assert after.keys() - before.keys() == tables
     assert {table: rows for table, rows in after.items() if table in before} == before
 
 
 @pytest.mark.xdist_group("lean")
 def test_the_modules_of_a_lean_service_take_over_what_was_there_before(
-    living_lean: Living, history: Path
+    living_lean: LivingService, history: Path
 ) -> None:
-    living = living_lean
-    living.fill("beat")
-    before = living.rows()
-    living.switch(EVERY_MODULE)
+    living_service = living_lean
+    living_service.fill("beat")
+    before = living_service.rows()
+    living_service.switch(EVERY_MODULE)
     lean = {"sample_domain": False, "modules": EVERY_MODULE}
-    fresh = rendering.render(history, living.path.with_name("fresh"), lean)
+    fresh = rendering.render(history, living_service.path.with_name("fresh"), lean)
     for path in rendering.files(fresh):
-        assert (living.path / path).read_bytes() == (fresh / path).read_bytes(), path
-    living.run("app", "db", "upgrade")
-    assert "No new upgrade operations detected" in living.run("alembic", "check")
+        assert (living_service.path / path).read_bytes() == (fresh / path).read_bytes(), path
+    living_service.run("app", "db", "upgrade")
+    assert "No new upgrade operations detected" in living_service.run("alembic", "check")
     for command in ("projections rebuild sources", "events-store import"):
-        living.run("app", *command.split())
-    assert "2 streams, 0 differ" in living.run("app", "events-store", "verify")
-    after = living.rows()
+        living_service.run("app", *command.split())
+    assert "2 streams, 0 differ" in living_service.run("app", "events-store", "verify")
+    after = living_service.rows()
     assert {table: rows for table, rows in after.items() if table in before} == before
     counts = {table: len(rows) for table, rows in after.items()}
     assert (counts["sources"], counts["source_streams"], counts["events"]) == (2, 2, 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import rendering
-from tests.update import released
+from tests.update import releases
 
 pytestmark = pytest.mark.xdist_group("edited")
 
@@ -15,32 +15,37 @@ OURS = "said by the team"
 
 
 @pytest.fixture(scope="module")
-def service(version: str, ahead: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def service(version: str, next_version: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A service with edits of each kind, updated."""
     path = tmp_path_factory.mktemp("edited") / "service"
-    service = released.start(ahead, version, path, {"modules": ["outbox"]})
-    in_first_line(service / released.CHANGED)
-    for name in (released.CHANGED, "app/platform/kafka/topics.py", released.DROPPED):
-        at_the_end(service / name)
-    for name in (*ADDED, released.ADDED):
+    service = releases.start(next_version, version, path, {"modules": ["outbox"]})
+    edit_first_line(service / releases.CHANGED_FILE)
+    for name in (releases.CHANGED_FILE, "app/platform/kafka/topics.py", releases.REMOVED_FILE):
+        append_line(service / name)
+    for name in (*ADDED_BY_TEAM, releases.ADDED_FILE):
         (service / name).write_text(f"# {OURS}\n")
-    for name in DELETED:
+    for name in DELETED_BY_TEAM:
         (service / name).unlink()
     rendering.commit(service, "The team's work")
-    released.update(service)
+    releases.update(service)
     return service
 
 
-ADDED = ["app/ours.py", "app/platform/kafka/ours.py", "app/platform/outbox/ours.py", "notes.md"]
-DELETED = ["compose.yaml", "app/platform/cli/dlq.py", "tests/orders/test_api.py"]
+ADDED_BY_TEAM = [
+    "app/ours.py",
+    "app/platform/kafka/ours.py",
+    "app/platform/outbox/ours.py",
+    "notes.md",
+]
+DELETED_BY_TEAM = ["compose.yaml", "app/platform/cli/dlq.py", "tests/orders/test_api.py"]
 
 
-def in_first_line(path: Path) -> None:
+def edit_first_line(path: Path) -> None:
     first, _, rest = path.read_text().partition("\n")
     path.write_text(f"{first} # {OURS}\n{rest}")
 
 
-def at_the_end(path: Path) -> None:
+def append_line(path: Path) -> None:
     path.write_text(f"{path.read_text()}\n# {OURS}, at the end\n")
 
 
@@ -50,21 +55,21 @@ def conflicts(service: Path) -> set[str]:
 
 
 def test_what_both_changed_is_in_conflict_and_both_are_there(service: Path) -> None:
-    assert released.CHANGED in conflicts(service)
-    text = (service / released.CHANGED).read_text()
-    before, after = halves(text)
+    assert releases.CHANGED_FILE in conflicts(service)
+    text = (service / releases.CHANGED_FILE).read_text()
+    before, after = conflict_sides(text)
     assert OURS in before
-    assert released.SAID_ANEW in after
+    assert releases.CHANGED_DOCSTRING in after
 
 
 def test_a_file_that_both_added_is_in_conflict_and_both_are_there(service: Path) -> None:
-    assert released.ADDED in conflicts(service)
-    before, after = halves((service / released.ADDED).read_text())
+    assert releases.ADDED_FILE in conflicts(service)
+    before, after = conflict_sides((service / releases.ADDED_FILE).read_text())
     assert OURS in before
     assert after
 
 
-def halves(text: str) -> tuple[str, str]:
+def conflict_sides(text: str) -> tuple[str, str]:
     found = re.search(
         r"^<{7} before updating\n(.*?)^={7}\n(.*?)^>{7} after updating$", text, re.M | re.S
     )
@@ -73,46 +78,46 @@ def halves(text: str) -> tuple[str, str]:
 
 
 def test_nothing_else_is_in_conflict(service: Path) -> None:
-    assert conflicts(service) == {released.CHANGED, released.ADDED}
+    assert conflicts(service) == {releases.CHANGED_FILE, releases.ADDED_FILE}
 
 
 def test_an_edit_elsewhere_is_kept(service: Path) -> None:
-    for name in (released.CHANGED, "app/platform/kafka/topics.py"):
+    for name in (releases.CHANGED_FILE, "app/platform/kafka/topics.py"):
         assert (service / name).read_text().endswith(f"# {OURS}, at the end\n"), name
 
 
 def test_added_files_are_kept(service: Path) -> None:
-    for name in ADDED:
+    for name in ADDED_BY_TEAM:
         assert (service / name).read_text() == f"# {OURS}\n"
 
 
 def test_deleted_files_stay_deleted(service: Path) -> None:
-    assert [name for name in DELETED if (service / name).exists()] == []
+    assert [name for name in DELETED_BY_TEAM if (service / name).exists()] == []
 
 
 def test_an_edit_in_a_file_that_the_template_dropped_is_shown_as_removed(service: Path) -> None:
     """Copier's limit, said in docs/updating.md: the file goes, and only git still has the edit."""
-    assert f" D {released.DROPPED}\n" in rendering.git(service, "status", "--porcelain")
-    assert OURS in rendering.git(service, "show", f"HEAD:{released.DROPPED}")
+    assert f" D {releases.REMOVED_FILE}\n" in rendering.git(service, "status", "--porcelain")
+    assert OURS in rendering.git(service, "show", f"HEAD:{releases.REMOVED_FILE}")
 
 
 def test_a_renamed_file_is_one_that_vanished_and_one_that_is_new(service: Path) -> None:
-    old, new = released.RENAMED
+    old, new = releases.RENAMED_FILE
     status = rendering.git(service, "status", "--porcelain")
     assert f" D {old}\n" in status
     assert f"?? {new}\n" in status
 
 
 def test_edits_in_the_files_of_a_module_that_is_switched_off_are_shown_as_removed(
-    version: str, ahead: Path, tmp_path: Path
+    version: str, next_version: Path, tmp_path: Path
 ) -> None:
-    service = released.start(ahead, version, tmp_path / "service", {"modules": ["outbox"]})
+    service = releases.start(next_version, version, tmp_path / "service", {"modules": ["outbox"]})
     platform = service / "app" / "platform"
-    at_the_end(platform / "outbox" / "store.py")
-    at_the_end(platform / "kafka" / "topics.py")
+    append_line(platform / "outbox" / "store.py")
+    append_line(platform / "kafka" / "topics.py")
     (platform / "outbox" / "ours.py").write_text(f"# {OURS}\n")
     rendering.commit(service, "The team's work")
-    released.update(service, "--data", "modules=[]")
+    releases.update(service, "--data", "modules=[]")
     left = [path.name for path in (platform / "outbox").iterdir()]
     assert left == ["ours.py"], "what the team added is not the module's"
     assert OURS in (platform / "kafka" / "topics.py").read_text()
@@ -121,49 +126,49 @@ def test_edits_in_the_files_of_a_module_that_is_switched_off_are_shown_as_remove
 
 
 def test_edits_in_slices_alone_lead_to_no_conflict_in_the_platform(
-    version: str, ahead: Path, tmp_path: Path
+    version: str, next_version: Path, tmp_path: Path
 ) -> None:
-    service = released.start(ahead, version, tmp_path / "service", {})
+    service = releases.start(next_version, version, tmp_path / "service", {})
     for path in [*(service / "app").glob("*/*.py"), service / "app" / "wiring.py"]:
         if path.parent.name != "platform":
-            at_the_end(path)
+            append_line(path)
     rendering.commit(service, "The team's work")
-    released.update(service)
-    assert OURS in (service / released.EXAMPLE_CHANGED).read_text()
-    assert released.EXAMPLE_CHANGED in conflicts(service), "the template changed a slice, too"
+    releases.update(service)
+    assert OURS in (service / releases.CHANGED_EXAMPLE).read_text()
+    assert releases.CHANGED_EXAMPLE in conflicts(service), "the template changed a slice, too"
     assert [name for name in conflicts(service) if name.startswith("app/platform/")] == []
-    assert released.SAID_ANEW in (service / released.CHANGED).read_text()
+    assert releases.CHANGED_DOCSTRING in (service / releases.CHANGED_FILE).read_text()
 
 
 # What the README says to delete, and what would bring it back.
 SLICES = ["users", "posts", "orders"]
-SAMPLE = [f"{folder}/{name}" for folder in ("app", "tests") for name in SLICES]
-OF_SAMPLE = re.compile(r"app.(users|posts|orders)|/(users|posts|orders)")
-WIRED = re.compile(r".*\b(?:users|posts|orders)\b.*\n")
+SAMPLE_SLICES = [f"{folder}/{name}" for folder in ("app", "tests") for name in SLICES]
+SAMPLE_TEST = re.compile(r"app.(users|posts|orders)|/(users|posts|orders)")
+WIRING_OF_SAMPLE = re.compile(r".*\b(?:users|posts|orders)\b.*\n")
 
 
 def test_an_example_domain_that_was_removed_by_hand_does_not_come_back(
-    version: str, ahead: Path, tmp_path: Path
+    version: str, next_version: Path, tmp_path: Path
 ) -> None:
-    service = released.start(ahead, version, tmp_path / "service", {})
-    assert (service / released.EXAMPLE_CHANGED).is_file(), "the newer version changes it"
-    for folder in SAMPLE:
+    service = releases.start(next_version, version, tmp_path / "service", {})
+    assert (service / releases.CHANGED_EXAMPLE).is_file(), "the newer version changes it"
+    for folder in SAMPLE_SLICES:
         shutil.rmtree(service / folder)
     wiring = service / "app" / "wiring.py"
-    plugged_in = WIRED.findall(wiring.read_text())
+    plugged_in = WIRING_OF_SAMPLE.findall(wiring.read_text())
     assert plugged_in
-    wiring.write_text(WIRED.sub("", wiring.read_text()))
+    wiring.write_text(WIRING_OF_SAMPLE.sub("", wiring.read_text()))
     rendering.commit(service, "Our own domain instead")
-    released.update(service)
-    assert [name for name in SAMPLE if (service / name).exists()] == []
-    wired = WIRED.findall(as_the_team_had_it(wiring.read_text()))
+    releases.update(service)
+    assert [name for name in SAMPLE_SLICES if (service / name).exists()] == []
+    wired = WIRING_OF_SAMPLE.findall(without_template_side(wiring.read_text()))
     assert [line for line in wired if line in plugged_in] == []
     added = rendering.git(service, "ls-files", "--others", "--exclude-standard").splitlines()
     assert added, "the newer version adds something"
     for name in added:
-        assert not OF_SAMPLE.search((service / name).read_text()), f"{name} brings it back"
+        assert not SAMPLE_TEST.search((service / name).read_text()), f"{name} brings it back"
 
 
-def as_the_team_had_it(text: str) -> str:
+def without_template_side(text: str) -> str:
     """A file without the template's half of its conflicts."""
     return re.sub(r"^={7}\n.*?^>{7} after updating\n", "", text, flags=re.M | re.S)

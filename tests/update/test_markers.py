@@ -9,27 +9,29 @@ import pytest
 import yaml
 
 from tests import rendering
-from tests.update import released
+from tests.update import releases
 
 pytestmark = pytest.mark.xdist_group("markers")
 
 Check = Callable[[Path], subprocess.CompletedProcess[str]]
-CONFLICTS = [released.ADDED, released.CHANGED]
+CONFLICTS = [releases.ADDED_FILE, releases.CHANGED_FILE]
 BEGIN, MIDDLE, END = "<<<<<<< before updating", "=======", ">>>>>>> after updating"
 
 
 @pytest.fixture(scope="module", params=["github", "gitlab"])
 def service(
-    request: pytest.FixtureRequest, ahead: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, next_version: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A service whose update ended in conflicts that somebody added all the same."""
     path = tmp_path_factory.mktemp("markers") / "service"
-    service = rendering.render(ahead, path, {"ci": request.param}, version=released.WORKING_TREE)
-    released.keep(service)
+    service = rendering.render(
+        next_version, path, {"ci": request.param}, version=releases.WORKING_TREE
+    )
+    releases.commit_service(service)
     for name in CONFLICTS:
         (service / name).write_text("# ours\n")
     rendering.commit(service, "The team's work")
-    released.update(service)
+    releases.update(service)
     rendering.git(service, "add", "--all")
     return service
 
@@ -38,7 +40,7 @@ def hook(service: Path, name: str = "conflict-markers") -> subprocess.CompletedP
     return run(service, sys.executable, "-m", "pre_commit", "run", name, "--all-files")
 
 
-def step_of_ci(service: Path) -> subprocess.CompletedProcess[str]:
+def ci_step(service: Path) -> subprocess.CompletedProcess[str]:
     gitlab = service / ".gitlab-ci.yml"
     if gitlab.exists():
         (step, *_) = yaml.safe_load(gitlab.read_text())["checks"]["script"]
@@ -56,7 +58,7 @@ def run(service: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("check", [hook, step_of_ci])
+@pytest.mark.parametrize("check", [hook, ci_step])
 def test_markers_are_caught_and_named(service: Path, check: Check) -> None:
     result = check(service)
     assert result.returncode == 1, result.stderr
@@ -65,7 +67,7 @@ def test_markers_are_caught_and_named(service: Path, check: Check) -> None:
 
 
 # Seven equals signs are a heading in some texts: the hook is at hand to be told, the CI is not.
-LEFT = [(hook, BEGIN), (hook, MIDDLE), (hook, END), (step_of_ci, BEGIN), (step_of_ci, END)]
+LEFT = [(hook, BEGIN), (hook, MIDDLE), (hook, END), (ci_step, BEGIN), (ci_step, END)]
 
 
 @pytest.mark.parametrize(("check", "left"), LEFT)
@@ -73,14 +75,14 @@ def test_one_marker_that_is_left_is_caught(
     service: Path, check: Check, left: str, tmp_path: Path
 ) -> None:
     mended = without_conflicts(service, tmp_path)
-    (mended / released.CHANGED).write_text(f"# mended\n{left}\n")
+    (mended / releases.CHANGED_FILE).write_text(f"# mended\n{left}\n")
     rendering.git(mended, "add", "--all")
     result = check(mended)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert released.CHANGED in result.stdout
+    assert releases.CHANGED_FILE in result.stdout
 
 
-@pytest.mark.parametrize("check", [hook, step_of_ci])
+@pytest.mark.parametrize("check", [hook, ci_step])
 def test_a_service_without_conflicts_passes(service: Path, check: Check, tmp_path: Path) -> None:
     clean = without_conflicts(service, tmp_path)
     cache = clean / ".uv-cache"  # where the CI keeps other people's texts
@@ -99,17 +101,17 @@ def without_conflicts(service: Path, folder: Path) -> Path:
 def test_rejected_hunks_are_caught_and_named(service: Path, tmp_path: Path) -> None:
     updated = without_conflicts(service, tmp_path)
     assert hook(updated, "rejected-hunks").returncode == 0
-    (updated / f"{released.CHANGED}.rej").write_text("")
+    (updated / f"{releases.CHANGED_FILE}.rej").write_text("")
     rendering.git(updated, "add", "--all")
     result = hook(updated, "rejected-hunks")
     assert result.returncode == 1, result.stdout + result.stderr
-    assert f"{released.CHANGED}.rej" in result.stdout
+    assert f"{releases.CHANGED_FILE}.rej" in result.stdout
 
 
 def test_the_hook_stops_the_commit(service: Path) -> None:
     assert run(service, sys.executable, "-m", "pre_commit", "install").returncode == 0
     alone = "SKIP=ruff-check,ruff-format,lock"  # which have their own complaints
     result = run(service, "env", alone, "git", "commit", "--message", "Too early")
-    said = result.stdout + result.stderr
-    assert result.returncode == 1, said
-    assert "hook id: conflict-markers" in said, said
+    output = result.stdout + result.stderr
+    assert result.returncode == 1, output
+    assert "hook id: conflict-markers" in output, output

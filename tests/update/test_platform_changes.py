@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import rendering
-from tests.update import released
+from tests.update import releases
 
 pytestmark = pytest.mark.xdist_group("platform-changes")
 
@@ -25,8 +25,8 @@ except TemplateUnavailable as error:
 @pytest.fixture
 def service(history: Path, tmp_path: Path) -> Path:
     path = tmp_path / "service"
-    rendering.render(history, path, {}, version=released.WORKING_TREE)
-    released.keep(path)
+    rendering.render(history, path, {}, version=releases.WORKING_TREE)
+    releases.commit_service(path)
     return path
 
 
@@ -59,8 +59,8 @@ def test_a_template_that_is_not_there_is_one_line(service: Path) -> None:
     lines = answers.read_text().splitlines()
     elsewhere = [f"_src_path: {service}-gone" if "_src_path" in line else line for line in lines]
     answers.write_text("\n".join(elsewhere) + "\n")
-    (told,) = listed(service)
-    assert told.startswith("the template cannot be rendered: ")
+    (message,) = listed(service)
+    assert message.startswith("the template cannot be rendered: ")
     answers.unlink()
     assert listed(service) == [
         "there is no .copier-answers.yml here: run this in the service's folder"

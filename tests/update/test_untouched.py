@@ -9,16 +9,16 @@ import yaml
 from tests import matrix, rendering
 from tests.matrix import Variant
 from tests.rendering import ROOT, Answers
-from tests.update import released
+from tests.update import releases
 
 
 def cases() -> Iterator[tuple[str, Variant]]:
     """From every version, each code and each CI, as far as the version asked for what differs."""
-    for version in released.VERSIONS:
+    for version in releases.VERSIONS:
         seen: list[Answers] = []
         by_ci = [variant for variant in matrix.variants() if variant.code == matrix.codes()[0].code]
         for variant in [*matrix.codes(), *by_ci]:
-            answers = released.known(version, variant.answers)
+            answers = releases.known_answers(version, variant.answers)
             if answers not in seen:
                 seen.append(answers)
                 yield version, variant
@@ -31,19 +31,19 @@ def cases() -> Iterator[tuple[str, Variant]]:
 def test_an_untouched_service_becomes_what_a_fresh_copy_is(
     version: str, variant: Variant, history: Path, tmp_path: Path
 ) -> None:
-    service = released.start(history, version, tmp_path / "service", variant.answers)
-    released.update(service)
+    service = releases.start(history, version, tmp_path / "service", variant.answers)
+    releases.update(service)
     fresh = fresh_copy(history, version, tmp_path / "fresh", variant.answers)
-    assert released.differing(service, fresh) == []
-    assert f"_commit: {released.WORKING_TREE}" in (service / ".copier-answers.yml").read_text()
+    assert releases.differing_files(service, fresh) == []
+    assert f"_commit: {releases.WORKING_TREE}" in (service / ".copier-answers.yml").read_text()
 
 
 def test_a_second_update_changes_nothing(version: str, history: Path, tmp_path: Path) -> None:
     answers = matrix.ends()[-1].answers
-    service = released.start(history, version, tmp_path / "service", answers)
-    released.update(service)
+    service = releases.start(history, version, tmp_path / "service", answers)
+    releases.update(service)
     rendering.commit(service, "Update")
-    released.update(service)
+    releases.update(service)
     assert rendering.git(service, "status", "--porcelain", "--ignored") == ""
 
 
@@ -53,15 +53,15 @@ def test_a_service_of_a_commit_that_has_no_version_can_be_updated(
     """As whoever rendered the template before its first release has it."""
     template = tmp_path / "template"
     rendering.git(tmp_path, "clone", "--quiet", "--no-tags", str(history), str(template))
-    commit = released.VERSIONS["0.1.0-pre"]
+    commit = releases.VERSIONS["0.1.0-pre"]
     service = tmp_path / "service"
     rendering.render(template, service, {}, version=commit)
-    released.keep(service)
+    releases.commit_service(service)
     assert f"_commit: {commit[:7]}" in (service / ".copier-answers.yml").read_text()
-    rendering.git(template, "tag", released.WORKING_TREE, "HEAD")
-    released.update(service)
+    rendering.git(template, "tag", releases.WORKING_TREE, "HEAD")
+    releases.update(service)
     fresh = rendering.render(template, tmp_path / "fresh", {})
-    assert released.differing(service, fresh) == []
+    assert releases.differing_files(service, fresh) == []
 
 
 # Each module switched on is in tests/generated/test_switching.py, with its data.
@@ -79,25 +79,25 @@ SWITCHED = [
 def test_a_module_that_is_switched_on_or_off_leaves_what_a_fresh_copy_has(
     before: tuple[str, ...], after: tuple[str, ...], version: str, history: Path, tmp_path: Path
 ) -> None:
-    service = released.start(history, version, tmp_path / "service", {"modules": [*before]})
-    released.update(service, "--data", f"modules=[{', '.join(after)}]")
+    service = releases.start(history, version, tmp_path / "service", {"modules": [*before]})
+    releases.update(service, "--data", f"modules=[{', '.join(after)}]")
     fresh = fresh_copy(history, version, tmp_path / "fresh", {"modules": [*after]})
-    assert released.differing(service, fresh) == []
+    assert releases.differing_files(service, fresh) == []
 
 
 def test_answers_are_kept_and_questions_that_are_new_since_take_their_defaults(
-    version: str, ahead: Path, tmp_path: Path
+    version: str, next_version: Path, tmp_path: Path
 ) -> None:
-    given = released.known(version, matrix.awkward().answers)
-    service = released.start(ahead, version, tmp_path / "service", given)
+    given = releases.known_answers(version, matrix.awkward().answers)
+    service = releases.start(next_version, version, tmp_path / "service", given)
     recorded = recorded_answers(service)
-    released.update(service)
+    releases.update(service)
     answers = recorded_answers(service)
     assert {name: answers.get(name) for name in recorded} == recorded
-    fresh = rendering.render(ahead, tmp_path / "fresh", given)
-    assert released.differing(service, fresh) == []
-    questions = rendering.questions(ahead)
-    new = questions.keys() - released.known(version, questions).keys()
+    fresh = rendering.render(next_version, tmp_path / "fresh", given)
+    assert releases.differing_files(service, fresh) == []
+    questions = rendering.questions(next_version)
+    new = questions.keys() - releases.known_answers(version, questions).keys()
     assert "licence" in new
     assert new <= answers.keys()
     assert (service / "LICENCE").read_text() == "MIT\n"
@@ -110,16 +110,16 @@ def recorded_answers(service: Path) -> dict[str, object]:
 
 def fresh_copy(history: Path, version: str, destination: Path, answers: Answers) -> Path:
     """The newest version, with only the answers that the old one asked for."""
-    return rendering.render(history, destination, released.known(version, answers))
+    return rendering.render(history, destination, releases.known_answers(version, answers))
 
 
 def test_every_listed_version_is_a_commit_of_this_repository() -> None:
-    for version, commit in released.VERSIONS.items():
-        released.require(version, commit)
+    for version, commit in releases.VERSIONS.items():
+        releases.require_commit(version, commit)
         assert rendering.git(ROOT, "rev-parse", f"{commit}^{{commit}}").strip() == commit
 
 
 def test_a_shallow_clone_is_told_to_fetch_the_history(tmp_path: Path) -> None:
     rendering.git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{ROOT}", "shallow")
-    with pytest.raises(released.HistoryMissing, match="git fetch --unshallow"):
-        released.require("0.0.9", "0" * 40, tmp_path / "shallow")
+    with pytest.raises(releases.HistoryMissing, match="git fetch --unshallow"):
+        releases.require_commit("0.0.9", "0" * 40, tmp_path / "shallow")

@@ -201,7 +201,7 @@ class Side(NamedTuple):
 Plan = Callable[[Stage, float], AbstractAsyncContextManager[Sequence[Side]]]
 
 
-async def in_turns(area: Area, sides: Sequence[Side], rounds: int, only: str) -> None:
+async def measure_sides(area: Area, sides: Sequence[Side], rounds: int, only: str) -> None:
     """Measure every side once a round, in the other direction every second time."""
     chosen = [side for side in sides if only in side.name]
     for number_ in range(1, rounds + 1):
@@ -218,8 +218,8 @@ async def in_turns(area: Area, sides: Sequence[Side], rounds: int, only: str) ->
                 print(f"round {number_}: {side.name}: {samples.failed}", flush=True)
                 continue
             several = measured if isinstance(measured, dict) else {"": measured}
-            for what, value in several.items():
-                name = f"{side.name}, {what}" if what else side.name
+            for measurement, value in several.items():
+                name = f"{side.name}, {measurement}" if measurement else side.name
                 samples = area.sides.setdefault(name, Samples(side.unit))
                 samples.add(value)
                 shown = f"{number(samples.values[-1])} {side.unit}"
@@ -261,7 +261,7 @@ def run(area: Area, plan: Plan, turns: int = 1, **stage_options: object) -> None
     async def measure() -> None:
         async with stage(**stage_options) as on, plan(on, arguments.scale) as sides:
             collect_less()
-            await in_turns(area, sides, arguments.rounds * turns, arguments.only)
+            await measure_sides(area, sides, arguments.rounds * turns, arguments.only)
 
     try:
         import uvloop

@@ -1,6 +1,6 @@
 """Run inside a rendered service: say which of the commands do not explain themselves.
 
-python unknown_commands.py COMMAND ...
+python check_commands.py COMMAND ...
 """
 
 import sys

@@ -12,17 +12,17 @@ from tests.rendering import ROOT, Answers
 
 VERSIONS: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("versions.yml").read_text())
 WORKING_TREE = "v1000.0.0"
-AHEAD = "v1001.0.0"
+NEXT_VERSION = "v1001.0.0"
 
 # What the version ahead does.
-CHANGED = "app/platform/health.py"
-SAID_ANEW = "Said anew by the template."
-ADDED = "SECURITY.md"
-DROPPED = "docs/consumer.md"
-RENAMED = ("app/platform/logs.py", "app/platform/logging.py")
+CHANGED_FILE = "app/platform/health.py"
+CHANGED_DOCSTRING = "Said anew by the template."
+ADDED_FILE = "SECURITY.md"
+REMOVED_FILE = "docs/consumer.md"
+RENAMED_FILE = ("app/platform/logs.py", "app/platform/logging.py")
 # In the example, which a team may have deleted.
-EXAMPLE_CHANGED = "app/orders/domain.py"
-EXAMPLE_WIRED = "        users.component,\n"
+CHANGED_EXAMPLE = "app/orders/domain.py"
+WIRING_LINE = "        users.component,\n"
 NEW_QUESTION = """
 licence:
   type: str
@@ -38,7 +38,7 @@ class HistoryMissing(Exception):
 def history(destination: Path) -> Path:
     """A clone of this repository in which the working tree is the newest version."""
     for version, commit in VERSIONS.items():
-        require(version, commit)
+        require_commit(version, commit)
     rendering.git(destination.parent, "clone", "--quiet", str(ROOT), str(destination))
     rendering.git(destination, "checkout", "--quiet", "-B", "main")
     for version, commit in VERSIONS.items():
@@ -51,7 +51,7 @@ def history(destination: Path) -> Path:
     return destination
 
 
-def require(version: str, commit: str, clone: Path = ROOT) -> None:
+def require_commit(version: str, commit: str, clone: Path = ROOT) -> None:
     try:
         rendering.git(clone, "cat-file", "-e", f"{commit}^{{commit}}")
     except subprocess.CalledProcessError:
@@ -61,44 +61,46 @@ def require(version: str, commit: str, clone: Path = ROOT) -> None:
         ) from None
 
 
-def ahead(history: Path, destination: Path) -> Path:
+def next_version(history: Path, destination: Path) -> Path:
     """One more version, which changes, adds, drops, renames and asks what is said above."""
     rendering.git(history.parent, "clone", "--quiet", str(history), str(destination))
     template = destination / "template"
-    changed = template / CHANGED
-    changed.write_text(re.sub(r"\A.*", f'"""{SAID_ANEW}"""', changed.read_text()))
-    example = template / EXAMPLE_CHANGED
-    example.write_text(f"{example.read_text()}\n# {SAID_ANEW}\n")
+    changed = template / CHANGED_FILE
+    changed.write_text(re.sub(r"\A.*", f'"""{CHANGED_DOCSTRING}"""', changed.read_text()))
+    example = template / CHANGED_EXAMPLE
+    example.write_text(f"{example.read_text()}\n# {CHANGED_DOCSTRING}\n")
     wiring = template / "app" / "wiring.py.jinja"
-    before, wired, after = wiring.read_text().partition(EXAMPLE_WIRED)
+    before, wired, after = wiring.read_text().partition(WIRING_LINE)
     assert wired
-    wiring.write_text(f"{before}        # {SAID_ANEW}\n{wired}{after}")
-    (template / ADDED).write_text("Report to the template's people.\n")
-    (template / DROPPED).unlink()
-    old, new = RENAMED
+    wiring.write_text(f"{before}        # {CHANGED_DOCSTRING}\n{wired}{after}")
+    (template / ADDED_FILE).write_text("Report to the template's people.\n")
+    (template / REMOVED_FILE).unlink()
+    old, new = RENAMED_FILE
     (template / old).rename(template / new)
     asked = destination / "copier.yml"
     asked.write_text(asked.read_text() + NEW_QUESTION)
     (template / "LICENCE.jinja").write_text("{{ licence }}\n")
-    rendering.commit(destination, "Ahead", AHEAD)
+    rendering.commit(destination, "Ahead", NEXT_VERSION)
     return destination
 
 
-def known(version: str, answers: Answers) -> Answers:
+def known_answers(version: str, answers: Answers) -> Answers:
     """Those of the answers that the version asked for."""
-    require(version, VERSIONS[version])
+    require_commit(version, VERSIONS[version])
     asked = rendering.asked(ROOT, VERSIONS[version])
     return {name: answer for name, answer in answers.items() if name in asked}
 
 
 def start(repository: Path, version: str, destination: Path, answers: Answers) -> Path:
     """A service from a released version, under version control."""
-    rendering.render(repository, destination, known(version, answers), version=f"v{version}")
-    keep(destination)
+    rendering.render(
+        repository, destination, known_answers(version, answers), version=f"v{version}"
+    )
+    commit_service(destination)
     return destination
 
 
-def keep(service: Path) -> None:
+def commit_service(service: Path) -> None:
     """Put a new service under version control, as its people do."""
     rendering.git(service, "init", "--quiet", "--initial-branch", "main")
     rendering.commit(service, "Start")
@@ -109,7 +111,7 @@ def update(service: Path, *arguments: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def differing(service: Path, other: Path) -> list[Path]:
+def differing_files(service: Path, other: Path) -> list[Path]:
     """The files that only one of them has, or that are not the same in both."""
     ours, theirs = set(rendering.files(service)), set(rendering.files(other))
     changed = {

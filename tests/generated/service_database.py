@@ -1,9 +1,9 @@
 """Run inside a rendered service: a database of a living service, on the server of DATABASE_URL.
 
-python database_of_living.py new     makes one and prints its URL
-python database_of_living.py fill    adds a user with an order
-python database_of_living.py beat    adds three heartbeats of two sources, to a lean service
-python database_of_living.py look    prints the rows of each table, as JSON
+python service_database.py new     makes one and prints its URL
+python service_database.py fill    adds a user with an order
+python service_database.py beat    adds three heartbeats of two sources, to a lean service
+python service_database.py look    prints the rows of each table, as JSON
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The imports between the packages of the service, drawn from its code.
 
-`python -m tests.imports` writes docs/imports.md.
+`python -m tests.import_graph` writes docs/imports.md.
 """
 
 import ast
@@ -11,11 +11,11 @@ from pathlib import Path
 from tests.rendering import ROOT
 
 TEMPLATE = ROOT / "template"
-DRAWING = ROOT / "docs" / "imports.md"
+PAGE = ROOT / "docs" / "imports.md"
 HEAD = """# Imports between packages
 
 Each package, and the packages that it imports; what is imported stands further down. It is drawn from
-`template/app` by `python -m tests.imports`, and a test fails when it is out of date or has a cycle.
+`template/app` by `python -m tests.import_graph`, and a test fails when it is out of date or has a cycle.
 
 ```
 """
@@ -25,13 +25,15 @@ def packages() -> Mapping[str, set[str]]:
     """Map each package to those it imports: slices, and packages and modules of the platform."""
     found: dict[str, set[str]] = {}
     for path in sorted((TEMPLATE / "app").rglob("*.py*")):
-        here = _package(_module(path))
+        here = _package_name(_module_name(path))
         found.setdefault(here, set())
-        found[here] |= {name for name in map(_package, _imported(path)) if name != here}
+        found[here] |= {
+            name for name in map(_package_name, _imported_modules(path)) if name != here
+        }
     return found
 
 
-def drawn() -> str:
+def render_page() -> str:
     """The text of docs/imports.md. Raises graphlib.CycleError."""
     graph = {name: sorted(imports) for name, imports in sorted(packages().items())}
     order = [*TopologicalSorter(graph).static_order()][::-1]
@@ -40,28 +42,32 @@ def drawn() -> str:
     return HEAD + "\n".join(lines) + "\n```\n"
 
 
-def _module(path: Path) -> str:
+def _module_name(path: Path) -> str:
     parts = path.relative_to(TEMPLATE).as_posix().removesuffix(".jinja").removesuffix(".py")
     return parts.removesuffix("/__init__").replace("/", ".")
 
 
-def _package(module: str) -> str:
+def _package_name(module: str) -> str:
     parts = module.split(".")
     return ".".join(parts[: 3 if parts[1:2] == ["platform"] else 2])
 
 
-def _imported(path: Path) -> Iterator[str]:
+def _imported_modules(path: Path) -> Iterator[str]:
     # Of templates, the lines with tags are left out: what any variant imports counts.
     lines = path.read_text().splitlines()
-    source = "\n".join(line for line in lines if not line.startswith("{%")) if _tags(path) else None
+    source = (
+        "\n".join(line for line in lines if not line.startswith("{%"))
+        if _is_template(path)
+        else None
+    )
     tree = ast.parse(source if source is not None else path.read_text())
     for node in ast.walk(_without_type_checking(tree)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "app":
             for name in node.names:
-                yield _resolved(f"{node.module}.{name.name}")
+                yield _resolve_module(f"{node.module}.{name.name}")
 
 
-def _tags(path: Path) -> bool:
+def _is_template(path: Path) -> bool:
     return path.suffix == ".jinja"
 
 
@@ -72,7 +78,7 @@ def _without_type_checking(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def _resolved(name: str) -> str:
+def _resolve_module(name: str) -> str:
     """The module of `name`, which may be one itself or something in one."""
     path = TEMPLATE / name.replace(".", "/")
     is_module = any(Path(f"{path}{end}").exists() for end in ("", ".py", ".py.jinja"))
@@ -80,4 +86,4 @@ def _resolved(name: str) -> str:
 
 
 if __name__ == "__main__":
-    DRAWING.write_text(drawn())
+    PAGE.write_text(render_page())

@@ -21,11 +21,11 @@ from tests import matrix, rendering
 from tests.matrix import Variant
 from tests.shell import environment
 
-SERVERS = Path(__file__).with_name("servers_of_run.py")
+SERVERS = Path(__file__).with_name("shared_servers.py")
 START_SECONDS = 300  # the first start downloads the broker
 STOP_SECONDS = 60
 # A service names where its command begins, and versions that were released name other places.
-APP = """\
+APP_SCRIPT = """\
 #!{python}
 import os
 import tomllib
@@ -43,8 +43,8 @@ class SetUpFailed(Exception):
 
 
 @contextmanager
-def owned() -> Iterator[Path]:
-    """A folder for a workshop, for as long as the process lives: whatever ends it, servers stop.
+def temporary_folder() -> Iterator[Path]:
+    """A folder for a workspace, for as long as the process lives: whatever ends it, servers stop.
 
     Not below pytest's own folder: root's PostgreSQL runs as somebody else, who would be locked out
     each time another pytest starts and takes that folder's permissions back.
@@ -70,11 +70,11 @@ def wait_until_stopped(addresses: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class Workspace:
     folder: Path
     python: str
 
-    def rendered(self, variant: Variant, repository: Path, folder: str = "") -> Path:
+    def render(self, variant: Variant, repository: Path, folder: str = "") -> Path:
         folder = folder or variant.code
         service = self.folder / folder / "my-service"
         with self.locked(folder) as first:
@@ -82,27 +82,27 @@ class Workshop:
                 rendering.render(repository, service, variant.answers)
         return service
 
-    def synced(self, service: Path) -> dict[str, str]:
+    def sync_environment(self, service: Path) -> dict[str, str]:
         """The service's environment as its README says; what commands in it need to be told."""
         with self.locked(f"{service.parent.name}-synced") as first:
             if first:
                 self._sync(service)
         return {}
 
-    def shared(self, service: Path) -> dict[str, str]:
+    def shared_environment(self, service: Path) -> dict[str, str]:
         """The same, with the environment of all services that have the same dependencies.
 
         The service itself is not installed there, but found by its path.
         """
-        shared = self.folder / f"environment-{dependencies(service)}"
-        told = {"UV_PROJECT_ENVIRONMENT": str(shared)}
-        with self.locked(shared.name) as first:
+        shared_environment = self.folder / f"environment-{dependency_hash(service)}"
+        settings = {"UV_PROJECT_ENVIRONMENT": str(shared_environment)}
+        with self.locked(shared_environment.name) as first:
             if first:
-                self._sync(service, "--no-install-project", settings=told)
-                command = shared / "bin" / "app"
-                command.write_text(APP.format(python=shared / "bin" / "python"))
+                self._sync(service, "--no-install-project", settings=settings)
+                command = shared_environment / "bin" / "app"
+                command.write_text(APP_SCRIPT.format(python=shared_environment / "bin" / "python"))
                 command.chmod(0o755)
-        return {**told, "UV_NO_SYNC": "1", "PYTHONPATH": str(service)}
+        return {**settings, "UV_NO_SYNC": "1", "PYTHONPATH": str(service)}
 
     def servers(self, repository: Path) -> dict[str, str]:
         """Addresses of PostgreSQL and Kafka for every variant.
@@ -111,8 +111,8 @@ class Workshop:
         """
         with self.locked("servers") as first:
             if first:
-                service = self.rendered(matrix.codes()[0], repository, "servers-of-run")
-                self._start_servers(service, self.shared(service))
+                service = self.render(matrix.codes()[0], repository, "servers-of-run")
+                self._start_servers(service, self.shared_environment(service))
         found: dict[str, str] = json.loads((self.folder / "servers.json").read_text())
         return found
 
@@ -129,22 +129,27 @@ class Workshop:
         self, service: Path, *options: str, settings: Mapping[str, str] | None = None
     ) -> None:
         sync = ("uv", "sync", "--quiet", "--no-python-downloads", "--python", self.python)
-        told = {**environment(), **(settings or {})}
+        settings = {**environment(), **(settings or {})}
         result = subprocess.run(
-            (*sync, *options), cwd=service, env=told, capture_output=True, text=True, check=False
+            (*sync, *options),
+            cwd=service,
+            env=settings,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if result.returncode != 0:
             raise SetUpFailed(result.stderr)
 
     def _start_servers(self, service: Path, settings: Mapping[str, str]) -> None:
         log = self.folder / "servers.log"
-        with log.open("w") as said:  # a pipe would stay open for as long as they serve
+        with log.open("w") as output:  # a pipe would stay open for as long as they serve
             result = subprocess.run(
                 ("uv", "run", "--no-sync", "python", str(SERVERS), str(self.folder)),
                 cwd=service,
                 env={**environment(), **settings},
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=START_SECONDS,
                 check=False,
@@ -153,7 +158,7 @@ class Workshop:
             raise SetUpFailed(f"the servers of the run did not start\n{log.read_text()}")
 
 
-def dependencies(service: Path) -> str:
+def dependency_hash(service: Path) -> str:
     """A short name for what pyproject.toml asks for."""
     project = tomllib.loads((service / "pyproject.toml").read_text())
     wanted = [project["project"]["dependencies"], project["dependency-groups"]]

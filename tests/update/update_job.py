@@ -67,7 +67,7 @@ if options:
 
 
 @dataclass(frozen=True)
-class Offer:
+class UpdateJob:
     """A service at an origin, the template behind it, and the CI that keeps it up to date."""
 
     folder: Path
@@ -171,24 +171,24 @@ FIRST_VERSION = {
 }
 
 
-def set_up(folder: Path, ci: str) -> Offer:
+def set_up(folder: Path, ci: str) -> UpdateJob:
     """A service of the first version of a small template, and an origin."""
-    offer = Offer(folder, ci)
+    job = UpdateJob(folder, ci)
     for name, text in {"uvx": UVX, "gh": GH}.items():
         executable(folder / "bin" / name, text)
-    offer.template.mkdir()
-    rendering.git(offer.template, "init", "--quiet", "--initial-branch", "main")
-    offer.publish("v1.0.0", FIRST_VERSION)
-    rendering.render(offer.template, offer.service, {})
-    subprocess.run(("uv", "lock", "--quiet"), cwd=offer.service, check=True)
-    rendering.git(offer.service, "init", "--quiet", "--initial-branch", "main")
-    rendering.commit(offer.service, "Start")
-    rendering.git(folder, "clone", "--quiet", "--bare", str(offer.service), str(offer.origin))
-    rendering.git(offer.service, "remote", "add", "origin", str(offer.origin))
+    job.template.mkdir()
+    rendering.git(job.template, "init", "--quiet", "--initial-branch", "main")
+    job.publish("v1.0.0", FIRST_VERSION)
+    rendering.render(job.template, job.service, {})
+    subprocess.run(("uv", "lock", "--quiet"), cwd=job.service, check=True)
+    rendering.git(job.service, "init", "--quiet", "--initial-branch", "main")
+    rendering.commit(job.service, "Start")
+    rendering.git(folder, "clone", "--quiet", "--bare", str(job.service), str(job.origin))
+    rendering.git(job.service, "remote", "add", "origin", str(job.origin))
     if ci == "gitlab":
-        rendering.git(offer.origin, "config", "receive.advertisePushOptions", "true")
-        executable(offer.origin / "hooks" / "post-receive", HOOK)
-    return offer
+        rendering.git(job.origin, "config", "receive.advertisePushOptions", "true")
+        executable(job.origin / "hooks" / "post-receive", HOOK)
+    return job
 
 
 def executable(path: Path, text: str) -> None:

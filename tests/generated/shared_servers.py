@@ -1,6 +1,6 @@
 """Run inside a rendered service: the servers that all variants of a run share.
 
-python servers_of_run.py FOLDER
+python shared_servers.py FOLDER
 
 Returns when they serve, with their addresses in FOLDER/servers.json. They go on for as long as
 somebody holds the pipe FOLDER/alive open for writing. A mock broker is not for sharing: then each

@@ -6,11 +6,11 @@ from typing import Any
 
 from benchmarks.results import Area, number
 
-HEAD = """\
+HEADER = """\
 # Benchmarks
 
 Made by `nox -s bench` from [latest.json](../benchmarks/results/latest.json); edit
-`benchmarks/page.py`, not this page.
+`benchmarks/report.py`, not this page.
 
 Every area compares sides that do the same work. They run in one process set-up, on one real Apache
 Kafka and one real PostgreSQL with fsync on, and take turns: each round measures every side once, in the
@@ -80,11 +80,11 @@ nothing.""",
 LINEAR = 0.7
 
 
-def page(results: Mapping[str, Any]) -> str:
+def render_report(results: Mapping[str, Any]) -> str:
     """The whole page."""
     areas = [Area.of(each) for each in results["areas"]]
     rows = results["rows"]
-    parts = [HEAD, *run_of(results), *goals(rows)]
+    parts = [HEADER, *run_of(results), *goals(rows)]
     for area in areas:
         parts += area_section(area, [row for row in rows if row["area"] == area.name])
     return "\n".join(part.strip("\n") + "\n" for part in parts)
