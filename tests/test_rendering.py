@@ -40,7 +40,7 @@ RESIDUE = re.compile(r"(?<!\$)\{\{-?\s*\w+\s*[|.}]|\{%-?\s|\{#-?\s")
 NAMES_OF_MODULE = {
     "outbox": ("outbox",),
     "cqrs": ("cqrs", "projections"),
-    "event_sourcing": ("event_sourcing", "event_store", "events_store"),
+    "event_sourcing": ("event_sourcing", "event_store"),
 }
 
 # Files that tell which modules there are, whatever was chosen.

@@ -133,4 +133,4 @@ async def test_streams_and_topics_are_whole_after_kills_of_apis_and_relays(
     assert {(event["order_id"], 1) for event in on_topics["order.created"]} == {
         change for change in in_store if change[1] == 1
     }
-    assert "0 differ" in bench.app("events-store", "verify")
+    assert "0 differ" in bench.app("event-store", "verify")

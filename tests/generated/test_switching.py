@@ -96,7 +96,7 @@ MODULES = {
     "outbox": Module((), OUTBOX_TABLES, (), set()),
     "cqrs": Module((), READ_SIDE_TABLES, ("projections rebuild order-views",), {"order_views"}),
     "event_sourcing": Module(
-        ("outbox",), EVENT_STORE_TABLES, ("events-store import", "events-store verify"), {"events"}
+        ("outbox",), EVENT_STORE_TABLES, ("event-store import", "event-store verify"), {"events"}
     ),
 }
 
@@ -207,9 +207,9 @@ def test_the_modules_of_a_lean_service_take_over_what_was_there_before(
         assert (living_service.path / path).read_bytes() == (fresh / path).read_bytes(), path
     living_service.run("app", "db", "upgrade")
     assert "No new upgrade operations detected" in living_service.run("alembic", "check")
-    for command in ("projections rebuild sources", "events-store import"):
+    for command in ("projections rebuild sources", "event-store import"):
         living_service.run("app", *command.split())
-    assert "2 streams, 0 differ" in living_service.run("app", "events-store", "verify")
+    assert "2 streams, 0 differ" in living_service.run("app", "event-store", "verify")
     after = living_service.rows()
     assert {table: rows for table, rows in after.items() if table in before} == before
     counts = {table: len(rows) for table, rows in after.items()}

@@ -1,7 +1,7 @@
 """Sources of heartbeats as streams: the events, and the repository that keeps them.
 
 Every heartbeat is an event of its source's stream. The table `heartbeats` is what is read of them,
-written in the transaction of the append; `app events-store verify` compares it with the streams.
+written in the transaction of the append; `app event-store verify` compares it with the streams.
 """
 
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.heartbeats.repository import Heartbeat, HeartbeatRepeated, HeartbeatRepository
 from app.platform.database.engine import Base
-from app.platform.errors import EventOutOfPlace, NotFound, VersionConflict
+from app.platform.errors import InvalidTransition, NotFound, VersionConflict
 from app.platform.event_store.category import Category, EventType
-from app.platform.event_store.causation import caused, event_id
-from app.platform.event_store.store import NO_STREAM, EventStore, Loaded, NewEvent
+from app.platform.event_store.causation import event_id, new_events
+from app.platform.event_store.store import NO_STREAM, EventStore, NewEvent, StreamState
 
 # What happens, and what it adds up to. No I/O, no clock, no ids made up.
 
@@ -52,11 +52,11 @@ class SourceState:
 
 
 def evolve(state: SourceState | None, event: SourceHeard) -> SourceState:
-    """The source after `event`. Raises EventOutOfPlace for what cannot have happened."""
+    """The source after `event`. Raises InvalidTransition for what cannot have happened."""
     if state is None:
         return SourceState(event.source_id, event.source, 1, event.heartbeat_id)
     if event.source_id != state.id or event.heartbeat_id <= state.last_heartbeat_id:
-        raise EventOutOfPlace(f"{event} cannot follow {state}")
+        raise InvalidTransition(f"{event} cannot follow {state}")
     return replace(state, heartbeats=state.heartbeats + 1, last_heartbeat_id=event.heartbeat_id)
 
 
@@ -81,7 +81,7 @@ class SourceStreamRow(Base):
 _NEXT_ID = text("SELECT nextval(pg_get_serial_sequence('heartbeats', 'id'))")
 
 
-class StoredHeartbeats(HeartbeatRepository):
+class EventSourcedHeartbeats(HeartbeatRepository):
     """Keeps heartbeats as events, and as the rows that are read, in one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
@@ -96,23 +96,23 @@ class StoredHeartbeats(HeartbeatRepository):
         event = SourceHeard(stream_id, source, int(await self._session.scalar(_NEXT_ID) or 0))
         state = evolve(None if before is None else before.state, event)
         self._added += 1
-        new = caused(SOURCES, f"{source}-{self._added}", [event])
+        new = new_events(SOURCES, f"{source}-{self._added}", [event])
         try:
             appended = await self._store.append(stream_id, new, version)
         except VersionConflict:
-            earlier = await self._carried_out(new[0].event_id)
+            earlier = await self._find_previous_result(new[0].event_id)
             if earlier is None:
                 raise
             raise HeartbeatRepeated(earlier) from None
         if SOURCES.snapshot_is_due(version, version + 1):
-            loaded = Loaded(state, version + 1, appended.began_at, appended.recorded_at)
-            await self._store.keep_snapshot(stream_id, loaded)
+            loaded = StreamState(state, version + 1, appended.began_at, appended.recorded_at)
+            await self._store.save_snapshot(stream_id, loaded)
         heartbeat = _row(event, appended.recorded_at)
         self._session.add(heartbeat)
         await self._session.flush()
         return heartbeat
 
-    async def _carried_out(self, id: UUID) -> Heartbeat | None:
+    async def _find_previous_result(self, id: UUID) -> Heartbeat | None:
         """Return the result of the command when it came first; None when it never did."""
         found = await self._store.find(id)
         if found is None:
@@ -137,18 +137,18 @@ def _row(event: SourceHeard, at: datetime) -> Heartbeat:
     return Heartbeat(id=event.heartbeat_id, source=event.source, sent_at=at)
 
 
-# For `app events-store`
+# For `app event-store`
 
 _Sessions = async_sessionmaker[AsyncSession]
 
 
 class SourceStreams:
-    """Sources as `app events-store` needs them: their views are the rows in `heartbeats`."""
+    """Sources as `app event-store` needs them: their views are the rows in `heartbeats`."""
 
     category = SOURCES
     compared = ("source", "heartbeats", "last_heartbeat_id")
 
-    def told(self, state: SourceState) -> str:
+    def summary(self, state: SourceState) -> str:
         return state.source
 
     async def view(self, sessions: _Sessions, id: int) -> SourceState | None:
@@ -163,7 +163,7 @@ class SourceStreams:
         async with sessions() as session:
             return {row[0]: SourceState(*row) for row in await session.execute(query)}
 
-    async def mend(self, session: AsyncSession, loaded: Loaded[SourceState]) -> None:
+    async def repair(self, session: AsyncSession, loaded: StreamState[SourceState]) -> None:
         """Write the rows of a source anew, whatever they say."""
         state = loaded.state
         await session.execute(delete(Heartbeat).where(Heartbeat.source == state.source))

@@ -110,7 +110,7 @@ MIN_VERSION_WAIT_SECONDS = 2.0
 POLL_SECONDS = 0.05
 
 
-class NotYetThere(Unavailable):
+class VersionNotReached(Unavailable):
     title = "The version is not there yet"
 
 
@@ -123,7 +123,7 @@ class SourceQueries:
     async def get(self, source: str, min_version: int | None = None) -> SourceRow:
         """The source, with the heartbeat `min_version` or a later one.
 
-        Raises NotFound, and NotYetThere when that heartbeat does not come.
+        Raises NotFound, and VersionNotReached when that heartbeat does not come.
         """
         deadline = asyncio.get_running_loop().time() + MIN_VERSION_WAIT_SECONDS
         while True:
@@ -135,7 +135,7 @@ class SourceQueries:
                 raise NotFound("source", source)
             # Who asks for a heartbeat has seen it, so one that is missing is one that is late.
             if asyncio.get_running_loop().time() >= deadline:
-                raise NotYetThere(f"heartbeat {min_version} of {source} has not come here")
+                raise VersionNotReached(f"heartbeat {min_version} of {source} has not come here")
             await asyncio.sleep(POLL_SECONDS)
 
     async def silent(self, since: datetime | None, limit: int) -> Sequence[SourceRow]:

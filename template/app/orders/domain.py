@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 
-from app.platform.errors import DomainError, EventOutOfPlace
+from app.platform.errors import DomainError, InvalidTransition
 
 
 class OrderStatus(StrEnum):
@@ -101,7 +101,7 @@ def cancel(order: Order) -> list[OrderEvent]:
 
 
 def evolve(order: Order | None, event: OrderEvent) -> Order:
-    """The order after `event`. Raises EventOutOfPlace for a history that cannot have happened."""
+    """The order after `event`. Raises InvalidTransition for a history that cannot have happened."""
     match order, event:
         case None, OrderPlaced(order_id, user_id, items):
             return Order(order_id, user_id, items, OrderStatus.PLACED, version=1)
@@ -110,7 +110,7 @@ def evolve(order: Order | None, event: OrderEvent) -> Order:
         case Order(), OrderCancelled(order_id) if order_id == order.id:
             return replace(order, status=OrderStatus.CANCELLED, version=order.version + 1)
         case _:
-            raise EventOutOfPlace(f"{event} cannot follow {order}")
+            raise InvalidTransition(f"{event} cannot follow {order}")
 
 
 def fold(events: Iterable[OrderEvent], order: Order | None = None) -> Order | None:

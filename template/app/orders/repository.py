@@ -25,7 +25,7 @@ class OrderTimes:
     changed_at: datetime
 
 
-class CommandRepeated(Exception):
+class DuplicateCommand(Exception):
     """This command was carried out before. `order` is what it made of the order then."""
 
     def __init__(self, order: Order) -> None:
@@ -46,7 +46,7 @@ class OrderRepository(Protocol):
     ) -> OrderTimes:
         """Store `order`, which `events` brought from `expected_version` (0: it is new) to its own.
 
-        Raises VersionConflict when the stored version is another one, and CommandRepeated where
+        Raises VersionConflict when the stored version is another one, and DuplicateCommand where
         commands are remembered and this one is not new, or IdempotencyKeyReused if it was another
         one then. In each case nothing is stored, and the transaction can go on.
         """

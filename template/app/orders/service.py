@@ -10,7 +10,7 @@ from app.orders import domain as orders
 from app.orders.domain import Order, OrderEvent, OrderItem, evolve
 from app.orders.events import OrderCancelled, OrderCreated, OrderLine, OrderPaid, OrderStateEvent
 from app.orders.repository import (
-    CommandRepeated,
+    DuplicateCommand,
     OrderFilter,
     OrderQueries,
     OrderRepository,
@@ -76,7 +76,7 @@ class OrderService:
             raise ValueError("a command that makes an order has at least one event")
         try:
             times = await self._orders.save(order, events, before.version if before else 0)
-        except CommandRepeated as repeated:
+        except DuplicateCommand as repeated:
             return repeated.order  # its events went out the first time
         for event, after in history:
             await self._events.publish(
@@ -94,7 +94,7 @@ class OrderReadSettings(EnvSettings):
     orders_min_version_wait_seconds: float = Field(2.0, ge=0, le=60)
 
 
-class NotYetThere(Unavailable):
+class VersionNotReached(Unavailable):
     title = "The version is not there yet"
 
 
@@ -104,7 +104,7 @@ class OrderReads:
         self._wait = settings.orders_min_version_wait_seconds
 
     async def get(self, order_id: int, min_version: int | None = None) -> OrderView:
-        """The order, in `min_version` or a later one. Raises NotFound and NotYetThere."""
+        """The order, in `min_version` or a later one. Raises NotFound and VersionNotReached."""
         if min_version is not None:
             return await self._get_from(order_id, min_version)
         order = await self._queries.get(order_id)
@@ -123,7 +123,9 @@ class OrderReads:
             if order is not None and order.version >= min_version:
                 return order
             if asyncio.get_running_loop().time() >= deadline:
-                raise NotYetThere(f"order {order_id} has not reached version {min_version} here")
+                raise VersionNotReached(
+                    f"order {order_id} has not reached version {min_version} here"
+                )
             await asyncio.sleep(_POLL_SECONDS)
 
 

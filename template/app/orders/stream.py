@@ -22,7 +22,7 @@ from app.orders.models import OrderRow, order_ids
 from app.orders.repository import (
     BindOrderQueries,
     BindOrders,
-    CommandRepeated,
+    DuplicateCommand,
     OrderFilter,
     OrderTimes,
     OrderView,
@@ -31,9 +31,15 @@ from app.orders.repository import (
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.errors import VersionConflict
 from app.platform.event_store.category import Category, Data, EventType
-from app.platform.event_store.causation import caused, event_id
+from app.platform.event_store.causation import event_id, new_events
 from app.platform.event_store.model import EventRow
-from app.platform.event_store.store import NO_STREAM, EventStore, ImportRefused, Loaded, NewEvent
+from app.platform.event_store.store import (
+    NO_STREAM,
+    EventStore,
+    ImportRefused,
+    NewEvent,
+    StreamState,
+)
 from app.platform.http.idempotency import IdempotencyKeyReused
 
 
@@ -62,10 +68,10 @@ ORDERS: Category[OrderEvent, Order] = Category(
     evolve,
 )
 
-Project = Callable[[AsyncSession, Sequence[Loaded[Order]]], Awaitable[None]]
+Project = Callable[[AsyncSession, Sequence[StreamState[Order]]], Awaitable[None]]
 
 
-class StoredOrders:
+class EventSourcedOrders:
     """Keeps orders as their events. `project` writes the read table in the same transaction."""
 
     def __init__(self, uow: UnitOfWork, project: Project | None = None) -> None:
@@ -88,16 +94,16 @@ class StoredOrders:
         try:
             appended = await self._store.append(order.id, new, expected_version)
         except VersionConflict:
-            earlier = await self._carried_out(new)
+            earlier = await self._find_previous_result(new)
             if earlier is None:
                 raise
             # Paying and cancelling have no content: their ids tell of the order and of what is done.
             if (earlier.user_id, earlier.items) != (order.user_id, order.items):
                 raise IdempotencyKeyReused from None
-            raise CommandRepeated(earlier) from None
-        loaded = Loaded(order, order.version, appended.began_at, appended.recorded_at)
+            raise DuplicateCommand(earlier) from None
+        loaded = StreamState(order, order.version, appended.began_at, appended.recorded_at)
         if ORDERS.snapshot_is_due(expected_version, order.version):
-            await self._store.keep_snapshot(order.id, loaded)
+            await self._store.save_snapshot(order.id, loaded)
         if self._project is not None:
             await self._project(self._session, [loaded])
         return OrderTimes(loaded.began_at, loaded.changed_at)
@@ -109,9 +115,9 @@ class StoredOrders:
         if expected_version == NO_STREAM:  # repeated, it would have another id
             self._placed += 1
             subject = f"new-{self._placed}"
-        return caused(ORDERS, subject, events)
+        return new_events(ORDERS, subject, events)
 
-    async def _carried_out(self, new: Sequence[NewEvent[OrderEvent]]) -> Order | None:
+    async def _find_previous_result(self, new: Sequence[NewEvent[OrderEvent]]) -> Order | None:
         """Return the result of the command when it came first; None when it never did."""
         found = await self._store.find(new[-1].event_id)
         if found is None:
@@ -122,7 +128,7 @@ class StoredOrders:
 
 def stored(project: Project | None = None) -> BindOrders:
     """Orders in the event store, for each unit of work."""
-    return lambda uow: StoredOrders(uow, project)
+    return lambda uow: EventSourcedOrders(uow, project)
 
 
 _Sessions = async_sessionmaker[AsyncSession]
@@ -130,7 +136,7 @@ _PAGE = 500
 
 
 class OrderStreams:
-    """Orders as `app events-store` needs them. `mend` writes the rows of one anew."""
+    """Orders as `app event-store` needs them. `repair` writes the rows of one anew."""
 
     category = ORDERS
     compared = ("user_id", "items", "total", "status", "version")
@@ -138,12 +144,12 @@ class OrderStreams:
     def __init__(
         self,
         queries: BindOrderQueries,
-        mend: Callable[[AsyncSession, Loaded[Order]], Awaitable[None]] | None = None,
+        repair: Callable[[AsyncSession, StreamState[Order]], Awaitable[None]] | None = None,
     ) -> None:
         self._queries = queries
-        self.mend = mend
+        self.repair = repair
 
-    def told(self, order: Order) -> str:
+    def summary(self, order: Order) -> str:
         return order.status
 
     async def view(self, sessions: _Sessions, order_id: int) -> OrderView | None:

@@ -5,7 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.orders.domain import Order
 from app.orders.stream import ORDERS
 from app.orders.views import OrderState
-from app.platform.event_store.store import EventStore, Loaded
+from app.platform.event_store.store import EventStore, StreamState
 
 
 class StoredOrderStates:
@@ -20,7 +20,7 @@ class StoredOrderStates:
         return [_state(loaded) for loaded in found]
 
 
-def _state(loaded: Loaded[Order]) -> OrderState:
+def _state(loaded: StreamState[Order]) -> OrderState:
     order = loaded.state
     return OrderState(
         order.id,

@@ -1,7 +1,7 @@
 """The read table of a service without a read side of its own, written in the append's transaction.
 
 It is the table that SqlOrderQueries reads. What is in it can be worked out again at any time:
-`app events-store verify` compares it with the streams, and mends it with `--repair`.
+`app event-store verify` compares it with the streams, and repairs it with `--repair`.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.orders.domain import Order
 from app.orders.models import OrderItemRow, OrderRow
-from app.platform.event_store.store import Loaded
+from app.platform.event_store.store import StreamState
 
 _ORDERS = cast(Table, OrderRow.__table__)
 _ITEMS = cast(Table, OrderItemRow.__table__)
 
 
-async def project(session: AsyncSession, states: Sequence[Loaded[Order]]) -> None:
+async def project(session: AsyncSession, states: Sequence[StreamState[Order]]) -> None:
     """Bring the rows of these orders to these states; a row that is newer is left alone."""
     new = insert(_ORDERS)
     upsert = new.on_conflict_do_update(
@@ -33,7 +33,7 @@ async def project(session: AsyncSession, states: Sequence[Loaded[Order]]) -> Non
         await session.execute(insert(_ITEMS).on_conflict_do_nothing(), items)
 
 
-async def rewrite(session: AsyncSession, loaded: Loaded[Order]) -> None:
+async def rewrite(session: AsyncSession, loaded: StreamState[Order]) -> None:
     """Replace an order's rows, whatever they say."""
     order_id = loaded.state.id
     await session.execute(delete(_ITEMS).where(_ITEMS.c.order_id == order_id))
@@ -41,7 +41,7 @@ async def rewrite(session: AsyncSession, loaded: Loaded[Order]) -> None:
     await project(session, [loaded])
 
 
-def _row(loaded: Loaded[Order]) -> dict[str, object]:
+def _row(loaded: StreamState[Order]) -> dict[str, object]:
     order = loaded.state
     return {
         "id": order.id,

@@ -13,7 +13,7 @@ class DomainError(Exception):
     """A rule of the business forbids it in the present state. The message says which, for the caller."""
 
 
-class EventOutOfPlace(Exception):
+class InvalidTransition(Exception):
     """The stored history is broken: this event cannot follow what came before it."""
 
 

@@ -17,11 +17,11 @@ from app import wiring
 from app.heartbeats import storage
 from app.heartbeats.repository import Heartbeat, HeartbeatRepository
 from app.heartbeats.service import HeartbeatService
-from app.heartbeats.stream import SOURCES, SourceHeard, SourceState, StoredHeartbeats, evolve
+from app.heartbeats.stream import SOURCES, EventSourcedHeartbeats, SourceHeard, SourceState, evolve
 from app.platform.cli import command_line
 from app.platform.database.engine import Base, Database
 from app.platform.database.unit_of_work import UnitsOfWork
-from app.platform.errors import EventOutOfPlace
+from app.platform.errors import InvalidTransition
 from app.platform.event_store.model import EventRow, SnapshotRow
 from app.platform.event_store.store import EventStore
 from app.platform.events.event import BaseEvent, EventRegistry
@@ -63,7 +63,7 @@ def test_heartbeats_add_up_and_what_cannot_follow_is_refused() -> None:
     first = evolve(None, SourceHeard(3, "door", 7))
     assert evolve(first, SourceHeard(3, "door", 9)) == SourceState(3, "door", 2, 9)
     for other in (SourceHeard(4, "door", 9), SourceHeard(3, "door", 7)):
-        with pytest.raises(EventOutOfPlace):
+        with pytest.raises(InvalidTransition):
             evolve(first, other)
 
 
@@ -105,7 +105,7 @@ def sensors(database: Database) -> Sensors:
 
 
 async def test_a_heartbeat_its_event_and_its_message_are_there_together(sensors: Sensors) -> None:
-    assert storage.repository is StoredHeartbeats
+    assert storage.repository is EventSourcedHeartbeats
     first, second = await sensors.send("door", "door")
     assert [state.last_heartbeat_id for state in await sensors.folded()] == [second.id]
     assert first.id < second.id
@@ -123,7 +123,7 @@ async def test_a_heartbeat_its_event_and_its_message_are_there_together(sensors:
 async def test_nothing_is_left_of_a_transaction_that_fails(sensors: Sensors) -> None:
     async def fail() -> None:
         async with sensors.units.begin() as uow:
-            await HeartbeatService(StoredHeartbeats(uow.session), uow.events).send("door")
+            await HeartbeatService(EventSourcedHeartbeats(uow.session), uow.events).send("door")
             raise RuntimeError("at the end")
 
     with pytest.raises(RuntimeError, match="at the end"):
@@ -220,7 +220,7 @@ def cli(sensors: Sensors, migrated_database_url: str, monkeypatch: pytest.Monkey
         return await asyncio.to_thread(
             CliRunner().invoke,
             command_line(lambda: wiring.service),
-            ["events-store", *arguments],
+            ["event-store", *arguments],
             catch_exceptions=False,
         )
 
@@ -252,14 +252,14 @@ async def test_rows_that_differ_are_told_and_mended(
     cli: Cli, sensors: Sensors, message: str, corruption: str
 ) -> None:
     await sensors.send("door", "door", "window")
-    assert "2 streams, 0 differ, 0 mended\n" in (await cli("verify")).stdout
+    assert "2 streams, 0 differ, 0 repaired\n" in (await cli("verify")).stdout
     async with sensors.database.engine.begin() as connection:
         await connection.execute(text(corruption))
     answer = await cli("verify", "--patience", "0")
     assert answer.exit_code == 1
     assert f"1: {message}" in answer.stdout
     assert (await cli("verify", "--patience", "0", "--repair")).exit_code == 0
-    assert "2 streams, 0 differ, 0 mended\n" in (await cli("verify")).stdout
+    assert "2 streams, 0 differ, 0 repaired\n" in (await cli("verify")).stdout
 
 
 async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, sensors: Sensors) -> None:
@@ -270,7 +270,7 @@ async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, sensors:
     messages = await sensors.count(OutboxRow)
     assert "2 sources imported\n" in (await cli("import")).stdout
     assert "0 sources imported\n" in (await cli("import")).stdout
-    assert "2 streams, 0 differ, 0 mended\n" in (await cli("verify")).stdout
+    assert "2 streams, 0 differ, 0 repaired\n" in (await cli("verify")).stdout
     assert await sensors.count(OutboxRow) == messages
     async with sensors.database.sessions() as session:
         times = [

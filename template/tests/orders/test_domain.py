@@ -29,7 +29,7 @@ from app.orders.domain import (
     place,
 )
 from app.orders.service import integration_event
-from app.platform.errors import EventOutOfPlace
+from app.platform.errors import InvalidTransition
 from app.platform.events.event import BaseEvent
 from app.users.events import user_created_2
 
@@ -124,7 +124,7 @@ def test_folding_goes_on_from_a_given_state() -> None:
 def test_a_history_that_cannot_have_happened_is_noticed(
     history: list[OrderEvent], event: OrderEvent
 ) -> None:
-    with pytest.raises(EventOutOfPlace):
+    with pytest.raises(InvalidTransition):
         evolve(fold(history), event)
 
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.orders.domain import OrderStatus
 from app.orders.repository import OrderFilter, OrderView
 from app.orders.router import Money, etag, versions_in
-from app.orders.service import NotYetThere, OrderReads, OrderReadSettings
+from app.orders.service import OrderReads, OrderReadSettings, VersionNotReached
 from app.platform.errors import NotFound, PreconditionRequired
 from app.platform.http.schemas import MAX_ID, decode_cursor, encode_cursor
 from app.posts.router import Title
@@ -130,12 +130,12 @@ async def test_a_later_version_will_do() -> None:
 @pytest.mark.parametrize("version", [None, 1])
 async def test_a_reader_does_not_wait_for_ever(version: int | None) -> None:
     async with asyncio.timeout(5):
-        with pytest.raises(NotYetThere, match="version 2"):
+        with pytest.raises(VersionNotReached, match="version 2"):
             await reads(LateQueries(version), wait=0.1).get(1, min_version=2)
 
 
 async def test_with_no_wait_it_is_looked_once() -> None:
     queries = LateQueries(1, 2)
-    with pytest.raises(NotYetThere):
+    with pytest.raises(VersionNotReached):
         await reads(queries, wait=0).get(1, min_version=2)
     assert queries.reads == 1

@@ -182,11 +182,11 @@ async def test_a_stream_with_a_hole_is_not_loaded(database: Database) -> None:
 # Snapshots
 
 
-async def keep_snapshot(database: Database, stream: int) -> None:
+async def save_snapshot(database: Database, stream: int) -> None:
     async with storing(database) as store:
         loaded = await store.load(stream)
         assert loaded is not None
-        await store.keep_snapshot(stream, loaded)
+        await store.save_snapshot(stream, loaded)
 
 
 async def tamper(database: Database) -> None:
@@ -197,7 +197,7 @@ async def tamper(database: Database) -> None:
 
 async def test_loading_begins_at_the_snapshot(database: Database) -> None:
     await append(database, 1, NO_STREAM, 1, 2)
-    await keep_snapshot(database, 1)
+    await save_snapshot(database, 1)
     await tamper(database)
     appended = await append(database, 1, 2, 3)
     async with storing(database) as store:
@@ -212,14 +212,14 @@ async def test_loading_begins_at_the_snapshot(database: Database) -> None:
 
 async def test_a_snapshot_of_another_form_is_passed_over_and_replaced(database: Database) -> None:
     await append(database, 1, NO_STREAM, 1, 2)
-    await keep_snapshot(database, 1)
+    await save_snapshot(database, 1)
     await tamper(database)
     newer: Category[Added, Sum] = Category(SUMS.name, SUMS.types, Sum, evolve, snapshot_version=2)
     async with storing(database, newer) as store:
         loaded = await store.load(1)
         assert loaded is not None
         assert loaded.state == Sum(3, 2)
-        await store.keep_snapshot(1, loaded)
+        await store.save_snapshot(1, loaded)
     async with database.sessions() as session:
         (row,) = await session.scalars(select(SnapshotRow))
         assert (row.state_version, row.state) == (2, {"total": 3, "count": 2})
@@ -230,10 +230,10 @@ async def test_an_older_snapshot_replaces_no_newer_one(database: Database) -> No
     async with storing(database) as store:
         early = await store.load(1)
     await append(database, 1, 1, 2)
-    await keep_snapshot(database, 1)
+    await save_snapshot(database, 1)
     async with storing(database) as store:
         assert early is not None
-        await store.keep_snapshot(1, early)
+        await store.save_snapshot(1, early)
     async with database.sessions() as session:
         assert await session.scalar(select(SnapshotRow.version)) == 2
 
@@ -242,7 +242,7 @@ async def test_an_older_snapshot_replaces_no_newer_one(database: Database) -> No
 async def test_a_version_of_the_past_is_loaded(database: Database, snapshot: bool) -> None:
     times = [(await append(database, 1, n, n)).recorded_at for n in range(4)]
     if snapshot:
-        await keep_snapshot(database, 1)
+        await save_snapshot(database, 1)
     async with storing(database) as store:
         for version in range(1, 5):
             loaded = await store.load(1, version)
@@ -348,7 +348,7 @@ async def test_a_command_asks_for_one_of_several_categories(
 
     async def show(*options: str) -> Result:
         # A thread, because the command has an event loop of its own.
-        command = ["events-store", "show", "1", *options]
+        command = ["event-store", "show", "1", *options]
         return await asyncio.to_thread(CliRunner().invoke, cli, command)
 
     assert "sum.added" in (await show("--category", "sum")).stdout

@@ -35,7 +35,7 @@ COMMANDS = {
         "events",
         "Print the AsyncAPI 3.0 document of the events that are sent and received, as JSON.",
     ),
-    "events-store": ("events_store", "What happened, event by event."),
+    "event-store": ("event_store", "What happened, event by event."),
     "dlq": ("dlq", "Messages that could not be handled."),
     "platform": ("platform", "List the files of app/platform that this service has changed."),
     "projections": ("projections", "The read side and its projections."),

@@ -16,7 +16,7 @@ def event_id(*parts: object) -> UUID:
     return uuid5(_COMMANDS, "/".join(str(part) for part in parts))
 
 
-def caused(category: Category[E, S], subject: str, events: Sequence[E]) -> list[NewEvent[E]]:
+def new_events(category: Category[E, S], subject: str, events: Sequence[E]) -> list[NewEvent[E]]:
     """Return `events` as the current command's own on `subject`, with their causation.
 
     A command that is repeated gives its events the same ids.

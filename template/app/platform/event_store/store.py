@@ -78,7 +78,7 @@ class StoredEvent(Generic[E]):
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[S]):
+class StreamState(Generic[S]):
     """The state of a stream, and when its first and its last event were recorded."""
 
     state: S
@@ -213,7 +213,7 @@ class EventStore(Generic[E, S]):
         recorded_at, began_at = row
         return Appended(began_at, recorded_at)
 
-    async def load(self, stream_id: int, at_version: int | None = None) -> Loaded[S] | None:
+    async def load(self, stream_id: int, at_version: int | None = None) -> StreamState[S] | None:
         """The state at `at_version`, or the newest; None where the stream has not come that far.
 
         Raises UnknownEvent and BrokenStream.
@@ -230,7 +230,7 @@ class EventStore(Generic[E, S]):
         loaded = _folded(self._category, stream_id, found)
         return None if loaded is None or loaded.version < (at_version or 0) else loaded
 
-    async def load_many(self, stream_ids: Sequence[int]) -> list[Loaded[S]]:
+    async def load_many(self, stream_ids: Sequence[int]) -> list[StreamState[S]]:
         """Fold these streams event by event, without snapshots; by ascending id.
 
         Raises UnknownEvent and BrokenStream.
@@ -241,7 +241,7 @@ class EventStore(Generic[E, S]):
         found = [_folded(self._category, id, (row[1:] for row in rows)) for id, rows in by_stream]
         return [loaded for loaded in found if loaded is not None]
 
-    async def keep_snapshot(self, stream_id: int, loaded: Loaded[S]) -> None:
+    async def save_snapshot(self, stream_id: int, loaded: StreamState[S]) -> None:
         """Keep the state, so that loading begins there. A newer one is left alone."""
         await self._session.execute(
             _SNAPSHOT,
@@ -345,7 +345,7 @@ class EventStore(Generic[E, S]):
 
 def _folded(
     category: Category[E, S], stream_id: int, rows: Iterable[Sequence[Any]]
-) -> Loaded[S] | None:
+) -> StreamState[S] | None:
     """Fold the `rows` of _LOAD. A row without a type is a snapshot."""
     state: S | None = None
     known, began_at, changed_at = 0, None, None
@@ -359,7 +359,7 @@ def _folded(
         known, began_at, changed_at = version, began_at or began, recorded_at
     if state is None or began_at is None or changed_at is None:
         return None
-    return Loaded(state, known, began_at, changed_at)
+    return StreamState(state, known, began_at, changed_at)
 
 
 def stored(category: Category[E, S], row: tuple[Any, ...]) -> StoredEvent[E]:

@@ -6,15 +6,15 @@ from typing import Any, Protocol
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app.platform.event_store.category import Category
-from app.platform.event_store.store import Loaded
+from app.platform.event_store.store import StreamState
 
 State = Any  # of whatever the streams are about; it has an `id`
 View = Any  # what is read of it
-Mend = Callable[[AsyncSession, Loaded[State]], Awaitable[None]]
+Repair = Callable[[AsyncSession, StreamState[State]], Awaitable[None]]
 
 
 class Streams(Protocol):
-    """A category, as `app events-store` needs it. A state and its view agree in the fields `compared`."""
+    """A category, as `app event-store` needs it. A state and its view agree in the fields `compared`."""
 
     @property
     def category(self) -> Category[Any, State]: ...
@@ -23,10 +23,10 @@ class Streams(Protocol):
     def compared(self) -> Sequence[str]: ...
 
     @property
-    def mend(self) -> Mend | None:
+    def repair(self) -> Repair | None:
         """Writes anew what is read; None where that has to be rebuilt instead."""
 
-    def told(self, state: State) -> str:
+    def summary(self, state: State) -> str:
         """The state in a word."""
 
     async def view(self, sessions: async_sessionmaker[AsyncSession], id: int) -> View | None: ...

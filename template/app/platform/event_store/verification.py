@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.platform.database.engine import Database
-from app.platform.errors import EventOutOfPlace
+from app.platform.errors import InvalidTransition
 from app.platform.event_store.category import UnknownEvent
 from app.platform.event_store.store import BrokenStream, EventStore
 from app.platform.event_store.streams import State, Streams, View
@@ -22,7 +22,7 @@ class Fault:
 
     id: int
     what: str
-    mended: bool = False
+    repaired: bool = False
 
 
 class Verification:
@@ -58,7 +58,7 @@ class Verification:
         what = await self._lasting_difference(id)
         if what is None:
             return []
-        return [Fault(id, what, self._repair and await self._mend(id))]
+        return [Fault(id, what, self._repair and await self._repair_stream(id))]
 
     async def _batches(self) -> AsyncIterator[tuple[list[int], dict[int, State | Exception]]]:
         """The ids of the streams, batch by batch, and what their events add up to."""
@@ -74,7 +74,7 @@ class Verification:
                     states: dict[int, State | Exception] = {
                         each.state.id: each.state for each in loaded
                     }
-                except (BrokenStream, UnknownEvent, EventOutOfPlace):
+                except (BrokenStream, UnknownEvent, InvalidTransition):
                     states = {id: await _state(store, id) for id in ids}
             yield ids, states
             after = ids[-1]
@@ -104,21 +104,21 @@ class Verification:
         told = (f"{n} is {getattr(view, n)}, its events say {getattr(state, n)}" for n in differ)
         return ", ".join(told) or None
 
-    async def _mend(self, id: int) -> bool:
-        if self._streams.mend is None:
+    async def _repair_stream(self, id: int) -> bool:
+        if self._streams.repair is None:
             return False
         async with self._database.sessions() as session, session.begin():
             try:
                 (loaded,) = await EventStore(session, self._streams.category).load_many([id])
-            except (BrokenStream, UnknownEvent, EventOutOfPlace):
+            except (BrokenStream, UnknownEvent, InvalidTransition):
                 return False
-            await self._streams.mend(session, loaded)
+            await self._streams.repair(session, loaded)
             return True
 
 
 async def _state(store: EventStore[Any, State], id: int) -> State | Exception:
     try:
         (loaded,) = await store.load_many([id])
-    except (BrokenStream, UnknownEvent, EventOutOfPlace) as error:
+    except (BrokenStream, UnknownEvent, InvalidTransition) as error:
         return error
     return loaded.state

@@ -38,8 +38,8 @@ def newest(states: Sequence[State]) -> list[State]:
 
 
 # The first half of the keys of advisory locks; any numbers will do that nobody else takes.
-TURN = 0x43515253
-REBUILD = 0x43515254
+WRITER_LOCK = 0x43515253
+REBUILD_LOCK = 0x43515254
 
 Write = Callable[[AsyncSession, Sequence[Table], Sequence[State]], Awaitable[None]]
 
@@ -97,15 +97,16 @@ async def project(
     """
     if not states:
         return
-    await take_turn(session, projection)
+    await lock_projection(session, projection)
     await projection.write(session, projection.tables, states)
     # A statement of its own, begun with the turn: it sees the registration that the turn waited for.
     if await session.get(RebuildRow, projection.name) is not None:
         await projection.write(session, projection.shadows, states)
 
 
-async def take_turn(session: AsyncSession, projection: Projection[State]) -> None:
+async def lock_projection(session: AsyncSession, projection: Projection[State]) -> None:
     """Be the only one who writes to `projection`, until the transaction ends."""
     await session.execute(
-        text("SELECT pg_advisory_xact_lock(:kind, :name)"), {"kind": TURN, "name": projection.lock}
+        text("SELECT pg_advisory_xact_lock(:kind, :name)"),
+        {"kind": WRITER_LOCK, "name": projection.lock},
     )

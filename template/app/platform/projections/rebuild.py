@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.platform.database.engine import WITHOUT_TIME_LIMITS, Database
 from app.platform.projections.projection import (
-    REBUILD,
+    REBUILD_LOCK,
     Projection,
     RebuildRow,
     State,
     Versioned,
+    lock_projection,
     shadow_of,
-    take_turn,
 )
 
 # What PostgreSQL calls the copies of the indexes is its own affair; what tells an index from the
@@ -41,8 +41,8 @@ _GRANTS = text(
 )
 
 
-async def create(session: AsyncSession, tables: Sequence[Table]) -> None:
-    """Make empty shadows of `tables`, with their indexes and grants."""
+async def create_shadow_tables(session: AsyncSession, tables: Sequence[Table]) -> None:
+    """Create empty shadow tables of `tables`, with their indexes and grants."""
     for table in tables:
         shadow = shadow_of(table)
         like = f'CREATE TABLE "{shadow.name}" (LIKE "{table.name}" INCLUDING ALL)'
@@ -52,18 +52,13 @@ async def create(session: AsyncSession, tables: Sequence[Table]) -> None:
             await session.execute(text(grant))
 
 
-async def drop(session: AsyncSession, tables: Sequence[Table]) -> None:
-    for table in tables:
-        await session.execute(text(f'DROP TABLE IF EXISTS "{shadow_of(table).name}"'))
-
-
-async def analyze(session: AsyncSession, tables: Sequence[Table]) -> None:
+async def analyze_shadow_tables(session: AsyncSession, tables: Sequence[Table]) -> None:
     """Give the planner its statistics before the first query comes."""
     for table in tables:
         await session.execute(text(f'ANALYZE "{shadow_of(table).name}"'))
 
 
-async def swap(session: AsyncSession, tables: Sequence[Table]) -> None:
+async def swap_tables(session: AsyncSession, tables: Sequence[Table]) -> None:
     """Put the shadows in the place of `tables`, whose names and index names they take over."""
     for table in tables:
         shadow = shadow_of(table)
@@ -102,7 +97,7 @@ SWAP_LOCK_TIMEOUT = "500ms"
 SWAP_RETRY_SECONDS = 0.5
 _LOCK_NOT_AVAILABLE = "55P03"
 
-_TRY_ALONE = text("SELECT pg_try_advisory_xact_lock(:kind, :name)")
+_TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:kind, :name)")
 
 
 class RebuildRefused(Exception):
@@ -130,7 +125,7 @@ class Rebuildable(Generic[State]):
     async def is_running(self, database: Database) -> bool:
         """Whether a process is at it now, rather than that one was interrupted."""
         try:
-            async with _alone(database, self.projection):
+            async with exclusive_rebuild(database, self.projection):
                 return False
         except RebuildRefused:
             return True
@@ -174,7 +169,7 @@ class Rebuild(Generic[State]):
         Raises RebuildRefused when another rebuild of the projection runs. Whatever interrupts it,
         the old tables stay in place, and the shadow is thrown away.
         """
-        async with _alone(self._database, self._projection):
+        async with exclusive_rebuild(self._database, self._projection):
             try:
                 await self.register()
                 while (progress := await self.fill()) is not None:
@@ -188,9 +183,9 @@ class Rebuild(Generic[State]):
 
     async def register(self) -> None:
         """Make empty shadows. What is projected from now on, they get, too."""
-        async with self._turn() as session:
-            await _forget(session, self._projection)
-            await create(session, self._projection.tables)
+        async with self._locked_session() as session:
+            await drop_shadow_tables(session, self._projection)
+            await create_shadow_tables(session, self._projection.tables)
             expected = await self._source.count(session)
             session.add(
                 RebuildRow(projection=self._projection.name, token=self._token, expected=expected)
@@ -208,7 +203,7 @@ class Rebuild(Generic[State]):
             states = await self._source.after(session, position, self._batch)
             if not states:
                 return None
-            await take_turn(session, self._projection)
+            await lock_projection(session, self._projection)
             await self._registration(session)
             await self._projection.write(session, self._projection.shadows, states)
             return await self._advance(session, states[-1].id, len(states))
@@ -220,7 +215,7 @@ class Rebuild(Generic[State]):
         """
         async with self._database.sessions() as session, session.begin():
             await self._registration(session)
-            await analyze(session, self._projection.tables)
+            await analyze_shadow_tables(session, self._projection.tables)
         while True:
             try:
                 return await self._swap()
@@ -231,10 +226,10 @@ class Rebuild(Generic[State]):
             await asyncio.sleep(SWAP_RETRY_SECONDS)
 
     async def _swap(self) -> Progress:
-        async with self._turn() as session:
+        async with self._locked_session() as session:
             row = await self._registration(session)
             await session.execute(text(f"SET LOCAL lock_timeout = '{SWAP_LOCK_TIMEOUT}'"))
-            await swap(session, self._projection.tables)
+            await swap_tables(session, self._projection.tables)
             await session.delete(row)
             return _progress(row)
 
@@ -255,14 +250,16 @@ class Rebuild(Generic[State]):
         return row
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[AsyncSession]:
+    async def _locked_session(self) -> AsyncIterator[AsyncSession]:
         async with self._database.sessions() as session, session.begin():
-            await take_turn(session, self._projection)
+            await lock_projection(session, self._projection)
             yield session
 
 
 @asynccontextmanager
-async def _alone(database: Database, projection: Projection[State]) -> AsyncIterator[None]:
+async def exclusive_rebuild(
+    database: Database, projection: Projection[State]
+) -> AsyncIterator[None]:
     """Keep other rebuilds of `projection` away for the length of the block.
 
     The lock belongs to a transaction that does nothing else, because behind a transaction pooler
@@ -271,8 +268,8 @@ async def _alone(database: Database, projection: Projection[State]) -> AsyncIter
     """
     async with database.engine.connect() as connection, connection.begin():
         await connection.execute(WITHOUT_TIME_LIMITS)
-        keys = {"kind": REBUILD, "name": projection.lock}
-        if not await connection.scalar(_TRY_ALONE, keys):
+        keys = {"kind": REBUILD_LOCK, "name": projection.lock}
+        if not await connection.scalar(_TRY_LOCK, keys):
             raise RebuildRefused(f"{projection.name} is being rebuilt already")
         yield
 
@@ -282,17 +279,19 @@ async def _abandon(
 ) -> bool:
     """Throw the shadows away; False when there was no rebuild (of that token) to abandon."""
     async with database.sessions() as session, session.begin():
-        await take_turn(session, projection)
+        await lock_projection(session, projection)
         query = select(RebuildRow.token).where(RebuildRow.projection == projection.name)
         registered = await session.scalar(query)
         if registered is None or (token is not None and token != registered):
             return False
-        await _forget(session, projection)
+        await drop_shadow_tables(session, projection)
         return True
 
 
-async def _forget(session: AsyncSession, projection: Projection[State]) -> None:
-    await drop(session, projection.tables)
+async def drop_shadow_tables(session: AsyncSession, projection: Projection[State]) -> None:
+    """Drop the shadow tables of `projection`, and the registration of the rebuild that made them."""
+    for shadow in projection.shadows:
+        await session.execute(text(f'DROP TABLE IF EXISTS "{shadow.name}"'))
     await session.execute(delete(RebuildRow).where(RebuildRow.projection == projection.name))
 
 

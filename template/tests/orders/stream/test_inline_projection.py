@@ -8,7 +8,7 @@ from sqlalchemy import delete, insert, text
 from app.orders.domain import OrderStatus
 from app.orders.models import OrderItemRow, OrderRow
 from app.orders.repository import SqlOrderRepository
-from app.orders.stream import ORDERS, StoredOrders
+from app.orders.stream import ORDERS, EventSourcedOrders
 from app.orders.stream_table import project
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.errors import DomainError
@@ -52,7 +52,7 @@ async def is_consistent(shop: Shop, model: dict[int, OrderStatus]) -> None:
     assert {order.id: order.status for order in folded} == model
     inline = await shop.content()
     async with shop.database.sessions() as session, session.begin():
-        orders = StoredOrders(UnitOfWork(session, None))  # type: ignore[arg-type]  # only reads
+        orders = EventSourcedOrders(UnitOfWork(session, None))  # type: ignore[arg-type]  # only reads
         rows = SqlOrderRepository(UnitOfWork(session, None))  # type: ignore[arg-type]  # only reads
         for order in folded:
             assert await orders.get(order.id) == await rows.get(order.id) == order
@@ -86,14 +86,14 @@ async def test_rows_are_as_old_as_their_events(shop: Shop) -> None:
     assert (await shop.content())[0][5:] == (first.recorded_at, second.recorded_at)
 
 
-# app events-store verify
+# app event-store verify
 
 
 async def test_what_is_read_agrees_with_the_events(cli: Cli, shop: Shop) -> None:
     await shop.pay((await shop.place()).id)
     await shop.place()
     answer = await cli("verify")
-    assert (answer.exit_code, answer.stdout) == (0, "2 streams, 0 differ, 0 mended\n")
+    assert (answer.exit_code, answer.stdout) == (0, "2 streams, 0 differ, 0 repaired\n")
 
 
 CORRUPTIONS = {
@@ -118,7 +118,7 @@ async def test_a_row_that_differs_is_told_and_mended(
     assert answer.exit_code == 1
     assert f"{order.id}: " in answer.stdout
     assert message in answer.stdout
-    assert "1 stream, 1 differs, 0 mended" in answer.stdout
+    assert "1 stream, 1 differs, 0 repaired" in answer.stdout
     assert (await cli("verify", "--patience", "0", "--repair")).exit_code == 0
     assert await shop.content() == before
 
@@ -137,7 +137,7 @@ async def test_a_row_without_events_is_told(cli: Cli, shop: Shop, made_up: int) 
     answer = await cli("verify", "--patience", "0")
     assert answer.exit_code == 1
     assert answer.stdout == (
-        f"{made_up}: is read, and has no events\n2 streams, 1 differs, 0 mended\n"
+        f"{made_up}: is read, and has no events\n2 streams, 1 differs, 0 repaired\n"
     )
 
 

@@ -52,7 +52,7 @@ async def test_projections_are_rebuilt_from_the_events(cli: Cli, shop: Shop) -> 
     assert isinstance(sources[DAILY_SALES.name], StoredOrderStates)
     await rebuild(shop)
     answer = await cli("verify", "--patience", "0")
-    assert (answer.exit_code, answer.stdout) == (0, "5 streams, 0 differ, 0 mended\n")
+    assert (answer.exit_code, answer.stdout) == (0, "5 streams, 0 differ, 0 repaired\n")
 
 
 async def test_no_table_of_the_write_side_is_kept_beside_the_events(shop: Shop) -> None:

@@ -1,4 +1,4 @@
-"""The event store: `app events-store …`."""
+"""The event store: `app event-store …`."""
 
 import asyncio
 import json
@@ -11,16 +11,16 @@ from app.platform.cli.base import counted, failure, on_database, service_of, unk
 from app.platform.database.engine import Database
 from app.platform.errors import VersionConflict
 from app.platform.event_store.category import Category
-from app.platform.event_store.store import EventStore, ImportRefused, Loaded, StoredEvent
+from app.platform.event_store.store import EventStore, ImportRefused, StoredEvent, StreamState
 from app.platform.event_store.streams import State, Streams
 from app.platform.event_store.verification import BATCH, Verification
 from app.platform.terminal import printable, say, say_block
 
 commands = typer.Typer()
 group = typer.Typer(help="What happened, event by event.", no_args_is_help=True)
-commands.add_typer(group, name="events-store")
+commands.add_typer(group, name="event-store")
 
-StreamId = Annotated[int, typer.Argument(help="As `app events-store streams` prints it.")]
+StreamId = Annotated[int, typer.Argument(help="As `app event-store streams` prints it.")]
 CategoryName = Annotated[
     str | None, typer.Option("--category", help="Of what; needed where there are several.")
 ]
@@ -39,7 +39,7 @@ def list_streams(
     """Show the streams, with their versions and when they began and last changed."""
     streams = _chosen(ctx, category)
 
-    async def read(database: Database) -> tuple[list[Loaded[State]], int]:
+    async def read(database: Database) -> tuple[list[StreamState[State]], int]:
         async with database.sessions() as session:
             store = EventStore(session, streams.category)
             found = await store.load_many(await store.streams(after, limit))
@@ -50,7 +50,7 @@ def list_streams(
         began, changed = (
             moment.isoformat(timespec="seconds") for moment in (loaded.began_at, loaded.changed_at)
         )
-        told = streams.told(loaded.state)
+        told = streams.summary(loaded.state)
         say(f"{loaded.state.id}  version {loaded.version}  {told}  {began}  {changed}")
     say(counted(count, "stream"))
 
@@ -80,16 +80,16 @@ def verify(
 ) -> None:
     """Work out every state from its events, and compare it with what is read; 1 if any differs."""
     streams = _chosen(ctx, category)
-    if repair and streams.mend is None:
-        raise failure("a read side is not mended: rebuild its projection")
+    if repair and streams.repair is None:
+        raise failure("a read side is not repaired: rebuild its projection")
     count, faults = asyncio.run(
         on_database(lambda d: Verification(d, streams, repair=repair, patience=patience).run())
     )
-    left = [fault for fault in faults if not fault.mended]
+    left = [fault for fault in faults if not fault.repaired]
     for fault in faults:
-        say(f"{fault.id}: {fault.what}{'; mended' if fault.mended else ''}")
+        say(f"{fault.id}: {fault.what}{'; repaired' if fault.repaired else ''}")
     differ = counted(len(faults), "differs", "differ")
-    say(f"{counted(count, 'stream')}, {differ}, {len(faults) - len(left)} mended")
+    say(f"{counted(count, 'stream')}, {differ}, {len(faults) - len(left)} repaired")
     if left:
         raise typer.Exit(1)
 
