@@ -34,7 +34,7 @@ from app.platform.database.migrations import upgrade
 from app.platform.dev.process import free_port
 from app.platform.dev.servers import Servers
 from app.platform.events.event import BaseEvent, EventRegistry, EventType
-from app.platform.http.server import collect_less
+from app.platform.http.server import tune_garbage_collector
 from app.platform.kafka.admin import provision
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
@@ -260,7 +260,7 @@ def run(area: Area, plan: Plan, turns: int = 1, **stage_options: object) -> None
 
     async def measure() -> None:
         async with stage(**stage_options) as on, plan(on, arguments.scale) as sides:
-            collect_less()
+            tune_garbage_collector()
             await measure_sides(area, sides, arguments.rounds * turns, arguments.only)
 
     try:

@@ -1,4 +1,4 @@
-"""The entry point of `app …`. Loading the service takes a moment, and may be interrupted."""
+"""The entry point of `app …`."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ def main() -> None:
     try:
         from app.platform.cli import run
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell says it of a command that Ctrl-C ended
+        sys.exit(130)  # the shell's code for a command ended by Ctrl-C
     run(load_service)
 
 

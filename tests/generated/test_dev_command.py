@@ -22,7 +22,7 @@ START_SECONDS = 60
 pytestmark = pytest.mark.xdist_group(matrix.codes()[0].code)
 
 
-def test_a_run_that_was_killed_is_mended_by_the_next(base: Service) -> None:
+def test_a_run_cleans_up_after_a_killed_one(base: Service) -> None:
     with demo.running_service(base.path, "--fresh", keep=True) as (_, process):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(SECONDS)
@@ -66,7 +66,7 @@ def test_signals_that_come_again_change_nothing(base: Service) -> None:
     assert process.returncode == 0
 
 
-def test_where_nothing_runs_a_command_says_what_to_start(base: Service) -> None:
+def test_a_command_without_servers_says_what_to_start(base: Service) -> None:
     output = refusal(base, "topics")
     assert "start `uv run app dev` in this folder, or set KAFKA_BOOTSTRAP_SERVERS" in output
     assert "using the servers" not in output

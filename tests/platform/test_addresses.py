@@ -17,8 +17,8 @@ from app.platform.config import ConfigurationError
 from app.platform.database.engine import DatabaseSettings
 from app.platform.dev import process
 from app.platform.dev.errors import DevelopmentDependencyMissing
-from app.platform.dev.process import started
-from app.platform.dev.servers import ADDRESSES, Servers, of_running, told
+from app.platform.dev.process import start_time
+from app.platform.dev.servers import ADDRESSES, Servers, publish_addresses, running_addresses
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.runtime import Configuration
 
@@ -41,7 +41,7 @@ def tell(**changes: Any) -> None:
     """The file that a run of `app dev` in this process would have written."""
     written = {
         "process": os.getpid(),
-        "started": started(os.getpid()),
+        "started": start_time(os.getpid()),
         "settings": {"database_url": URL, "kafka_bootstrap_servers": "127.0.0.1:20002"},
     }
     ADDRESSES.write_text(json.dumps({**written, **changes}))
@@ -84,7 +84,7 @@ def test_a_process_beside_it_uses_the_running_servers_too(
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_the_environment_names_is_left_alone(
+def test_settings_of_the_environment_win(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tell()
@@ -95,7 +95,7 @@ def test_what_the_environment_names_is_left_alone(
     assert database_url() == URL
 
 
-def test_what_the_env_file_names_is_left_alone(folder: Path) -> None:
+def test_settings_of_the_env_file_win(folder: Path) -> None:
     tell()
     (folder / ".env").write_text("DATABASE_URL=postgresql://db.example/app\n")
 
@@ -104,20 +104,22 @@ def test_what_the_env_file_names_is_left_alone(folder: Path) -> None:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("changes", [{"process": 2**22 + 1}, {"started": 1.0}])
-def test_what_a_killed_run_left_behind_misleads_nobody(changes: dict[str, Any]) -> None:
+def test_addresses_of_a_killed_run_are_ignored(changes: dict[str, Any]) -> None:
     tell(**changes)  # nobody has its process id, or somebody else has
 
-    assert of_running() == {}
+    assert running_addresses() == {}
     assert "localhost" in database_url()
     assert advice(DatabaseSettings, "DATABASE_URL").endswith("or set DATABASE_URL")
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_is_told_ends_with_the_run_and_holds_no_address_that_was_given() -> None:
+def test_addresses_end_with_the_run_and_hold_no_given_one() -> None:
     given = "postgresql://app:hunter2@db.example/app"
     with Servers(Path(".dev"), "mock", database_url=given, say=lambda _: None) as servers:
-        with told(servers):
-            assert of_running() == {"kafka_bootstrap_servers": servers.kafka_bootstrap_servers}
+        with publish_addresses(servers):
+            assert running_addresses() == {
+                "kafka_bootstrap_servers": servers.kafka_bootstrap_servers
+            }
             assert "hunter2" not in ADDRESSES.read_text()
         assert not ADDRESSES.exists()
 

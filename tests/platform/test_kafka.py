@@ -69,7 +69,7 @@ async def read_one(servers: str) -> bytes | None:
 
 
 @pytest.mark.usefixtures("real_kafka")  # skips where its jars cannot be had
-async def test_cluster_left_by_a_killed_process_is_replaced_and_nothing_is_lost(
+async def test_cluster_left_by_a_killed_process_loses_nothing(
     cluster: KafkaCluster,
 ) -> None:
     command = [sys.executable, "-c", LEAVE_BEHIND, str(cluster.data)]

@@ -19,7 +19,7 @@ def listed(*arguments: str) -> Result:
 
 
 def found(monkeypatch: pytest.MonkeyPatch, these: Mapping[Path, Change]) -> None:
-    monkeypatch.setattr(changes, "changes", lambda _project: these)
+    monkeypatch.setattr(changes, "find_changes", lambda _project: these)
 
 
 def test_changes_are_listed_and_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_a_template_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     def unavailable(_project: Path) -> Mapping[Path, Change]:
         raise TemplateUnavailable("the template cannot be rendered: gone")
 
-    monkeypatch.setattr(changes, "changes", unavailable)
+    monkeypatch.setattr(changes, "find_changes", unavailable)
     result = listed()
     assert result.exit_code == 1
     assert result.stderr == "error: the template cannot be rendered: gone\n"

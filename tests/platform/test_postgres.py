@@ -92,7 +92,7 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-async def test_process_id_file_that_names_a_stranger_does_not_hinder_the_start(
+async def test_reused_process_id_does_not_prevent_the_start(
     server: PostgresServer, data: Path, stranger: subprocess.Popen[bytes]
 ) -> None:
     server.start()

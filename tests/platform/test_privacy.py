@@ -18,7 +18,7 @@ from app.platform.dev.errors import DevelopmentServerError, ServerFailed
 from app.platform.dev.kafka import KafkaCluster
 from app.platform.dev.postgres import PostgresServer
 from app.platform.dev.process import run_as
-from app.platform.dev.servers import Servers, told
+from app.platform.dev.servers import Servers, publish_addresses
 
 
 @pytest.fixture
@@ -140,14 +140,14 @@ def test_kafkas_data_is_its_owners_alone(place: Path) -> None:
         assert mode(data) == 0o700
 
 
-def test_what_is_told_to_commands_is_for_their_user(server: PostgresServer, place: Path) -> None:
+def test_only_the_owner_reads_the_addresses(server: PostgresServer, place: Path) -> None:
     server.start()
     servers = Servers(place, "mock")
     servers.postgres = server
     folder = place / ".dev"
     folder.mkdir(mode=0o755)
 
-    with told(servers, folder / "servers.json"):
+    with publish_addresses(servers, folder / "servers.json"):
         password = make_url(server.url).password
         assert password is not None
         assert password in (folder / "servers.json").read_text()
@@ -204,7 +204,7 @@ async def test_root_runs_a_copy_of_programs_that_only_root_reaches(
 
 
 @only_root
-async def test_programs_are_copied_elsewhere_if_the_folder_for_temporary_files_is_private(
+async def test_programs_are_not_copied_into_a_private_folder(
     server: PostgresServer, place: Path, hidden: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = place / "shared"

@@ -41,7 +41,7 @@ def _no_jars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka, "kafka_jars", unavailable)
 
 
-def test_servers_that_are_named_are_stepped_over(tmp_path: Path) -> None:
+def test_given_servers_are_not_started(tmp_path: Path) -> None:
     with Servers(tmp_path, database_url=DATABASE, kafka_bootstrap_servers=KAFKA) as both:
         assert both.database_url == DATABASE
         assert both.kafka_bootstrap_servers == KAFKA
@@ -59,7 +59,7 @@ def test_environment_names_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("_no_jars")
-def test_without_jars_the_mock_broker_serves_and_that_is_said_in_one_line(tmp_path: Path) -> None:
+def test_without_jars_the_mock_broker_serves_and_one_line_says_so(tmp_path: Path) -> None:
     said: list[str] = []
 
     with Servers(tmp_path, database_url=DATABASE, say=said.append) as both:

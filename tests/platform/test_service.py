@@ -46,7 +46,7 @@ def test_the_publishing_of_a_component_is_that_of_the_service() -> None:
     assert service.publishing is OTHERWISE
 
 
-def test_without_one_events_are_sent_after_the_commit_by_whoever_makes_them() -> None:
+def test_events_are_sent_after_the_commit_by_default() -> None:
     assert Service([Component("meters")]).publishing.senders == {Role.API, Role.WORKER}
 
 
@@ -61,7 +61,7 @@ class Kept:
         return SimpleNamespace(name=self.name)
 
 
-def test_projectors_are_the_subscriptions_that_are_named_as_projections_are() -> None:
+def test_projectors_are_the_subscriptions_named_as_projections() -> None:
     reading = Component("meters", subscriptions=[READINGS, TOTALS], projections=[Kept("totals")])
     naming = Component("names", subscriptions=[NAMES], projections=[Kept("names")])
 
@@ -91,7 +91,7 @@ def test_a_service_has_what_its_components_have_in_their_order() -> None:
     assert service.settings == [MeterSettings]
 
 
-def test_the_first_request_is_that_of_the_first_component_with_one() -> None:
+def test_first_request_is_that_of_the_first_component() -> None:
     request, other = ("/meters", "{}"), ("/names", "{}")
     meters = Component("meters", first_request=request)
 

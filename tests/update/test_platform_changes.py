@@ -13,9 +13,9 @@ pytestmark = pytest.mark.xdist_group("platform-changes")
 
 LIST = """
 from pathlib import Path
-from app.platform.dev.changes import TemplateUnavailable, changes
+from app.platform.dev.changes import TemplateUnavailable, find_changes
 try:
-    for path, change in changes(Path.cwd()).items():
+    for path, change in find_changes(Path.cwd()).items():
         print(change, path.as_posix())
 except TemplateUnavailable as error:
     print(error)

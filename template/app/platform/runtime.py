@@ -1,4 +1,4 @@
-"""The parts of a running process. `http/app.py` makes them; lifespans and dependencies receive them."""
+"""The parts of a running process. `http/app.py` builds them; lifespans and dependencies receive them."""
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +21,7 @@ S = TypeVar("S", bound=EnvSettings)
 
 @dataclass(frozen=True)
 class Configuration:
-    """The settings that every process needs."""
+    """The settings of every process."""
 
     service: Settings
     kafka: KafkaSettings
@@ -30,13 +30,13 @@ class Configuration:
 
     @classmethod
     def from_environment(cls) -> "Configuration":
-        """Raises ConfigurationError."""
+        """Load all settings. Raises ConfigurationError."""
         return cls(load(Settings), load(KafkaSettings), load(DatabaseSettings), load(HttpSettings))
 
 
 @dataclass(frozen=True)
 class Context:
-    """A service as commands need it: its events and subscriptions, and how to reach Kafka."""
+    """A service as commands use it: its events, its subscriptions and its Kafka settings."""
 
     kafka: KafkaSettings
     registry: EventRegistry
@@ -44,7 +44,7 @@ class Context:
 
     @classmethod
     def of(cls, service: Service, service_name: str, kafka: KafkaSettings) -> "Context":
-        """Raises ConfigurationError for events and consumers that do not fit together."""
+        """Build the context. Raises ConfigurationError for inconsistent events and consumers."""
         try:
             registry = EventRegistry(service_name, service.events)
             context = cls(kafka, registry, service.subscriptions)
@@ -54,7 +54,7 @@ class Context:
         return context
 
     def topics(self) -> list[Topic]:
-        """Every topic that the service owns."""
+        """Return every topic that the service owns."""
         return wanted(self.kafka, self.registry, self.subscriptions)
 
 
@@ -62,7 +62,7 @@ class Context:
 class Resources:
     """The resources of a process before components are plugged in.
 
-    A publisher that leaves the sending to a role of the process sets `published` after a commit.
+    A publisher that leaves sending to a background task sets `published` after a commit.
     """
 
     configuration: Configuration
@@ -75,7 +75,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Runtime(Resources):
-    """The resources, what is plugged into them, and what they are for."""
+    """The resources of a process, together with its service, settings and roles."""
 
     service: Service
     settings: Mapping[type[EnvSettings], EnvSettings]
@@ -83,9 +83,9 @@ class Runtime(Resources):
     units: UnitsOfWork
 
     def setting(self, kind: type[S]) -> S:
-        """The settings of a component, as they were read at the start.
+        """Return the settings of a component, as they were read at the start.
 
-        Raises KeyError for a class that no component names in its `settings`.
+        Raises KeyError for a class that no component lists in its `settings`.
         """
         found = self.settings[kind]
         assert isinstance(found, kind)

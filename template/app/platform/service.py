@@ -1,4 +1,4 @@
-"""A service, and the components it consists of. `app/wiring.py` lists those of this one."""
+"""A service and its components, which `app/wiring.py` lists."""
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -34,7 +34,7 @@ Lifespan = Callable[["Runtime"], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True)
 class Publishing:
-    """A way for events to reach Kafka. A process with any of the roles in `senders` needs Kafka to be ready."""
+    """A way for events to reach Kafka. Processes with a role in `senders` need Kafka to be ready."""
 
     bind: Callable[[KafkaSettings, EventRegistry, Producer, asyncio.Event], BindPublisher]
     senders: frozenset[Role]
@@ -47,30 +47,30 @@ class Component:
     name: str
     routers: Sequence[APIRouter] = ()
     events: Sequence[EventType] = ()
-    """The events that it publishes or reads."""
+    """The events that it publishes or consumes."""
     subscriptions: Sequence[Subscription] = ()
     projections: Sequence[Any] = ()
     """Read models, each a `projections.rebuild.Rebuildable` (module cqrs)."""
     streams: Sequence[Any] = ()
     """Event-sourced entities, each an `event_store.streams.Streams` (module event_sourcing)."""
     settings: Sequence[type[EnvSettings]] = ()
-    """Settings that it reads for itself: a wrong one ends the start, before anything runs."""
+    """Settings of its own. They are validated at the start, before anything runs."""
     lifespans: Sequence[tuple[Collection[Role], Lifespan]] = ()
-    """Background work, in processes of any of the roles."""
+    """Background work, in processes that have any of the roles."""
     publishing: Publishing | None = None
-    """Replaces publishing after the commit. One component at most has it."""
+    """Replaces publishing after the commit. At most one component sets it."""
     first_request: tuple[str, str] | None = None
-    """Path and JSON body of a POST that `app dev` proposes to begin with."""
+    """Path and JSON body of a POST that `app dev` suggests to begin with."""
 
 
 _AFTER_COMMIT = Publishing(publisher.bind, frozenset({Role.API, Role.WORKER}))
 
 
 class Service:
-    """All components together, in the order in which the API documentation shows them."""
+    """All components together, in the order of the API documentation."""
 
     def __init__(self, components: Iterable[Component]) -> None:
-        """Raises ValueError if two components publish in ways of their own."""
+        """Raise ValueError if two components set `publishing`."""
         self.components = tuple(components)
         own = [part.publishing for part in self.components if part.publishing is not None]
         if len(own) > 1:
@@ -95,7 +95,7 @@ class Service:
 
     @property
     def projectors(self) -> list[Subscription]:
-        """The subscriptions that keep the projections up to date: those of the same names."""
+        """Return the subscriptions that update the projections: those with their names."""
         names = {entry.projection.name for entry in self.projections}
         return [entry for entry in self.subscriptions if entry.name in names]
 

@@ -1,4 +1,4 @@
-"""Text for a terminal: what others wrote does not steer it, and every stream can take it."""
+"""Text for a terminal: untrusted text cannot control it, and every encoding can print it."""
 
 import io
 import sys
@@ -14,25 +14,24 @@ _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with escapes in place of what a terminal acts on or cannot show, but for `keep`."""
+    """Return `text` with control and invisible characters escaped, except those in `keep`."""
     if text.isprintable():
         return text
     return "".join(_escaped(char) if _is_risky(char, keep) else char for char in text)
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Print one line to standard output or standard error, whatever it contains."""
+    """Print one line, with control characters escaped."""
     print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def say_block(lines: str, *, err: bool = False) -> None:
-    """Print text of several lines. Parts of it that others wrote are `printable` already."""
+    """Print several lines. Untrusted parts of them have been made `printable` by the caller."""
     print(printable(lines, keep="\n"), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def prepare_streams() -> None:
-    """Let standard output and error take characters that their encoding lacks, and escape what is
-    in the message of an exception that nobody handles."""
+    """Escape characters that the streams' encoding lacks, and those of unhandled exceptions."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

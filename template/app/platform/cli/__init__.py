@@ -43,7 +43,7 @@ COMMANDS = {
 
 
 class LazyGroup(TyperGroup):
-    """The commands whose modules are there. Help shows them without importing anything."""
+    """The commands whose modules this service has. Help lists them without importing them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         there = {module for module, _ in COMMANDS.values() if find_spec(f"{__name__}.{module}")}
@@ -56,17 +56,17 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command and loaded(command.name or ""), rest
+        return name, command and load_command(command.name or ""), rest
 
 
-def loaded(name: str) -> Any:
-    """The command `name` itself."""
+def load_command(name: str) -> Any:
+    """Import and return the command `name`."""
     module = import_module(f"{__name__}.{COMMANDS[name][0]}")
     return get_group(module.commands).commands[name]
 
 
 def command_line(load_service: "Callable[[], Service]") -> typer.Typer:
-    """The commands, for a service that is loaded when one of them needs it."""
+    """Build the command line of a service, which is loaded when a command needs it."""
     cli = typer.Typer(
         cls=LazyGroup,
         help=f"{PROJECT_NAME}: {DESCRIPTION}",
@@ -83,19 +83,19 @@ def command_line(load_service: "Callable[[], Service]") -> typer.Typer:
 
 
 def run(load_service: "Callable[[], Service]") -> None:
-    """Run the command line; what went wrong is said in one line, and the exit code is 1."""
+    """Run the command line. An error is one line on standard error, and exit code 1."""
     logs.configure("WARNING")  # until a process that serves reads its own settings
     try:
         command_line(load_service)()
     except Exception as error:
-        said = _said(error)
-        if said is None:
+        message = _error_message(error)
+        if message is None:
             raise
-        sys.exit(printable(f"error: {said}"))
+        sys.exit(printable(f"error: {message}"))
 
 
-def _said(error: Exception) -> str | None:
-    """Return what a user is told of `error`; None for a fault of the code."""
+def _error_message(error: Exception) -> str | None:
+    """Return the message for an `error` that a user can mend; None for a fault of the code."""
     from aiokafka.errors import KafkaError
 
     from app.platform.cli.base import advice

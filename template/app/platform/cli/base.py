@@ -1,4 +1,4 @@
-"""Functions that the commands share: settings, the service, the database, and failures."""
+"""Settings, the service, the database and failures, as every command uses them."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from functools import cache
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def load(settings: type[S]) -> S:
-    """`settings` for a command: a server that nobody names is that of the `app dev` running here.
+    """Load `settings`. Without an address of its own, a server is that of the running `app dev`.
 
     Raises ConfigurationError.
     """
@@ -33,13 +33,13 @@ def load(settings: type[S]) -> S:
 
 
 def advice(settings: type[EnvSettings], name: str) -> str:
-    """Advise what to do when the server that `name` is about is away, if nobody named one."""
+    """Return a hint for an unreachable server if the setting `name` is not set."""
     named = name.lower() in load(settings).model_fields_set
     return "" if named else f"; start `uv run app dev` in this folder, or set {name}"
 
 
 async def on_database(work: Callable[[Database], Awaitable[T]]) -> T:
-    """Do `work` on the service's database. Its statements may take as long as they need.
+    """Do `work` on the service's database, without a limit on the time of a statement.
 
     Raises ConfigurationError.
     """
@@ -50,15 +50,15 @@ async def on_database(work: Callable[[Database], Awaitable[T]]) -> T:
         await database.close()
 
 
-@cache  # it is said once
+@cache  # its message is printed once
 def _dev_servers() -> dict[str, str]:
     if not Path(".dev").is_dir() or not _has_development():
         return {}
     from app.platform.dev.errors import DevelopmentDependencyMissing
-    from app.platform.dev.servers import of_running
+    from app.platform.dev.servers import running_addresses
 
     try:
-        found = of_running()
+        found = running_addresses()
     except DevelopmentDependencyMissing as error:
         raise ConfigurationError(str(error)) from error
     if found:
@@ -67,7 +67,7 @@ def _dev_servers() -> dict[str, str]:
 
 
 def require_development(command: str) -> None:
-    """Raise ConfigurationError for a command that a wheel and an image cannot have."""
+    """Raise ConfigurationError where the development code is missing: in a wheel or an image."""
     if not _has_development():
         raise ConfigurationError(
             f"`{command}` is for development: app/platform/dev is neither in the image nor in the wheel;"
@@ -80,27 +80,27 @@ def _has_development() -> bool:
 
 
 def service_of(ctx: typer.Context) -> Service:
-    """The service that the command line is for, which is imported now."""
+    """Import and return the service of the command line."""
     load_service: Callable[[], Service] = ctx.obj
     return load_service()
 
 
 def context_of(ctx: typer.Context) -> Context:
-    """The service's settings, events and subscriptions. Raises ConfigurationError."""
+    """Return the service's settings, events and subscriptions. Raises ConfigurationError."""
     return Context.of(service_of(ctx), load(Settings).service_name, load(KafkaSettings))
 
 
 def failure(message: str) -> typer.Exit:
-    """Print the message, and return the exception that ends a command with exit code 1."""
+    """Print `message`, and return the exception that ends a command with exit code 1."""
     say(f"error: {message}", err=True)
     return typer.Exit(1)
 
 
 def unknown(what: str, name: str, names: Iterable[str]) -> typer.Exit:
-    """The failure of a command that was given a name which is none of `names`."""
+    """Return the failure of a command whose argument is none of `names`."""
     return failure(f"there is no {what} {name}; there are: {', '.join(names) or 'none'}")
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """So many of what is called `one`, or `many` if it is not one (by default with an s)."""
+    """Format `count` with the noun `one`, or with its plural `many` (by default with an s)."""
     return f"{count} {one if count == 1 else many or f'{one}s'}"

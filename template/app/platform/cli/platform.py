@@ -10,17 +10,17 @@ from app.platform.terminal import say
 
 commands = typer.Typer()
 
-Check = Annotated[bool, typer.Option("--check", help="Exit with code 1 if there is any.")]
+Check = Annotated[bool, typer.Option("--check", help="Exit with code 1 if there are any.")]
 
 
 @commands.command()
 def platform(check: Check = False) -> None:
     """List the files of app/platform that this service has changed."""
     require_development("app platform")
-    from app.platform.dev.changes import TemplateUnavailable, changes
+    from app.platform.dev.changes import TemplateUnavailable, find_changes
 
     try:
-        found = changes(Path.cwd())
+        found = find_changes(Path.cwd())
     except TemplateUnavailable as error:
         raise failure(str(error)) from error
     for path, change in found.items():

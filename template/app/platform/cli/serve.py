@@ -49,12 +49,12 @@ def worker(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
 
 
 def serve_as(ctx: typer.Context, role: Role, host: str | None, port: int | None) -> None:
-    """Run a process with `role` until a signal. Where it listens is a setting, unless it is given.
+    """Run a process with `role` until a signal. `host` and `port` replace the settings.
 
     Raises ConfigurationError, before anything starts.
     """
     service = service_of(ctx)
-    context = context_of(ctx)  # for what it raises, too
+    context = context_of(ctx)  # also checks events and consumers
     settings = load(Settings)
     configuration = Configuration(
         settings, context.kafka, load(DatabaseSettings), load(HttpSettings)
@@ -70,7 +70,7 @@ def dev(
     broker: Annotated[
         Broker, typer.Option(help="A real Apache Kafka, or a mock inside the process.")
     ] = Broker.KAFKA,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away the data first.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the data first.")] = False,
 ) -> None:
     """Run everything on this machine, with a PostgreSQL and a Kafka of its own.
 

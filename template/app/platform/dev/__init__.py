@@ -1,5 +1,4 @@
 """Real servers for development and tests: PostgreSQL and Apache Kafka as children of this process.
 
-Nothing here is imported in production, and the development dependencies are imported only when a
-server is started.
+Production never imports this package. The development dependencies are imported when a server starts.
 """

@@ -71,7 +71,7 @@ class Broker:
             user = f"name={security.username},password={security.password}"
             for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"]:
                 arguments += ["--add-scram", f"{mechanism}=[{user}]"]
-        java.run(
+        java.run_tool(
             self._command(jars, _archive_flags(jars), "kafka.tools.StorageTool", *arguments),
             "formatting Kafka's storage",
         )
@@ -113,6 +113,6 @@ class Broker:
 
 
 def _archive_flags(jars: Sequence[Path]) -> list[str]:
-    archive = java.archive(jars)
+    archive = java.archive_path(jars)
     # Java warns of each small part of an archive that it cannot use; it does without.
     return [f"-XX:AOTCache={archive}", "-Xlog:aot*=error"] if archive.exists() else []

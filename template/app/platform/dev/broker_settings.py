@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from app.platform.dev.keystore import KeyStore, SaslSsl
 from app.platform.dev.process import LOOPBACK
 
-# Topics are provisioned, never made by a typing mistake. A group needs no grace period while it is
-# one person's. A dead broker or member is noticed soon. The rest keeps the broker small.
+# Topics are provisioned, never created by a typing mistake. One developer's group needs no grace
+# period. A dead broker or member is noticed soon. The rest keeps the broker small.
 SMALL = {
     "auto.create.topics.enable": "false",
     "group.initial.rebalance.delay.ms": "0",

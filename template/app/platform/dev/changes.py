@@ -16,37 +16,37 @@ _TIMEOUT_SECONDS = 300
 
 
 class TemplateUnavailable(DevelopmentServerError):
-    """The template's version that this service is on cannot be rendered."""
+    """The template cannot be rendered in the version of this service."""
 
 
 class Change(StrEnum):
-    """The change that the service made to a file."""
+    """The kind of change to a file of the platform."""
 
     EDITED = "edited"
     ADDED = "added"
     DELETED = "deleted"
 
 
-def changes(project: Path) -> Mapping[Path, Change]:
-    """Render the version of the template that `project` is on again, and compare the platform.
+def find_changes(project: Path) -> Mapping[Path, Change]:
+    """Render the template in the version of `project`, and compare the files of the platform.
 
     Paths are relative to `project`. Raises TemplateUnavailable.
     """
     if not (project / ANSWERS).is_file():
-        raise TemplateUnavailable(f"there is no {ANSWERS} here: run this in the service's folder")
+        raise TemplateUnavailable(f"there is no {ANSWERS} here; run this in the service's folder")
     with tempfile.TemporaryDirectory() as folder:
         rendered = Path(folder)
         shutil.copy(project / ANSWERS, rendered)
         _render(rendered)
-        before, after = _files(rendered), _files(project)
+        before, after = _contents(rendered), _contents(project)
     return {
-        path: _change(before.get(path), after.get(path))
+        path: _classify(before.get(path), after.get(path))
         for path in sorted(before.keys() | after.keys())
         if before.get(path) != after.get(path)
     }
 
 
-def _change(before: bytes | None, after: bytes | None) -> Change:
+def _classify(before: bytes | None, after: bytes | None) -> Change:
     if before is None:
         return Change.ADDED
     return Change.DELETED if after is None else Change.EDITED
@@ -62,12 +62,12 @@ def _render(folder: Path) -> None:
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         raise TemplateUnavailable(f"the template cannot be rendered: {error}") from error
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["Copier said nothing"]
-        raise TemplateUnavailable(f"the template cannot be rendered: {said[-1]}")
+        output = done.stderr.strip().splitlines() or ["Copier printed nothing"]
+        raise TemplateUnavailable(f"the template cannot be rendered: {output[-1]}")
 
 
-def _files(project: Path) -> dict[Path, bytes]:
-    """Return the contents of the platform's files, but for compiled Python."""
+def _contents(project: Path) -> dict[Path, bytes]:
+    """Return the contents of the platform's files, except compiled Python."""
     files = (path for path in (project / PLATFORM).rglob("*") if path.is_file())
     return {
         path.relative_to(project): path.read_bytes()

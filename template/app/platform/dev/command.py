@@ -20,8 +20,8 @@ from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.errors import DatabaseUnavailable
 from app.platform.database.url import async_url
 from app.platform.dev.errors import DevelopmentServerError
-from app.platform.dev.servers import BrokerChoice, Servers, say, told
-from app.platform.dev.training import training
+from app.platform.dev.servers import BrokerChoice, Servers, publish_addresses, say
+from app.platform.dev.training import train_in_background
 from app.platform.http.app import create_app
 from app.platform.http.server import STOP_SIGNALS, listen, run
 from app.platform.kafka.admin import provision
@@ -54,15 +54,15 @@ def run_dev(service: Service, port: int, broker: BrokerChoice, fresh: bool) -> N
                 servers = _servers(broker, fresh)
                 try:
                     servers.start()
-                    _use(servers)
-                    with told(servers):
+                    _export_addresses(servers)
+                    with publish_addresses(servers):
                         asyncio.run(_prepare(service))
                         app = create_app(service, set(Role))
-                        announcing = _announcing(
-                            app, _where(service, servers, port), servers, signals
+                        announced_app = _with_announcement(
+                            app, _start_message(service, servers, port), servers, signals
                         )
-                        run(announcing, listener, load(HttpSettings))
-                    if servers.ended() is not None:
+                        run(announced_app, listener, load(HttpSettings))
+                    if servers.find_ended() is not None:
                         sys.exit(1)  # it was said when it happened
                 finally:
                     signals.ignored = True  # what is being stopped is stopped; it takes seconds
@@ -87,7 +87,7 @@ def _servers(broker: BrokerChoice, fresh: bool) -> Servers:
     )
 
 
-def _use(servers: Servers) -> None:
+def _export_addresses(servers: Servers) -> None:
     """From here on the settings are the servers' addresses, as if they had been set."""
     os.environ["DATABASE_URL"] = servers.database_url
     os.environ["KAFKA_BOOTSTRAP_SERVERS"] = servers.kafka_bootstrap_servers
@@ -118,7 +118,7 @@ async def _check_database() -> None:
         await database.close()
 
 
-def _announcing(app: FastAPI, where: str, servers: Servers, signals: "_Signals") -> FastAPI:
+def _with_announcement(app: FastAPI, where: str, servers: Servers, signals: "_Signals") -> FastAPI:
     """`app`, which says `where` everything is once it is up."""
     lifespan = app.router.lifespan_context
 
@@ -127,8 +127,8 @@ def _announcing(app: FastAPI, where: str, servers: Servers, signals: "_Signals")
         async with lifespan(app):
             signals.ignored = True  # the server has its own way with the first, and that is enough
             say_block(where, err=True)
-            with training(FOLDER / "training") if servers.kafka else nullcontext():
-                async with _watched(servers):
+            with train_in_background(FOLDER / "training") if servers.kafka else nullcontext():
+                async with _watching(servers):
                     yield
 
     app.router.lifespan_context = announced
@@ -136,7 +136,7 @@ def _announcing(app: FastAPI, where: str, servers: Servers, signals: "_Signals")
 
 
 @asynccontextmanager
-async def _watched(servers: Servers) -> AsyncIterator[None]:
+async def _watching(servers: Servers) -> AsyncIterator[None]:
     """Stop this process when one of its servers ends: without it nothing here would go on."""
     watch = asyncio.create_task(_watch(servers), name="development-servers")
     try:
@@ -149,13 +149,13 @@ async def _watched(servers: Servers) -> AsyncIterator[None]:
 async def _watch(servers: Servers) -> None:
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
-        if (ended := servers.ended()) is not None:
+        if (ended := servers.find_ended()) is not None:
             say(f"error: {ended}; stopping the rest, `uv run app dev` starts all of it again")
             signal.raise_signal(signal.SIGTERM)
             return
 
 
-def _where(service: Service, servers: Servers, port: int) -> str:
+def _start_message(service: Service, servers: Servers, port: int) -> str:
     api = f"http://{HOST}:{port}"
     broker = {"kafka": "Apache Kafka", "mock": "Mock broker", "external": "Kafka"}
     first = ""

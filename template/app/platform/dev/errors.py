@@ -1,11 +1,11 @@
-"""Errors of the embedded servers, which a person can act on."""
+"""Errors of the embedded servers, with messages that say what to do."""
 
 from importlib import import_module
 from types import ModuleType
 
 
 class DevelopmentServerError(Exception):
-    """An embedded server cannot be had."""
+    """An embedded server cannot be started."""
 
 
 class DevelopmentDependencyMissing(DevelopmentServerError):
@@ -19,32 +19,32 @@ class DevelopmentDependencyMissing(DevelopmentServerError):
 
 
 class PortTaken(DevelopmentServerError):
-    """Another process listens where a server shall listen."""
+    """Another process listens on the port of a server."""
 
-    def __init__(self, port: int, what: str) -> None:
-        super().__init__(f"port {port} is in use, so {what} cannot listen there; choose another")
+    def __init__(self, port: int, server: str) -> None:
+        super().__init__(f"port {port} is in use, so {server} cannot listen there; choose another")
 
 
 class FolderInUse(DevelopmentServerError):
-    """Another living process runs servers on the same data."""
+    """Another process runs servers on the same data."""
 
 
 class ServerFailed(DevelopmentServerError):
-    """A server ended, or did not come up in time. The message ends with the tail of its log."""
+    """A server ended, or did not start in time. The message ends with the tail of its log."""
 
 
 class JarsUnavailable(DevelopmentServerError):
-    """Kafka's jars are neither in the cache nor to be had from a Maven repository."""
+    """Kafka's jars are neither in the cache nor available from a Maven repository."""
 
 
 class StartCancelled(DevelopmentServerError):
-    """The start was given up by whoever asked for it."""
+    """The caller cancelled the start."""
 
 
-def development(module: str, package: str) -> ModuleType:
-    """Import `module` of a development dependency.
+def import_development(module: str, package: str) -> ModuleType:
+    """Import `module` of the development dependency `package`.
 
-    Raises DevelopmentDependencyMissing, which says what to install.
+    Raises DevelopmentDependencyMissing.
     """
     try:
         return import_module(module)

@@ -32,7 +32,10 @@ def private_folder(path: Path) -> None:
 
 
 class FileLock:
-    """An exclusive lock on `path`. Its holder's process id is written beside it, for messages."""
+    """An exclusive lock on `path`. A file beside it holds its owner's process id, for messages.
+
+    The system releases the lock when its owner dies.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,7 +50,7 @@ class FileLock:
             return "unknown"
 
     def acquire(self) -> bool:
-        """Take the lock if it is free. Closing the file, or dying, lets go of it."""
+        """Take the lock if it is free; return whether it was."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         file = self._path.open("ab")
         try:
@@ -66,10 +69,10 @@ class FileLock:
 
     @contextmanager
     def waited_for(self, cancelled: Callable[[], bool]) -> Iterator[None]:
-        """Hold the lock for the length of the block. Raises StartCancelled."""
+        """Wait for the lock and hold it for the length of the block. Raises StartCancelled."""
         while not self.acquire():
             if cancelled():
-                raise StartCancelled(f"gave up waiting for process {self.holder}")
+                raise StartCancelled(f"cancelled while waiting for process {self.holder}")
             time.sleep(0.1)
         try:
             yield

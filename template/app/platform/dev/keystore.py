@@ -40,13 +40,15 @@ class KeyStore:
         self._keytool(
             *("-genkeypair", "-keyalg", "EC", "-groupname", "secp256r1", "-validity", _DAYS),
             *("-dname", "CN=localhost", "-ext", f"SAN=dns:localhost,ip:{LOOPBACK}"),
-            # Python's strict verification wants these two of whatever it trusts as an authority.
+            # Python's strict verification requires both of a trusted authority.
             *("-ext", "bc:c=ca:true", "-ext", "ku:c=digitalSignature,keyCertSign"),
         )
-        # Written last: it says that all of it is there.
+        # Written last: its existence marks the key store as complete.
         self._keytool("-exportcert", "-rfc", "-file", str(self.ca_file))
 
     def _keytool(self, *arguments: str) -> None:
         tool = str(java.java_home() / "bin" / "keytool")
         store = ["-keystore", str(self.path), "-storetype", "PKCS12", "-alias", "broker"]
-        java.run([tool, *arguments, *store, "-storepass:file", str(self._password_file)], "keytool")
+        java.run_tool(
+            [tool, *arguments, *store, "-storepass:file", str(self._password_file)], "keytool"
+        )

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from app.platform.dev.errors import ServerFailed, StartCancelled, development
+from app.platform.dev.errors import ServerFailed, StartCancelled, import_development
 
 LOOPBACK = "127.0.0.1"
 
@@ -22,8 +22,8 @@ LOOPBACK = "127.0.0.1"
 # can end up connected to itself, and then the restarted server cannot have its port back.
 _LOWEST, _HIGHEST = 20_000, 32_000
 
-_given: set[int] = set()
-_given_lock = threading.Lock()
+_issued: set[int] = set()
+_issued_lock = threading.Lock()
 
 
 def is_free(port: int) -> bool:
@@ -38,13 +38,13 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that this process was not given before."""
-    with _given_lock:
+    """Return a port that nobody listens on, and that this process has not been given before."""
+    with _issued_lock:
         while True:
             # `random` is seeded by test runners, alike in sessions that run side by side.
             port = _LOWEST + secrets.randbelow(_HIGHEST - _LOWEST)
-            if port not in _given and is_free(port):
-                _given.add(port)
+            if port not in _issued and is_free(port):
+                _issued.add(port)
                 return port
 
 
@@ -78,9 +78,9 @@ class ServerProcess:
     """A server's process, log and process id file, all in `folder`.
 
     The child has a session of its own, so that Ctrl-C in the terminal reaches this process only,
-    which then stops the server in its own time. `mark` is an argument that no other server's
-    command line has (the path of its data or configuration): it tells a left-over server from a
-    stranger that was given the same process id.
+    which then stops the server. `mark` is an argument that no other server's command line has (the
+    path of its data or configuration). It tells a left-over server from another process that got
+    the same id.
     """
 
     def __init__(self, name: str, folder: Path, mark: str, *, user: str | None = None) -> None:
@@ -90,7 +90,7 @@ class ServerProcess:
         self._mark = mark
         self._user = user
         self._child: subprocess.Popen[bytes] | None = None
-        self._frozen: list[Any] = []
+        self._suspended: list[Any] = []
 
     @property
     def running(self) -> bool:
@@ -134,7 +134,7 @@ class ServerProcess:
         timeout: float,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Wait until `ready`. Raises ServerFailed with the log's tail if that never comes."""
+        """Wait until `ready`. Raises ServerFailed, with the tail of the log, or StartCancelled."""
         deadline = time.monotonic() + timeout
         while not ready():
             if cancelled():
@@ -148,13 +148,13 @@ class ServerProcess:
             time.sleep(_POLL_SECONDS)
 
     def signal(self, number: signal.Signals) -> None:
-        """Ask the server to stop; `wait_stopped` follows."""
+        """Ask the server to stop. Call `wait_stopped` afterwards."""
         self.resume()
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(number)
 
     def wait_stopped(self, timeout: float, cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Wait for the end that was asked for; past `timeout` seconds the server is killed."""
+        """Wait until the server has stopped; kill it after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while self.running and time.monotonic() < deadline and not cancelled():
             time.sleep(_POLL_SECONDS)
@@ -165,51 +165,51 @@ class ServerProcess:
 
     def kill(self) -> None:
         """SIGKILL the server and its children, and wait until they are gone."""
-        self._frozen = []
+        self._suspended = []
         if self._child is None:
             return
-        family = _family(self._child.pid)
-        for process in family:
+        tree = _process_tree(self._child.pid)
+        for process in tree:
             _ignore_gone(process.kill)
         self._child.wait()
-        _wait_gone(family, _KILL_SECONDS)
+        _wait_ended(tree, _KILL_SECONDS)
         self._child = None
         self._pid_file.unlink(missing_ok=True)
 
     def suspend(self) -> None:
-        """Freeze the server and its children: connections stay open, nothing answers."""
-        self._frozen = _family(self.pid)
-        for process in self._frozen:
+        """Suspend the server and its children: connections stay open, but nothing answers."""
+        self._suspended = _process_tree(self.pid)
+        for process in self._suspended:
             _ignore_gone(process.suspend)
 
     def resume(self) -> None:
-        for process in reversed(self._frozen):
+        for process in reversed(self._suspended):
             _ignore_gone(process.resume)
-        self._frozen = []
+        self._suspended = []
 
     def stop_leftover(self, pid: int | None = None, timeout: float = 20.0) -> bool:
-        """Stop the server that a killed process left behind; whether there was one.
+        """Stop the server that a killed process left behind. Return whether there was one.
 
         `pid` is for servers that write a process id file of their own.
         """
         pid = self._recorded_pid() if pid is None else pid
-        leftover = None if pid is None else self._ours(pid)
+        leftover = None if pid is None else self._find_own(pid)
         if leftover is None:
             self._pid_file.unlink(missing_ok=True)
             return False
-        family = _family(leftover.pid)
-        for process in family:  # it may have been left frozen
+        tree = _process_tree(leftover.pid)
+        for process in tree:  # it may have been left suspended
             _ignore_gone(process.resume)
         _ignore_gone(leftover.terminate)
-        for process in _wait_gone(family, timeout):
+        for process in _wait_ended(tree, timeout):
             _ignore_gone(process.kill)
-        _wait_gone(family, _KILL_SECONDS)
+        _wait_ended(tree, _KILL_SECONDS)
         self._pid_file.unlink(missing_ok=True)
         return True
 
     def is_foreign(self, pid: int) -> bool:
         """Return whether the id `pid` is that of a living process other than this server."""
-        return bool(_psutil().pid_exists(pid)) and self._ours(pid) is None
+        return bool(_psutil().pid_exists(pid)) and self._find_own(pid) is None
 
     def log_contains(self, text: bytes) -> bool:
         return self.log.exists() and text in self.log.read_bytes()
@@ -221,7 +221,7 @@ class ServerProcess:
         return "\n".join([f"The end of {self.log}:", *(f"  {line}" for line in tail)])
 
     def _keep_last_log(self) -> None:
-        # One log of the past is kept: it tells why the last run ended.
+        # The last run's log tells why it ended.
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.1"))
 
@@ -231,18 +231,18 @@ class ServerProcess:
         except (FileNotFoundError, ValueError):
             return None
 
-    def _ours(self, pid: int) -> Any | None:
+    def _find_own(self, pid: int) -> Any | None:
         psutil = _psutil()
         try:
             process = psutil.Process(pid)
             ours = any(self._mark in argument for argument in process.cmdline())
-        except psutil.Error:  # gone, a zombie, or another user's: then it is none of ours
+        except psutil.Error:  # gone, a zombie, or another user's: not this server
             return None
         return process if ours else None
 
 
 def run_as(user: str) -> dict[str, Any]:
-    """Options of `subprocess` that run a child as the system user `user`."""
+    """Return the options of `subprocess` that run a child as the system user `user`."""
     import pwd
 
     entry = pwd.getpwnam(user)
@@ -250,7 +250,7 @@ def run_as(user: str) -> dict[str, Any]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without variables that change how a server starts."""
+    """Return the environment without variables that change how a server starts."""
     foreign = {"CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"}
     return {
         name: value
@@ -259,7 +259,7 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-def _family(pid: int) -> list[Any]:
+def _process_tree(pid: int) -> list[Any]:
     psutil = _psutil()
     try:
         parent = psutil.Process(pid)
@@ -268,8 +268,8 @@ def _family(pid: int) -> list[Any]:
         return []
 
 
-def _wait_gone(processes: list[Any], timeout: float) -> list[Any]:
-    """Wait for processes that need not be our children; return those that outlive `timeout`."""
+def _wait_ended(processes: list[Any], timeout: float) -> list[Any]:
+    """Wait up to `timeout` seconds for processes to end; return those that have not."""
     deadline = time.monotonic() + timeout
     while (alive := [p for p in processes if _is_alive(p)]) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
@@ -285,8 +285,8 @@ def _is_alive(process: Any) -> bool:
         return False
 
 
-def started(pid: int) -> float | None:
-    """Return when the living process `pid` began, in seconds since 1970; None if it does not live."""
+def start_time(pid: int) -> float | None:
+    """Return the start time of the running process `pid` (Unix time), or None if there is none."""
     psutil = _psutil()
     try:
         process = psutil.Process(pid)
@@ -299,9 +299,9 @@ def _ignore_gone(action: Callable[[], object]) -> None:
     psutil = _psutil()
     try:
         action()
-    except psutil.NoSuchProcess:  # it ended by itself in between, which is what is wanted
+    except psutil.NoSuchProcess:  # it has ended meanwhile, as intended
         return
 
 
 def _psutil() -> Any:
-    return development("psutil", "psutil")
+    return import_development("psutil", "psutil")

@@ -1,7 +1,8 @@
-"""Both servers of the service, started side by side; what the environment names is left alone.
-Where they are while `app dev` runs, other commands in the same folder are told.
+"""Both servers of the service, started side by side, and the file with their addresses.
 
-Where Kafka's jars cannot be had, the wire-protocol broker inside confluent-kafka takes its place.
+A server that the environment names is not started. Commands in the same folder read the file to find
+the servers of a running `app dev`. Without Kafka's jars, the wire-protocol broker inside
+confluent-kafka replaces Kafka.
 """
 
 import json
@@ -14,16 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.platform import terminal
-from app.platform.dev.errors import JarsUnavailable, ServerFailed, development
+from app.platform.dev.errors import JarsUnavailable, ServerFailed, import_development
 from app.platform.dev.folders import private_folder
 from app.platform.dev.kafka import KafkaCluster
 from app.platform.dev.postgres import PostgresServer
-from app.platform.dev.process import Startable, started
+from app.platform.dev.process import Startable, start_time
 
 ADDRESSES = Path(".dev/servers.json")
 
 _ANSWER_SECONDS = 10.0
-# What the system tells of a process moves a little when its clock is set.
+# The start time of a process shifts a little when the clock is set.
 _CLOCK_SECONDS = 2.0
 
 
@@ -43,8 +44,8 @@ class MockBroker(Startable):
         return self._client is not None
 
     def start(self) -> None:
-        confluent_kafka = development("confluent_kafka", "confluent-kafka")
-        # Level 2 keeps librdkafka from telling on stderr that a mock cluster is in use: we say so.
+        confluent_kafka = import_development("confluent_kafka", "confluent-kafka")
+        # Level 2 silences librdkafka's own warning about the mock cluster: we print one.
         self._client = confluent_kafka.Producer({"test.mock.num.brokers": 1, "log_level": 2})
         try:
             brokers = self._client.list_topics(timeout=_ANSWER_SECONDS).brokers
@@ -64,16 +65,16 @@ BrokerKind = Literal["kafka", "mock", "external"]
 
 
 def say(line: str) -> None:
-    """Tell the person at the terminal; stdout stays for logs."""
+    """Print a line to standard error."""
     terminal.say(line, err=True)
 
 
 class Servers(Startable):
-    """PostgreSQL and Kafka for as long as the context lasts.
+    """PostgreSQL and Kafka for the length of a block.
 
-    Steps over PostgreSQL when `database_url` is given, and over Kafka when
-    `kafka_bootstrap_servers` is (by default: what the environment says). Takes the mock broker,
-    and says so, where Kafka's jars cannot be had. `fresh` throws earlier data away.
+    PostgreSQL is not started if `database_url` is given, nor Kafka if `kafka_bootstrap_servers` is;
+    both default to the environment. Without Kafka's jars the mock broker is started, with a
+    message. `fresh` deletes earlier data.
     """
 
     def __init__(
@@ -117,19 +118,19 @@ class Servers(Startable):
         return "external" if self.kafka is None else "kafka"
 
     def start(self) -> None:
-        """Start what is needed. Raises DevelopmentServerError; then nothing is left running."""
+        """Start the servers. Raises DevelopmentServerError, and then stops those already started."""
         with ThreadPoolExecutor(2, "servers") as pool:
             starting = [pool.submit(self._start_postgres), pool.submit(self._start_broker)]
             try:
                 self._wait(starting)
             except BaseException:
                 self._cancelled.set()
-                _settle(starting)
+                _wait_all(starting)
                 self.stop()
                 raise
 
-    def ended(self) -> str | None:
-        """Return which server has ended though nobody stopped it, and where its log is; None if all run."""
+    def find_ended(self) -> str | None:
+        """Return a message about a server that has ended by itself; None if all are running."""
         if self.kafka is not None and not self.kafka.running():
             return f"Apache Kafka has ended by itself; its log is {self.kafka.log()}"
         if self.postgres is not None and not self.postgres.running:
@@ -147,7 +148,7 @@ class Servers(Startable):
                 future.result()
 
     def _wait(self, starting: list[Future[None]]) -> None:
-        """Fail as soon as one of them does; the other is then cancelled."""
+        """Raise the first error of any of them as soon as it happens."""
         done = threading.Semaphore(0)
         for future in starting:
             future.add_done_callback(lambda _: done.release())
@@ -183,20 +184,20 @@ class Servers(Startable):
         mock.start()
         self.mock, self.mock_reason = mock, reason
         self._say(
-            f"Mock broker instead of Apache Kafka ({reason}): it forgets everything at the end"
+            f"Mock broker instead of Apache Kafka ({reason}): it forgets everything when it stops"
         )
 
 
-def _settle(futures: list[Future[None]]) -> None:
+def _wait_all(futures: list[Future[None]]) -> None:
     for future in futures:
         future.exception()
 
 
 @contextmanager
-def told(servers: Servers, file: Path = ADDRESSES) -> Iterator[None]:
-    """Commands find `servers` for as long as the block lasts, or this process.
+def publish_addresses(servers: Servers, file: Path = ADDRESSES) -> Iterator[None]:
+    """Write the addresses of `servers` to `file`, for the length of the block.
 
-    Only what runs here is told: an address that was given may hold a password.
+    Only embedded servers are written: an address that was given may contain a password.
     """
     settings = {}
     if servers.postgres is not None:
@@ -204,21 +205,22 @@ def told(servers: Servers, file: Path = ADDRESSES) -> Iterator[None]:
     if servers.broker_kind != "external":
         settings["kafka_bootstrap_servers"] = servers.kafka_bootstrap_servers
     process = os.getpid()
-    private_folder(file.parent)  # nobody has made it, where both servers were given
+    private_folder(file.parent)  # it does not exist yet if both servers were given
     written = file.with_suffix(".new")
-    written.touch(mode=0o600)  # the database's address has its password
+    written.touch(mode=0o600)  # the database's address contains its password
     written.write_text(
-        json.dumps({"process": process, "started": started(process), "settings": settings}) + "\n"
+        json.dumps({"process": process, "started": start_time(process), "settings": settings})
+        + "\n"
     )
-    written.replace(file)  # nobody reads half of it
+    written.replace(file)  # so that nobody reads half of it
     try:
         yield
     finally:
         file.unlink(missing_ok=True)
 
 
-def of_running(file: Path = ADDRESSES) -> dict[str, str]:
-    """Settings that lead to the servers of the `app dev` that runs here; none if none does.
+def running_addresses(file: Path = ADDRESSES) -> dict[str, str]:
+    """Return the settings that address the servers of a running `app dev`; none if none runs here.
 
     Raises DevelopmentDependencyMissing.
     """
@@ -226,8 +228,8 @@ def of_running(file: Path = ADDRESSES) -> dict[str, str]:
         written = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
-    since = started(written["process"])
-    # A process that was killed left its file behind; its id may be somebody else's by now.
+    since = start_time(written["process"])
+    # A killed process leaves its file behind; its id may belong to another process by now.
     if since is None or abs(since - written["started"]) > _CLOCK_SECONDS:
         return {}
     settings: dict[str, str] = written["settings"]

@@ -1,4 +1,4 @@
-"""An archive of Kafka's loaded classes, so that brokers start sooner."""
+"""Write the archive of Kafka's loaded classes, with which brokers start sooner."""
 
 import logging
 import os
@@ -19,8 +19,8 @@ _WRITE_SECONDS = 120.0
 
 
 @contextmanager
-def training(folder: Path) -> Iterator[None]:
-    """`train` in the background for as long as the block lasts; what is not done then is not done."""
+def train_in_background(folder: Path) -> Iterator[None]:
+    """`train` in the background for the length of the block, and cancel it at the end."""
     stopping = threading.Event()
     thread = threading.Thread(
         target=_train_quietly, args=(folder, stopping.is_set), name="kafka-training"
@@ -39,35 +39,35 @@ def _train_quietly(folder: Path, cancelled: Callable[[], bool]) -> None:
     except StartCancelled:
         return
     except DevelopmentServerError as error:
-        # Nothing is lost but some speed, and the next run tries again.
-        logger.warning("no archive of Kafka's classes: %s", error)
+        # Only speed is lost, and the next run tries again.
+        logger.warning("archive of Kafka's classes not written: %s", error)
 
 
 def train(folder: Path, cancelled: Callable[[], bool] = lambda: False) -> None:
-    """Write the archive, unless it is there. `folder` is for the data of the broker that does it.
+    """Write the archive unless it exists, by a broker whose data is in `folder`.
 
     Raises DevelopmentServerError.
     """
-    if folder.exists():  # a killed process left it, maybe with its broker
+    if folder.exists():  # left by a killed process, perhaps with its broker
         KafkaCluster(folder).discard()
-    archive = java.archive(kafka_jars(cancelled=cancelled))
+    archive = java.archive_path(kafka_jars(cancelled=cancelled))
     if archive.exists():
         return
     written = folder / "classes.aot"
-    # One processor, because the other is somebody's who works.
+    # One processor: the developer needs the others.
     flags = [f"-XX:AOTCacheOutput={written}", "-XX:ActiveProcessorCount=1"]
     cluster = KafkaCluster(folder, jvm_flags=flags)
     try:
         cluster.start(cancelled=cancelled)
         cluster.stop(timeout=_WRITE_SECONDS, cancelled=cancelled)
         if written.exists():
-            _take(written, archive)
+            _install(written, archive)
     finally:
         cluster.discard()
 
 
-def _take(written: Path, archive: Path) -> None:
-    """Move the archive, perhaps from another file system, to where it is looked for."""
+def _install(written: Path, archive: Path) -> None:
+    """Move the archive, perhaps from another file system, to its place in the cache."""
     incoming = archive.with_name(f"{archive.name}.{os.getpid()}")
     shutil.move(written, incoming)
     incoming.replace(archive)
