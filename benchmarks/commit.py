@@ -21,8 +21,8 @@ from results import Area, Comparison, Figures
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.platform.database.commit_outcome import TransactionMark
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.commit_outcome import CommitTracker
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventType
 from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.producer import KafkaProducer, Producer
@@ -31,14 +31,14 @@ from app.platform.kafka.publisher import DirectPublisher
 _INSERT = text("INSERT INTO written (number) VALUES (:number)")
 
 
-class NoMark(TransactionMark):
+class NoMark(CommitTracker):
     """Asks for nothing before the commit."""
 
-    def take_before_commit(self) -> None:
+    def track(self) -> None:
         pass
 
 
-MARKS = {"with the question": TransactionMark, "without": NoMark}
+MARKS = {"with the question": CommitTracker, "without": NoMark}
 
 
 @asynccontextmanager
@@ -62,7 +62,7 @@ def committing(stage: Stage, against: str, at_once: int, mark: str, count: int) 
                 limit = settings.kafka_max_message_bytes
                 return DirectPublisher(producer, registry, 10.0, limit, MARKS[mark](session))
 
-            units = UnitsOfWork(stage.database.sessions, bind)
+            units = UnitOfWorkFactory(stage.database.sessions, bind)
 
             async def write(events: list[Counted]) -> None:
                 for event in events:

@@ -33,7 +33,7 @@ from sqlalchemy import BigInteger, Integer, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.platform.database.engine import Base
-from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import BaseEvent, EventRegistry, EventType
 from app.platform.health import Health
 from app.platform.http.server import serve
@@ -93,7 +93,7 @@ class Silent:
     async def has_committed(self, error: BaseException) -> bool:
         return False
 
-    async def committed(self) -> None:
+    async def after_commit(self) -> None:
         pass
 
 
@@ -103,7 +103,7 @@ class Bench:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.connection = stage.connection
-        self.units = UnitsOfWork(stage.database.sessions, lambda _session: Silent())
+        self.units = UnitOfWorkFactory(stage.database.sessions, lambda _session: Silent())
 
     @asynccontextmanager
     async def filled_topic(

@@ -87,7 +87,7 @@ class Silent:
     async def has_committed(self, error: BaseException) -> bool:
         return False
 
-    async def committed(self) -> None: ...
+    async def after_commit(self) -> None: ...
 
 
 def serve(port: int, roles: str, publisher: str) -> None:

@@ -35,7 +35,7 @@ from results import Area, Comparison, Figures
 from sqlalchemy import MetaData, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.kafka.codec import Message
 from app.platform.kafka.producer import KafkaProducer
@@ -68,14 +68,14 @@ class Filled:
         return self.registry.topic(Counted)
 
     @property
-    def units(self) -> UnitsOfWork:
+    def units(self) -> UnitOfWorkFactory:
         limit = self.settings.kafka_max_message_bytes
 
         def bind(session: AsyncSession) -> OutboxPublisher:
             settings = OutboxSettings(_env_file=None)
             return OutboxPublisher(session, self.registry, settings, limit, self.published)
 
-        return UnitsOfWork(self.stage.database.sessions, bind)
+        return UnitOfWorkFactory(self.stage.database.sessions, bind)
 
     async def write(self, numbers: Sequence[int]) -> None:
         async with self.units.begin() as uow:

@@ -21,7 +21,7 @@ from results import Area, Comparison, Figures
 from app.orders.events import EVENTS, OrderCreated, OrderLine
 from app.orders.projections import SUBSCRIPTIONS
 from app.orders.views import ORDER_VIEWS, OrderTables
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import BaseEvent, EventRegistry
 from app.platform.health import Health
 from app.platform.kafka.codec import encode
@@ -73,7 +73,7 @@ class Silent:
     async def has_committed(self, error: BaseException) -> bool:
         return False
 
-    async def committed(self) -> None:
+    async def after_commit(self) -> None:
         pass
 
 
@@ -110,7 +110,7 @@ async def filled_topic(
 
 
 async def projected(stage: Stage, events: int) -> Figures:
-    units = UnitsOfWork(stage.database.sessions, lambda _session: Silent())
+    units = UnitOfWorkFactory(stage.database.sessions, lambda _session: Silent())
     async with (
         filled_topic(stage, events) as (settings, registry, producer),
         consuming([PROJECTOR], registry, settings, units, producer, Health()) as (consumer,),

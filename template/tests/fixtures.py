@@ -27,7 +27,7 @@ from app import wiring
 from app.platform.config import HttpSettings, Settings
 from app.platform.database.engine import Base, Database, DatabaseSettings
 from app.platform.database.migrations import upgrade
-from app.platform.database.url import async_url, parse
+from app.platform.database.url import async_url, parse_database_url
 from app.platform.dev.folders import FileLock
 from app.platform.dev.servers import BrokerChoice, Servers
 from app.platform.events.event import EventRegistry
@@ -129,7 +129,7 @@ def temporary_database(server_url: str) -> Iterator[str]:
 
 def _execute(server_url: str, statement: str) -> None:
     async def run() -> None:
-        connection = await asyncpg.connect(parse(server_url).dsns[0])
+        connection = await asyncpg.connect(parse_database_url(server_url).dsns[0])
         try:
             await connection.execute(statement)
         finally:

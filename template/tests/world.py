@@ -15,7 +15,7 @@ from sqlalchemy import text
 from app import wiring
 from app.platform.config import HttpSettings, Settings
 from app.platform.database.engine import Database
-from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import BaseEvent, EventRegistry, EventType
 from app.platform.health import Health
 from app.platform.http.app import create_app
@@ -60,7 +60,7 @@ class NoPublisher:
     async def has_committed(self, error: BaseException) -> bool:
         return False
 
-    async def committed(self) -> None:
+    async def after_commit(self) -> None:
         pass
 
 
@@ -79,8 +79,8 @@ class World:
         return self.registry.topic(Counted)
 
     @property
-    def units(self) -> UnitsOfWork:
-        return UnitsOfWork(self.database.sessions, lambda _session: NoPublisher())
+    def units(self) -> UnitOfWorkFactory:
+        return UnitOfWorkFactory(self.database.sessions, lambda _session: NoPublisher())
 
     async def create_topics(self, *subscriptions: Subscription) -> None:
         await provision(self.settings, wanted(self.settings, self.registry, subscriptions))

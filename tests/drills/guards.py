@@ -122,15 +122,15 @@ GUARDS = [
     Guard(
         "lost-connections-are-no-failures",
         "app/platform/database/errors.py",
-        "    return meaning_of(error) in _PASSING\n",
+        "    return categorize(error) in _TRANSIENT\n",
         "    return False\n",
         "test_database_that_drops_connections",
     ),
     Guard(
         "limits-are-no-failures",
         "app/platform/database/errors.py",
-        '"55P03": Meaning.LIMIT,',
-        '"55P03": Meaning.BUG,',
+        '"55P03": ErrorCategory.LIMIT,',
+        '"55P03": ErrorCategory.BUG,',
         "test_limits_of_the_server",
     ),
     Guard(
@@ -143,14 +143,14 @@ GUARDS = [
     Guard(
         "requests-are-decided-again",
         "app/platform/http/boundary.py",
-        "if decision == DECISIONS or not is_retryable(error):",
+        "if decision == MAX_TRANSACTION_ATTEMPTS or not is_retryable(error):",
         "if True:",
         "test_stricter_isolation",
     ),
     Guard(
         "readiness-beside-the-pool",
         DATABASE,
-        "            await self.probe.ask_for_writes()\n",
+        "            await self.probe.check_writable()\n",
         "            async with self.engine.connect():\n                pass\n",
         "test_an_empty_pool",
     ),
@@ -468,7 +468,7 @@ GUARDS = [
     Guard(
         "outcome-of-a-lost-commit",
         "app/platform/database/commit_outcome.py",
-        "        return self._xid is not None and not is_refusal(error)\n",
+        "        return self._xid is not None and not is_confirmed_rollback(error)\n",
         "        return False\n",
         "test_commits_whose_answer_is_lost",
     ),

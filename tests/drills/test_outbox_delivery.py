@@ -16,7 +16,7 @@ from sqlalchemy import text
 from app.drill import Ticked
 from app.platform import logs
 from app.platform.database.engine import Database, DatabaseSettings
-from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.dev.kafka import KafkaCluster
 from app.platform.kafka.admin import read_to_end, reading
 from app.platform.outbox.publisher import OutboxPublisher
@@ -50,9 +50,9 @@ class Writers:
     undone: set[UUID] = field(default_factory=set)
 
     @property
-    def units(self) -> UnitsOfWork:
+    def units(self) -> UnitOfWorkFactory:
         settings, limit = OutboxSettings(), self.bench.settings.kafka_max_message_bytes
-        return UnitsOfWork(
+        return UnitOfWorkFactory(
             self.database.sessions,
             lambda session: OutboxPublisher(
                 session, self.bench.registry, settings, limit, asyncio.Event()

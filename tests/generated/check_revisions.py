@@ -11,7 +11,7 @@ from sqlalchemy import Column, String
 from app import wiring
 from app.platform.database import migrations as migrate
 from app.platform.database.engine import Base
-from app.platform.database.migrations import NoRevision
+from app.platform.database.migrations import RevisionError
 from tests.fixtures import temporary_database
 
 REVIEWS = Path("app/reviews.py")  # no slice yet
@@ -66,7 +66,7 @@ async def judge(written: Path, living: str, fresh: str) -> None:
     subprocess.run(("ruff", "format", "--check", written), check=True)
     try:
         await migrate.revise(living, "Too early")
-    except NoRevision as refusal:
+    except RevisionError as refusal:
         print("again:", refusal)
     for url in (living, fresh):
         await migrate.upgrade(url)

@@ -47,15 +47,15 @@ import asyncio
 import os
 import re
 
-from app.platform.database.migrations import revise, upgrade
+from app.platform.database.migrations import create_revision, upgrade
 from tests.fixtures import temporary_database
 
 async def drop(url):
     await upgrade(url)
-    written = await revise(url, "Drop the example")
+    written = await create_revision(url, "Drop the example")
     print(written.name, sorted(set(re.findall(r'drop_table\\("(\\w+)"', written.read_text()))))
     await upgrade(url)
-    print("left to do:", await revise(url, "Nothing"))
+    print("left to do:", await create_revision(url, "Nothing"))
 
 with temporary_database(os.environ["DATABASE_URL"]) as url:
     asyncio.run(drop(url))

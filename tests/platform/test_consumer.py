@@ -17,7 +17,7 @@ from samples import REGISTRY, TOPIC, MeterNamed, MeterRead, meter_read, record
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
-from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.kafka import consumer as consumer_module
 from app.platform.kafka import metrics
@@ -177,7 +177,7 @@ def consumer(name: str = "billing") -> Consumer:
         Subscription(name, {MeterRead: ignore}),
         EventRegistry("shop", [EventType(MeterRead)]),
         KafkaSettings(_env_file=None),
-        UnitsOfWork(None, None),  # type: ignore[arg-type]  # nothing is applied here
+        UnitOfWorkFactory(None, None),  # type: ignore[arg-type]  # nothing is applied here
         FakeProducer(),
     )
 

@@ -21,11 +21,11 @@ from app.platform.database.errors import (
     ConnectionPoolEmpty,
     DatabaseReadOnly,
     DatabaseUnavailable,
-    Meaning,
+    ErrorCategory,
+    categorize,
     is_unavailable,
-    meaning_of,
 )
-from app.platform.database.url import async_url, parse
+from app.platform.database.url import async_url, parse_database_url
 from app.platform.health import CHECK_TIMEOUT_SECONDS, Health
 from tests.fixtures import temporary_database
 
@@ -197,7 +197,7 @@ def test_a_parameter_without_its_effect_ends_the_start_by_name(
     ],
 )
 def test_parameters_of_libpq_are_understood(url: str, dsns: list[str]) -> None:
-    assert parse(url).dsns == dsns
+    assert parse_database_url(url).dsns == dsns
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def test_parameters_of_libpq_are_understood(url: str, dsns: list[str]) -> None:
 )
 def test_wrong_hosts_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="port") as refused:
-        parse(url)
+        parse_database_url(url)
     assert "u:p" not in str(refused.value)
 
 
 def test_the_time_for_connecting_can_be_in_the_url() -> None:
-    assert parse(ALL + "connect_timeout=7").connect_seconds == 7
-    assert parse(ALL).connect_seconds is None
+    assert parse_database_url(ALL + "connect_timeout=7").connect_seconds == 7
+    assert parse_database_url(ALL).connect_seconds is None
 
 
 async def test_the_next_host_is_tried_when_one_is_away(database_server_url: str) -> None:
@@ -325,7 +325,7 @@ async def test_too_many_connections_are_a_limit_of_the_server(database_server_ur
     await database.close()
     await server.close()
 
-    assert meaning_of(refused.value) is Meaning.LIMIT
+    assert categorize(refused.value) is ErrorCategory.LIMIT
 
 
 async def test_an_empty_pool_is_told_counted_and_no_matter_of_readiness(
@@ -346,7 +346,7 @@ async def test_an_empty_pool_is_told_counted_and_no_matter_of_readiness(
         await database.ping()
     await database.close()
 
-    assert meaning_of(empty.value) is Meaning.POOL_EMPTY
+    assert categorize(empty.value) is ErrorCategory.POOL_EMPTY
     assert REGISTRY.get_sample_value("database_pool_timeouts_total") == before + 1
 
 
@@ -374,7 +374,7 @@ async def test_a_database_that_takes_no_writes_is_left_and_found_again(
     await do(database, write)
     await database.close()
 
-    assert meaning_of(refused.value) is Meaning.READ_ONLY
+    assert categorize(refused.value) is ErrorCategory.READ_ONLY
 
 
 async def test_a_refused_write_drops_every_connection_of_the_pool(own_database_url: str) -> None:
@@ -519,7 +519,7 @@ async def test_closing_does_not_wait_for_a_server_that_does_not_answer(link: Lin
 
 
 async def test_a_command_may_take_as_long_as_it_needs(database_server_url: str) -> None:
-    database = Database(impatient(database_server_url, seconds=0.1), patient=True)
+    database = Database(impatient(database_server_url, seconds=0.1), no_timeout=True)
     async with database.engine.connect() as connection:
         await connection.execute(text("SELECT pg_sleep(1)"))
     await database.close()

@@ -16,13 +16,13 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from app.platform.database.errors import (
-    DECISIONS,
-    MEANINGS,
+    MAX_TRANSACTION_ATTEMPTS,
+    SQLSTATE_CATEGORIES,
     DatabaseUnavailable,
-    Meaning,
-    decide_again,
+    ErrorCategory,
+    categorize,
     is_unavailable,
-    meaning_of,
+    retry_transaction,
 )
 from app.platform.http.boundary import RequestBoundary
 
@@ -56,44 +56,47 @@ def test_every_code_of_the_classes_about_the_server_has_a_meaning() -> None:
     codes = {*known_codes()}
 
     assert len(codes) > 45
-    assert codes - MEANINGS.keys() == set()
+    assert codes - SQLSTATE_CATEGORIES.keys() == set()
 
 
 @pytest.mark.parametrize(
     ("error", "meaning"),
     [
-        (DatabaseUnavailable("away"), Meaning.AWAY),
-        (PoolTimeout("no connection was free"), Meaning.POOL_EMPTY),
-        (DisconnectionError("closed"), Meaning.AWAY),
-        (DBAPIError("", {}, Exception("closed"), connection_invalidated=True), Meaning.AWAY),
-        (asyncpg.CannotConnectNowError("57P03"), Meaning.AWAY),
-        (asyncpg.AdminShutdownError("57P01"), Meaning.AWAY),
-        (asyncpg.IdleSessionTimeoutError("57P05"), Meaning.AWAY),
-        (asyncpg.ConnectionDoesNotExistError("08003"), Meaning.AWAY),
-        (asyncpg.ReadOnlySQLTransactionError("25006"), Meaning.READ_ONLY),
-        (asyncpg.TooManyConnectionsError("53300"), Meaning.LIMIT),
-        (asyncpg.DiskFullError("53100"), Meaning.LIMIT),
-        (asyncpg.LockNotAvailableError("55P03"), Meaning.LIMIT),
-        (asyncpg.QueryCanceledError("57014"), Meaning.LIMIT),
-        (asyncpg.IdleInTransactionSessionTimeoutError("25P03"), Meaning.LIMIT),
-        (asyncpg.TransactionTimeoutError("25P04"), Meaning.LIMIT),
-        (asyncpg.PostgresIOError("58030"), Meaning.LIMIT),
-        (asyncpg.IndexCorruptedError("XX002"), Meaning.LIMIT),
-        (Sqlstate("53999"), Meaning.LIMIT),
-        (Sqlstate("57P99"), Meaning.LIMIT),
-        (asyncpg.UndefinedTableError("42P01"), Meaning.OUT_OF_DATE),
-        (asyncpg.UndefinedColumnError("42703"), Meaning.OUT_OF_DATE),
-        (asyncpg.InsufficientPrivilegeError("42501"), Meaning.OUT_OF_DATE),
-        (asyncpg.DeadlockDetectedError("40P01"), Meaning.RETRY),
-        (asyncpg.SerializationError("40001"), Meaning.RETRY),
-        (asyncpg.InvalidCachedStatementError("0A000"), Meaning.RETRY),
+        (DatabaseUnavailable("away"), ErrorCategory.UNAVAILABLE),
+        (PoolTimeout("no connection was free"), ErrorCategory.POOL_EMPTY),
+        (DisconnectionError("closed"), ErrorCategory.UNAVAILABLE),
+        (
+            DBAPIError("", {}, Exception("closed"), connection_invalidated=True),
+            ErrorCategory.UNAVAILABLE,
+        ),
+        (asyncpg.CannotConnectNowError("57P03"), ErrorCategory.UNAVAILABLE),
+        (asyncpg.AdminShutdownError("57P01"), ErrorCategory.UNAVAILABLE),
+        (asyncpg.IdleSessionTimeoutError("57P05"), ErrorCategory.UNAVAILABLE),
+        (asyncpg.ConnectionDoesNotExistError("08003"), ErrorCategory.UNAVAILABLE),
+        (asyncpg.ReadOnlySQLTransactionError("25006"), ErrorCategory.READ_ONLY),
+        (asyncpg.TooManyConnectionsError("53300"), ErrorCategory.LIMIT),
+        (asyncpg.DiskFullError("53100"), ErrorCategory.LIMIT),
+        (asyncpg.LockNotAvailableError("55P03"), ErrorCategory.LIMIT),
+        (asyncpg.QueryCanceledError("57014"), ErrorCategory.LIMIT),
+        (asyncpg.IdleInTransactionSessionTimeoutError("25P03"), ErrorCategory.LIMIT),
+        (asyncpg.TransactionTimeoutError("25P04"), ErrorCategory.LIMIT),
+        (asyncpg.PostgresIOError("58030"), ErrorCategory.LIMIT),
+        (asyncpg.IndexCorruptedError("XX002"), ErrorCategory.LIMIT),
+        (Sqlstate("53999"), ErrorCategory.LIMIT),
+        (Sqlstate("57P99"), ErrorCategory.LIMIT),
+        (asyncpg.UndefinedTableError("42P01"), ErrorCategory.OUT_OF_DATE),
+        (asyncpg.UndefinedColumnError("42703"), ErrorCategory.OUT_OF_DATE),
+        (asyncpg.InsufficientPrivilegeError("42501"), ErrorCategory.OUT_OF_DATE),
+        (asyncpg.DeadlockDetectedError("40P01"), ErrorCategory.RETRY),
+        (asyncpg.SerializationError("40001"), ErrorCategory.RETRY),
+        (asyncpg.InvalidCachedStatementError("0A000"), ErrorCategory.RETRY),
     ],
 )
 def test_outages_and_limits_are_recognised_behind_any_layers(
-    error: Exception, meaning: Meaning
+    error: Exception, meaning: ErrorCategory
 ) -> None:
     for found in (error, wrapped(error), wrapped(error, times=3)):
-        assert meaning_of(found) is meaning
+        assert categorize(found) is meaning
         assert is_unavailable(found)
 
 
@@ -103,24 +106,24 @@ def test_outages_and_limits_are_recognised_behind_any_layers(
         (ValueError("wrong"), None),
         (TimeoutError("of a handler's own"), None),
         (IntegrityError("INSERT", {}, Exception("duplicate")), None),
-        (asyncpg.UniqueViolationError("23505"), Meaning.CONFLICT),
-        (asyncpg.TransactionIntegrityConstraintViolationError("40002"), Meaning.CONFLICT),
-        (asyncpg.NotNullViolationError("23502"), Meaning.BUG),
-        (asyncpg.InvalidTextRepresentationError("22P02"), Meaning.MESSAGE),
-        (asyncpg.FeatureNotSupportedError("0A000"), Meaning.BUG),
-        (asyncpg.UndefinedFunctionError("42883"), Meaning.BUG),
-        (asyncpg.InFailedSQLTransactionError("25P02"), Meaning.BUG),
-        (asyncpg.InternalServerError("XX000"), Meaning.BUG),
-        (Sqlstate(""), Meaning.BUG),
+        (asyncpg.UniqueViolationError("23505"), ErrorCategory.CONFLICT),
+        (asyncpg.TransactionIntegrityConstraintViolationError("40002"), ErrorCategory.CONFLICT),
+        (asyncpg.NotNullViolationError("23502"), ErrorCategory.BUG),
+        (asyncpg.InvalidTextRepresentationError("22P02"), ErrorCategory.INVALID_VALUE),
+        (asyncpg.FeatureNotSupportedError("0A000"), ErrorCategory.BUG),
+        (asyncpg.UndefinedFunctionError("42883"), ErrorCategory.BUG),
+        (asyncpg.InFailedSQLTransactionError("25P02"), ErrorCategory.BUG),
+        (asyncpg.InternalServerError("XX000"), ErrorCategory.BUG),
+        (Sqlstate(""), ErrorCategory.BUG),
         (Sqlstate(None), None),
         (Sqlstate(8001), None),
     ],
 )
 def test_what_will_not_pass_by_itself_is_no_outage(
-    error: Exception, meaning: Meaning | None
+    error: Exception, meaning: ErrorCategory | None
 ) -> None:
     for found in (error, wrapped(error)):
-        assert meaning_of(found) is meaning
+        assert categorize(found) is meaning
         assert not is_unavailable(found)
 
 
@@ -128,7 +131,7 @@ def test_a_connection_lost_for_a_reason_keeps_the_reason() -> None:
     error = DBAPIError("", {}, Sqlstate("25P03"), connection_invalidated=True)
     error.__cause__ = error.orig
 
-    assert meaning_of(error) is Meaning.LIMIT
+    assert categorize(error) is ErrorCategory.LIMIT
 
 
 def test_of_a_group_of_errors_an_outage_decides() -> None:
@@ -152,8 +155,8 @@ async def test_a_transaction_is_decided_again_a_limited_number_of_times() -> Non
         raise asyncpg.SerializationError("40001")
 
     with pytest.raises(asyncpg.SerializationError):
-        await decide_again(work)
-    assert runs == DECISIONS
+        await retry_transaction(work)
+    assert runs == MAX_TRANSACTION_ATTEMPTS
 
 
 async def test_a_lost_connection_is_not_decided_again() -> None:
@@ -165,7 +168,7 @@ async def test_a_lost_connection_is_not_decided_again() -> None:
         raise asyncpg.TransactionResolutionUnknownError("08007")
 
     with pytest.raises(asyncpg.TransactionResolutionUnknownError):
-        await decide_again(work)
+        await retry_transaction(work)
     assert runs == 1
 
 
@@ -189,17 +192,17 @@ async def answer_with(*errors: Exception) -> tuple[Response, list[bytes]]:
 
 
 async def test_a_request_is_decided_again_with_its_body() -> None:
-    deadlocks = [asyncpg.DeadlockDetectedError("40P01")] * (DECISIONS - 1)
+    deadlocks = [asyncpg.DeadlockDetectedError("40P01")] * (MAX_TRANSACTION_ATTEMPTS - 1)
     answer, bodies = await answer_with(*deadlocks)
 
     assert (answer.status_code, answer.text) == (200, "ada")
-    assert bodies == [b"the body"] * DECISIONS
+    assert bodies == [b"the body"] * MAX_TRANSACTION_ATTEMPTS
 
 
 @pytest.mark.parametrize(
     ("error", "status", "problem", "runs"),
     [
-        (asyncpg.SerializationError("40001"), 503, "concurrent-changes", DECISIONS),
+        (asyncpg.SerializationError("40001"), 503, "concurrent-changes", MAX_TRANSACTION_ATTEMPTS),
         (PoolTimeout("none is free"), 503, "connection-pool-empty", 1),
         (asyncpg.ReadOnlySQLTransactionError("25006"), 503, "database-read-only", 1),
         (asyncpg.LockNotAvailableError("55P03"), 503, "database-limit", 1),

@@ -13,7 +13,7 @@ from samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, rec
 from structlog.testing import capture_logs
 
 from app.platform import tracing
-from app.platform.database.errors import DECISIONS, DatabaseUnavailable
+from app.platform.database.errors import MAX_TRANSACTION_ATTEMPTS, DatabaseUnavailable
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.kafka import codec as names
 from app.platform.kafka import metrics
@@ -328,11 +328,11 @@ async def test_a_deadlock_is_tried_again_at_once_and_at_last_waited_for() -> Non
     world = World(apply, retry=RetryPolicy(attempts=1))
     waits = metrics.infrastructure_waits.labels("billing")
     before = waits._value.get()
-    world.units.failures = [asyncpg.DeadlockDetectedError("40P01")] * (DECISIONS - 1)
+    world.units.failures = [asyncpg.DeadlockDetectedError("40P01")] * (MAX_TRANSACTION_ATTEMPTS - 1)
     await world.process(*numbered(1))
     assert waits._value.get() == before
 
-    world.units.failures = [asyncpg.DeadlockDetectedError("40P01")] * DECISIONS
+    world.units.failures = [asyncpg.DeadlockDetectedError("40P01")] * MAX_TRANSACTION_ATTEMPTS
     await world.process(*numbered(1))
     assert waits._value.get() == before + 1
     assert world.dead == []

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from app.platform import tracing
 from app.platform.config import ConfigurationError, load
-from app.platform.database.commit_outcome import TransactionMark
+from app.platform.database.commit_outcome import CommitTracker
 from app.platform.dev.servers import MockBroker
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.health import Unhealthy
@@ -842,7 +842,7 @@ class RecoveringProducer(FakeProducer):
 def publisher(
     producer: Producer, deadline: float = 5.0, max_bytes: int = 1_000_000
 ) -> DirectPublisher:
-    mark = TransactionMark(AsyncSession())  # never committed here
+    mark = CommitTracker(AsyncSession())  # never committed here
     return DirectPublisher(producer, REGISTRY, deadline, max_bytes, mark)
 
 
@@ -872,7 +872,7 @@ async def test_after_the_commit_all_events_go_out_in_order() -> None:
     events = [meter_read(count=n) for n in range(3)]
     for event in events:
         await published.publish(event)
-    await published.committed()
+    await published.after_commit()
 
     assert [decode(m.topic, m.value, REGISTRY) for m in producer.sent] == events
 
@@ -881,15 +881,15 @@ async def test_an_event_goes_out_once() -> None:
     producer = FakeProducer()
     published = publisher(producer)
     await published.publish(meter_read())
-    await published.committed()
-    await published.committed()
+    await published.after_commit()
+    await published.after_commit()
 
     assert len(producer.sent) == 1
 
 
 async def test_without_events_the_producer_is_left_alone() -> None:
     producer = RecoveringProducer(failures=0)
-    await publisher(producer).committed()
+    await publisher(producer).after_commit()
 
     assert producer.calls == []
 
@@ -899,7 +899,7 @@ async def test_an_event_carries_the_story_in_which_it_was_published() -> None:
     published = publisher(producer)
     with tracing.bound(Trace("story", "cause")):
         await published.publish(meter_read())
-    await published.committed()
+    await published.after_commit()
 
     assert header(producer.sent[0].headers, "correlation-id") == "story"
     assert header(producer.sent[0].headers, "causation-id") == "cause"
@@ -910,7 +910,7 @@ async def test_what_may_pass_later_is_sent_again() -> None:
     published = publisher(producer)
     before = lost()
     await published.publish(meter_read())
-    await published.committed()
+    await published.after_commit()
 
     assert len(producer.sent) == 1
     assert producer.calls == [1, 1, 1]
@@ -935,7 +935,7 @@ async def test_other_keys_than_that_of_what_failed_are_not_sent_again() -> None:
     published = publisher(producer)
     for meter in ("m-1", "m-2", "m-3"):
         await published.publish(meter_read(meter_id=meter))
-    await published.committed()
+    await published.after_commit()
 
     assert [m.key for m in producer.sent] == [b"m-2", b"m-3", b"m-1"]
 
@@ -946,7 +946,7 @@ async def test_what_follows_with_the_key_of_what_failed_is_sent_again_after_it()
     events = [meter_read(count=count) for count in range(3)]
     for event in events:
         await published.publish(event)
-    await published.committed()
+    await published.after_commit()
 
     sent_again = producer.sent[2:]
     assert [decode(m.topic, m.value, REGISTRY) for m in sent_again] == events
@@ -959,7 +959,7 @@ async def test_after_its_deadline_an_event_is_lost_counted_and_logged() -> None:
     before = lost()
     await published.publish(meter_read("m-9"))
     with capture_logs() as logs:
-        await published.committed()
+        await published.after_commit()
 
     assert lost() == before + 1
     (entry,) = [entry for entry in logs if entry["event"] == "event not published"]
@@ -974,7 +974,7 @@ async def test_what_can_never_pass_is_not_tried_again() -> None:
     published = publisher(producer)
     before = lost()
     await published.publish(meter_read())
-    await published.committed()
+    await published.after_commit()
 
     assert producer.calls == [1]
     assert lost() == before + 1
@@ -986,5 +986,5 @@ async def test_an_event_that_is_too_large_fails_the_transaction() -> None:
 
     with pytest.raises(MessageTooLarge, match="KAFKA_MAX_MESSAGE_BYTES=2000"):
         await published.publish(meter_read(note="x" * 2000))
-    await published.committed()
+    await published.after_commit()
     assert producer.sent == []

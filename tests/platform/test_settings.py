@@ -18,7 +18,7 @@ from samples import meter_read
 from app import wiring
 from app.platform.config import ConfigurationError, EnvSettings, Settings, load
 from app.platform.database.engine import DatabaseSettings
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import BaseEvent
 from app.platform.http.app import create_app
 from app.platform.http.server import STOP_SIGNALS, PortTaken, Server, listen
@@ -226,12 +226,12 @@ class FakePublisher:
     async def has_committed(self, error: BaseException) -> bool:
         return False
 
-    async def committed(self) -> None:
+    async def after_commit(self) -> None:
         self._happened.append("hand on")
 
 
-def units(story: Story) -> UnitsOfWork:
-    return UnitsOfWork(story, story.bind)  # type: ignore[arg-type]  # a fake in its place
+def units(story: Story) -> UnitOfWorkFactory:
+    return UnitOfWorkFactory(story, story.bind)  # type: ignore[arg-type]  # a fake in its place
 
 
 async def test_events_are_handed_on_after_the_commit_and_with_the_connection_given_back() -> None:

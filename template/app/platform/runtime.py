@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from app.platform.config import ConfigurationError, EnvSettings, HttpSettings, Settings, load
 from app.platform.database.engine import Database, DatabaseSettings
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.health import Health
 from app.platform.kafka.producer import Producer
@@ -80,7 +80,7 @@ class Runtime(Resources):
     service: Service
     settings: Mapping[type[EnvSettings], EnvSettings]
     roles: Collection[Role]
-    units: UnitsOfWork
+    units: UnitOfWorkFactory
 
     def setting(self, kind: type[S]) -> S:
         """Return the settings of a component, as they were read at the start.

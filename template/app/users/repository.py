@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.platform.database.errors import violated
+from app.platform.database.errors import violated_constraint
 from app.platform.errors import Conflict
 from app.users.models import Profile, User
 
@@ -32,7 +32,7 @@ class UserRepository:
         try:
             await self._session.flush()
         except IntegrityError as error:
-            match violated(error):
+            match violated_constraint(error):
                 case "uq_users_email":
                     raise EmailTaken(f"the e-mail address {email} is taken") from error
                 case "uq_users_username":

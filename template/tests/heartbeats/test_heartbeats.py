@@ -14,7 +14,7 @@ from app.heartbeats.events import HeartbeatSent
 from app.heartbeats.handlers import count_heartbeats
 from app.heartbeats.repository import Heartbeat, HeartbeatCountRepository
 from app.platform.database.engine import Database
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from tests.fixtures import eventually
 from tests.world import Api, NoPublisher, failing_commit, failing_insert, serving
 
@@ -216,15 +216,15 @@ async def test_without_a_database_the_answer_is_to_come_again() -> None:
 
 
 @pytest.fixture
-def units(database: Database) -> UnitsOfWork:
-    return UnitsOfWork(database.sessions, lambda _session: NoPublisher())
+def units(database: Database) -> UnitOfWorkFactory:
+    return UnitOfWorkFactory(database.sessions, lambda _session: NoPublisher())
 
 
 def beats(*sources: str) -> list[HeartbeatSent]:
     return [HeartbeatSent(heartbeat_id=id, source=source) for id, source in enumerate(sources, 1)]
 
 
-async def test_a_batch_counts_every_heartbeat(units: UnitsOfWork) -> None:
+async def test_a_batch_counts_every_heartbeat(units: UnitOfWorkFactory) -> None:
     async with units.begin() as uow:
         await count_heartbeats(beats("door", "window", "door"), uow)
         await count_heartbeats([], uow)
@@ -234,7 +234,7 @@ async def test_a_batch_counts_every_heartbeat(units: UnitsOfWork) -> None:
 
 
 async def test_a_batch_may_have_more_sources_than_a_statement_has_arguments(
-    units: UnitsOfWork,
+    units: UnitOfWorkFactory,
 ) -> None:
     async with units.begin() as uow:
         counts = HeartbeatCountRepository(uow.session)
@@ -243,7 +243,7 @@ async def test_a_batch_may_have_more_sources_than_a_statement_has_arguments(
 
 
 async def test_batches_with_the_same_sources_wait_instead_of_deadlocking(
-    units: UnitsOfWork,
+    units: UnitOfWorkFactory,
 ) -> None:
     sources = [f"door-{number}" for number in range(50)]
 

@@ -18,7 +18,7 @@ from app.heartbeats.events import HeartbeatSent
 from app.heartbeats.views import SOURCES, HeartbeatTable, SourceQueries, SourceRow, project_sources
 from app.platform.cli import command_line
 from app.platform.database.engine import Database
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.kafka.admin import provision
 from app.platform.kafka.codec import encode
@@ -43,13 +43,13 @@ BEATS = [beat(1, "door", 1), beat(2, "window", 2), beat(3, "door", 3), beat(4, "
 
 
 @pytest.fixture
-async def units(database: Database) -> AsyncIterator[UnitsOfWork]:
-    yield UnitsOfWork(database.sessions, lambda _session: NoPublisher())
+async def units(database: Database) -> AsyncIterator[UnitOfWorkFactory]:
+    yield UnitOfWorkFactory(database.sessions, lambda _session: NoPublisher())
     for entry in wiring.service.projections:  # the next test's database has no shadows
         await entry.abandon(database)
 
 
-async def deliver(units: UnitsOfWork, *batches: Sequence[HeartbeatSent]) -> None:
+async def deliver(units: UnitOfWorkFactory, *batches: Sequence[HeartbeatSent]) -> None:
     """There is no inbox here: what comes twice has to be recognised by the projection itself."""
     for batch in batches:
         async with units.begin() as uow:
@@ -77,14 +77,14 @@ EXPECTED = [("door", 4, NOON + timedelta(minutes=4)), ("window", 2, NOON + timed
     ids=["at once", "one by one", "backwards", "one by one backwards", "overlapping"],
 )
 async def test_duplicates_and_disorder_change_nothing(
-    database: Database, units: UnitsOfWork, batches: list[list[HeartbeatSent]]
+    database: Database, units: UnitOfWorkFactory, batches: list[list[HeartbeatSent]]
 ) -> None:
     await deliver(units, *batches)
     assert await content(database) == EXPECTED
 
 
 async def test_a_rebuild_makes_of_the_table_what_the_projector_makes_of_its_events(
-    api: Api, database: Database, units: UnitsOfWork
+    api: Api, database: Database, units: UnitOfWorkFactory
 ) -> None:
     for source in ("door", "window", "door"):
         await api.http.post("/heartbeats", json={"source": source})
@@ -101,7 +101,7 @@ async def test_a_rebuild_makes_of_the_table_what_the_projector_makes_of_its_even
 
 
 async def test_an_event_that_comes_during_a_rebuild_is_not_lost(
-    api: Api, database: Database, units: UnitsOfWork
+    api: Api, database: Database, units: UnitOfWorkFactory
 ) -> None:
     await api.http.post("/heartbeats", json={"source": "door"})
     rebuild = Rebuild(database, SOURCES, HeartbeatTable(), 2)
@@ -114,7 +114,7 @@ async def test_an_event_that_comes_during_a_rebuild_is_not_lost(
     assert ("window", 7, late.timestamp) in await content(database)
 
 
-async def test_the_silent_sources_come_first(database: Database, units: UnitsOfWork) -> None:
+async def test_the_silent_sources_come_first(database: Database, units: UnitOfWorkFactory) -> None:
     await deliver(units, BEATS)
     queries = SourceQueries(database.sessions)
 

@@ -20,7 +20,7 @@ from app.heartbeats.service import HeartbeatService
 from app.heartbeats.stream import SOURCES, EventSourcedHeartbeats, SourceHeard, SourceState, evolve
 from app.platform.cli import command_line
 from app.platform.database.engine import Base, Database
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.errors import InvalidTransition
 from app.platform.event_store.model import EventRow, SnapshotRow
 from app.platform.event_store.store import EventStore
@@ -74,7 +74,7 @@ class Sensors:
         self.database = database
         registry, published = EventRegistry("house", wiring.service.events), asyncio.Event()
         options = OutboxSettings(_env_file=None)
-        self.units = UnitsOfWork(
+        self.units = UnitOfWorkFactory(
             database.sessions,
             lambda session: OutboxPublisher(session, registry, options, 1_000_000, published),
         )

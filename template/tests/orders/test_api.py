@@ -25,7 +25,7 @@ from app.orders.repository import (
     SqlOrderRepository,
 )
 from app.platform.database.engine import Database
-from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.errors import VersionConflict
 from app.platform.http.idempotency import KEEP, Answer, IdempotencyKey, IdempotencyRepository
 from app.posts.events import PostPublished
@@ -266,7 +266,7 @@ ITEMS = (OrderItem("tea", 2, Decimal("3.50")), OrderItem("cup", 1, Decimal("0.01
 
 @pytest.fixture
 async def uow(database: Database) -> AsyncIterator[UnitOfWork]:
-    async with UnitsOfWork(database.sessions, lambda _session: NoPublisher()).begin() as uow:
+    async with UnitOfWorkFactory(database.sessions, lambda _session: NoPublisher()).begin() as uow:
         uow.session.add(User(id=7, email="ada@example.com", username="ada"))
         await uow.session.flush()
         yield uow
@@ -383,8 +383,8 @@ ADA = UserCreated(user_id=7, email="ada@example.com", username="ada", phone=None
 
 
 @pytest.fixture
-def units(database: Database) -> UnitsOfWork:
-    return UnitsOfWork(database.sessions, lambda _session: NoPublisher())
+def units(database: Database) -> UnitOfWorkFactory:
+    return UnitOfWorkFactory(database.sessions, lambda _session: NoPublisher())
 
 
 async def profile(database: Database) -> Profile | None:
@@ -408,7 +408,7 @@ def created(order_id: int, skus: Sequence[str]) -> OrderCreated:
 
 
 async def test_a_profile_begins_when_the_user_signed_up(
-    units: UnitsOfWork, database: Database
+    units: UnitOfWorkFactory, database: Database
 ) -> None:
     async with units.begin() as uow:
         await create_profile(ADA, uow)
@@ -419,7 +419,7 @@ async def test_a_profile_begins_when_the_user_signed_up(
 
 
 async def test_posts_that_come_before_the_user_are_not_lost(
-    units: UnitsOfWork, database: Database
+    units: UnitOfWorkFactory, database: Database
 ) -> None:
     async with units.begin() as uow:
         await count_posts([published(1), published(2)], uow)
@@ -436,7 +436,7 @@ async def test_posts_that_come_before_the_user_are_not_lost(
 
 
 async def test_a_second_event_of_one_user_does_not_move_the_beginning(
-    units: UnitsOfWork, database: Database
+    units: UnitOfWorkFactory, database: Database
 ) -> None:
     for told in (ADA, ADA.model_copy(update={"timestamp": published(1).timestamp})):
         async with units.begin() as uow:
@@ -447,7 +447,7 @@ async def test_a_second_event_of_one_user_does_not_move_the_beginning(
 
 
 async def test_a_batch_counts_every_order_and_every_line(
-    units: UnitsOfWork, database: Database
+    units: UnitOfWorkFactory, database: Database
 ) -> None:
     async with units.begin() as uow:
         await reserve_inventory([created(1, ["tea", "cup", "tea"]), created(2, ["tea"])], uow)
@@ -458,7 +458,7 @@ async def test_a_batch_counts_every_order_and_every_line(
 
 
 async def test_a_batch_may_have_more_skus_and_authors_than_a_statement_has_arguments(
-    units: UnitsOfWork,
+    units: UnitOfWorkFactory,
 ) -> None:
     async with units.begin() as uow:
         inventory = InventoryRepository(uow.session)
@@ -467,14 +467,14 @@ async def test_a_batch_may_have_more_skus_and_authors_than_a_statement_has_argum
         await ProfileRepository(uow.session).add_posts(dict.fromkeys(range(40_000), 1))
 
 
-async def test_an_order_without_items_reserves_nothing(units: UnitsOfWork) -> None:
+async def test_an_order_without_items_reserves_nothing(units: UnitOfWorkFactory) -> None:
     async with units.begin() as uow:
         await reserve_inventory([created(1, [])], uow)
         await count_posts([], uow)
 
 
 async def test_batches_with_the_same_skus_wait_instead_of_deadlocking(
-    units: UnitsOfWork, database: Database
+    units: UnitOfWorkFactory, database: Database
 ) -> None:
     skus = [f"sku-{number}" for number in range(50)]
 
@@ -490,7 +490,7 @@ async def test_batches_with_the_same_skus_wait_instead_of_deadlocking(
 
 
 async def test_batches_with_the_same_authors_wait_instead_of_deadlocking(
-    units: UnitsOfWork, database: Database
+    units: UnitOfWorkFactory, database: Database
 ) -> None:
     authors = list(range(1, 51))
 

@@ -12,9 +12,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from structlog.testing import capture_logs
 
 from app.platform.database import commit_outcome
-from app.platform.database.commit_outcome import TransactionMark
+from app.platform.database.commit_outcome import CommitTracker
 from app.platform.database.engine import Database
-from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.kafka.codec import decode
 from app.platform.kafka.fake_producer import FakeProducer
@@ -39,11 +39,11 @@ class Ledger:
     deadline: float = 10.0
 
     @property
-    def units(self) -> UnitsOfWork:
-        return UnitsOfWork(
+    def units(self) -> UnitOfWorkFactory:
+        return UnitOfWorkFactory(
             self.database.sessions,
             lambda session: DirectPublisher(
-                self.producer, REGISTRY, self.deadline, 1_000_000, TransactionMark(session)
+                self.producer, REGISTRY, self.deadline, 1_000_000, CommitTracker(session)
             ),
         )
 

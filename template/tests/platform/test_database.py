@@ -20,7 +20,7 @@ from app.platform.cli import command_line
 from app.platform.database import migrations as migrate
 from app.platform.database.engine import Base, Connector, Database, Probe
 from app.platform.database.errors import summary
-from app.platform.database.migrations import MigrationsPending, Schema, configuration, upgrade
+from app.platform.database.migrations import MigrationsPending, SchemaCheck, alembic_config, upgrade
 from app.platform.database.url import async_url
 from tests.fixtures import database_settings, temporary_database
 from tests.world import serving
@@ -34,7 +34,7 @@ def empty_database_url(database_server_url: str) -> Iterator[str]:
 
 async def alembic(url: str, step: Callable[[Config], None]) -> None:
     def run(connection: Connection) -> None:
-        config = configuration()
+        config = alembic_config()
         config.attributes["connection"] = connection
         step(config)
 
@@ -129,11 +129,11 @@ async def test_each_module_is_a_branch_of_its_own(empty_database_url: str) -> No
 
 
 def heads() -> list[str]:
-    return list(ScriptDirectory.from_config(configuration()).get_heads())
+    return list(ScriptDirectory.from_config(alembic_config()).get_heads())
 
 
 def branch(revision: str) -> str:
-    script = ScriptDirectory.from_config(configuration()).get_revision(revision)
+    script = ScriptDirectory.from_config(alembic_config()).get_revision(revision)
     (label,) = script.branch_labels
     return str(label)
 
@@ -154,7 +154,7 @@ def probe(empty_database_url: str) -> Iterator[Probe]:
 
 async def test_an_empty_database_lacks_every_migration(probe: Probe) -> None:
     with pytest.raises(MigrationsPending, match="app db upgrade") as told:
-        await Schema(probe).check()
+        await SchemaCheck(probe).check()
     for head in heads():
         assert head in str(told.value)
 
@@ -164,9 +164,9 @@ async def test_a_migration_that_is_missing_is_named(probe: Probe, empty_database
         await upgrade(empty_database_url)
         await alembic(empty_database_url, partial(command.downgrade, revision=f"{branch(head)}@-1"))
         with pytest.raises(MigrationsPending, match=f"migration {head} is missing"):
-            await Schema(probe).check()
+            await SchemaCheck(probe).check()
     await upgrade(empty_database_url)
-    await Schema(probe).check()
+    await SchemaCheck(probe).check()
 
 
 async def test_a_database_that_is_newer_than_the_service_will_do(
@@ -178,14 +178,14 @@ async def test_a_database_that_is_newer_than_the_service_will_do(
             text("UPDATE alembic_version SET version_num = 'later' WHERE version_num = :head"),
             {"head": heads()[0]},
         )
-    await Schema(probe).check()
+    await SchemaCheck(probe).check()
 
 
 async def test_a_schema_that_is_complete_is_not_asked_for_again(
     probe: Probe, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await upgrade(empty_database_url)
-    schema = Schema(probe)
+    schema = SchemaCheck(probe)
     await schema.check()
     monkeypatch.delattr(Probe, "fetch")
     await schema.check()

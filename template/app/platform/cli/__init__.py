@@ -102,11 +102,11 @@ def _error_message(error: Exception) -> str | None:
     from app.platform.config import ConfigurationError
     from app.platform.database.engine import DatabaseSettings
     from app.platform.database.errors import (
-        Meaning,
+        ErrorCategory,
+        categorize,
+        error_message,
+        is_schema_missing,
         is_unavailable,
-        lacks_schema,
-        meaning_of,
-        words_of,
     )
     from app.platform.kafka.errors import BrokerUnavailable, MessagingError
     from app.platform.kafka.settings import KafkaSettings
@@ -117,8 +117,8 @@ def _error_message(error: Exception) -> str | None:
         return str(error)
     if not is_unavailable(error):
         return None
-    if lacks_schema(error):
-        return f"{words_of(error)}: run `app db upgrade`"
-    if meaning_of(error) is not Meaning.AWAY:
-        return f"the database cannot do this at the moment: {words_of(error)}"
-    return f"the database is away: {words_of(error)}{advice(DatabaseSettings, 'DATABASE_URL')}"
+    if is_schema_missing(error):
+        return f"{error_message(error)}: run `app db upgrade`"
+    if categorize(error) is not ErrorCategory.UNAVAILABLE:
+        return f"the database cannot do this at the moment: {error_message(error)}"
+    return f"the database is away: {error_message(error)}{advice(DatabaseSettings, 'DATABASE_URL')}"

@@ -43,7 +43,7 @@ async def on_database(work: Callable[[Database], Awaitable[T]]) -> T:
 
     Raises ConfigurationError.
     """
-    database = Database(load(DatabaseSettings), patient=True)
+    database = Database(load(DatabaseSettings), no_timeout=True)
     try:
         return await work(database)
     finally:

@@ -40,7 +40,7 @@ def revision(
         raise typer.BadParameter("use one line without double quotes and backslashes")
     settings = load(DatabaseSettings)
     url, pooler = settings.database_url.get_secret_value(), settings.database_pooler
-    path = asyncio.run(migrations.revise(url, message, empty=empty, pooler=pooler))
+    path = asyncio.run(migrations.create_revision(url, message, empty=empty, pooler=pooler))
     if path is None:
         say("the database has what the code describes: nothing to write")
     else:

@@ -119,7 +119,7 @@ def _say(what: str, rows: list[ParkedRow]) -> None:
 
 async def _status(only: Filter) -> tuple[monitor.Standing, list[ParkedRow]]:
     async def look(database: Database) -> tuple[monitor.Standing, list[ParkedRow]]:
-        return await monitor.standing(database.meter), await _find(database, only, False)
+        return await monitor.standing(database.metrics_probe), await _find(database, only, False)
 
     return await on_database(look)
 

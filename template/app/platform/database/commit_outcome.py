@@ -10,27 +10,27 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from app.platform.backoff import Backoff
-from app.platform.database.errors import is_refusal, summary
+from app.platform.database.errors import is_confirmed_rollback, summary
 
 log = structlog.get_logger(__name__)
 
-_MARK = "SELECT pg_current_xact_id()::text, pg_postmaster_start_time()"
+_CURRENT_TRANSACTION = "SELECT pg_current_xact_id()::text, pg_postmaster_start_time()"
 # A number is used again if the server crashed, or its standby took over, before the log of the
 # transaction was safe. So only the server that gave it out can say what became of it.
 _STATUS = text(
     "SELECT pg_xact_status(CAST(CAST(:xid AS text) AS xid8)),"
     " pg_postmaster_start_time() = CAST(:started AS timestamptz)"
 )
-_END = text(
+_TERMINATE_BACKEND = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE backend_xid = CAST(CAST(CAST(:xid AS text) AS xid8) AS xid)"
 )
 
-_QUESTION_SECONDS = 3.0
+_QUERY_TIMEOUT_SECONDS = 3.0
 _INITIAL_SECONDS, _LONGEST_SECONDS = 0.02, 0.5
 # A COMMIT that is still at work after that many questions may never have arrived: its connection
 # is ended, so that there is an outcome.
-_PATIENCE = 6
+_POLLS_BEFORE_TERMINATION = 6
 
 
 class CommitOutcome(StrEnum):
@@ -41,7 +41,7 @@ class CommitOutcome(StrEnum):
     UNKNOWN = "unknown"
 
 
-class TransactionMark:
+class CommitTracker:
     """The number of a session's transaction, taken right before it commits."""
 
     def __init__(self, session: AsyncSession) -> None:
@@ -49,18 +49,20 @@ class TransactionMark:
         self._xid: str | None = None
         self._server_started: datetime | None = None
 
-    def take_before_commit(self) -> None:
+    def track(self) -> None:
         """Ask for the number when the session commits: one round trip."""
-        event.listen(self._session.sync_session, "before_commit", self._take)
+        event.listen(self._session.sync_session, "before_commit", self._read_id)
 
-    def _take(self, session: Session) -> None:
+    def _read_id(self, session: Session) -> None:
         if session.in_nested_transaction():  # a savepoint is released
             return
-        self._xid, self._server_started = session.connection().exec_driver_sql(_MARK).one()
+        self._xid, self._server_started = (
+            session.connection().exec_driver_sql(_CURRENT_TRANSACTION).one()
+        )
 
-    def leaves_doubt(self, error: BaseException) -> bool:
+    def is_in_doubt(self, error: BaseException) -> bool:
         """Return whether `error`, which ended the block, came after COMMIT may have been sent."""
-        return self._xid is not None and not is_refusal(error)
+        return self._xid is not None and not is_confirmed_rollback(error)
 
     async def outcome(self, seconds: float) -> CommitOutcome:
         """Ask the server, again and again for up to `seconds` while it cannot say."""
@@ -69,20 +71,24 @@ class TransactionMark:
         backoff = Backoff(_INITIAL_SECONDS, _LONGEST_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                while (found := await self._ask(engine, backoff.failures >= _PATIENCE)) is None:
+                while (
+                    found := await self._query_outcome(
+                        engine, backoff.failures >= _POLLS_BEFORE_TERMINATION
+                    )
+                ) is None:
                     await backoff.pause()
                 return found
         except TimeoutError:
             return CommitOutcome.UNKNOWN
 
-    async def _ask(self, engine: AsyncEngine, end: bool) -> CommitOutcome | None:
+    async def _query_outcome(self, engine: AsyncEngine, end: bool) -> CommitOutcome | None:
         """None if asking again may bring an answer."""
         try:
-            async with asyncio.timeout(_QUESTION_SECONDS), engine.connect() as connection:
+            async with asyncio.timeout(_QUERY_TIMEOUT_SECONDS), engine.connect() as connection:
                 values = {"xid": self._xid, "started": self._server_started}
                 status, same_server = (await connection.execute(_STATUS, values)).one()
                 if status == "in progress" and same_server and end:
-                    await connection.execute(_END, {"xid": self._xid})
+                    await connection.execute(_TERMINATE_BACKEND, {"xid": self._xid})
         except Exception as error:  # whatever it was, the outcome is unknown
             log.info("asking for the outcome of COMMIT failed", error=summary(error))
             return None

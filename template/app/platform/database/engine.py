@@ -30,10 +30,10 @@ from app.platform.database.errors import (
     ConnectionPoolEmpty,
     DatabaseReadOnly,
     DatabaseUnavailable,
-    Meaning,
-    meaning_of,
+    ErrorCategory,
+    categorize,
 )
-from app.platform.database.url import parse
+from app.platform.database.url import parse_database_url
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -44,9 +44,9 @@ NAMING_CONVENTION = {
 }
 
 # The SQLSTATE class of values that do not fit, whether the server or asyncpg finds out.
-_DATA_EXCEPTION = "22"
+_DATA_EXCEPTION_CLASS = "22"
 
-_NO_CONNECTION = (
+_CONNECT_ERRORS = (
     OSError,
     ValueError,
     asyncpg.PostgresError,
@@ -56,14 +56,14 @@ _NO_CONNECTION = (
 
 # What is committed is sent, or its offset is: the server may not forget it in a crash. Stricter
 # settings than `on` stay.
-_DURABLE = (
+_ENABLE_SYNCHRONOUS_COMMIT = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'"
 )
 
 # For a transaction that is open as long as it takes, and is mostly idle. A server before version 17 has
 # no transaction_timeout.
-WITHOUT_TIME_LIMITS = text(
+DISABLE_TIMEOUTS = text(
     "SELECT set_config(name, '0', true) FROM pg_settings"
     " WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
 )
@@ -100,7 +100,7 @@ class DatabaseSettings(EnvSettings):
     @field_validator("database_url")
     @classmethod
     def _is_postgresql(cls, value: SecretStr) -> SecretStr:
-        parse(value.get_secret_value())
+        parse_database_url(value.get_secret_value())
         return value
 
 
@@ -109,7 +109,7 @@ pool_timeouts = Counter(
 )
 
 
-class RequestPool(AsyncAdaptedQueuePool):
+class CountingPool(AsyncAdaptedQueuePool):
     """A pool that says, and counts, that it is empty."""
 
     def connect(self) -> PoolProxiedConnection:
@@ -128,19 +128,19 @@ class RequestPool(AsyncAdaptedQueuePool):
 class Database:
     """The connection pool and the sessions on it.
 
-    Statements take at most `database_command_timeout_seconds`, or as long as they need if `patient`.
+    Statements take at most `database_command_timeout_seconds`, or as long as they need if `no_timeout`.
     """
 
-    def __init__(self, settings: DatabaseSettings, *, patient: bool = False) -> None:
+    def __init__(self, settings: DatabaseSettings, *, no_timeout: bool = False) -> None:
         url, pooler = settings.database_url.get_secret_value(), settings.database_pooler
-        limit = None if patient else settings.database_command_timeout_seconds
+        limit = None if no_timeout else settings.database_command_timeout_seconds
         connect_seconds = settings.database_connect_timeout_seconds
         self.engine = open_engine(
             url,
             connect_seconds=connect_seconds,
             command_seconds=limit,
             pooler=pooler,
-            poolclass=RequestPool,
+            poolclass=CountingPool,
             pool_size=settings.database_pool_size,
             max_overflow=settings.database_max_overflow,
             pool_timeout=settings.database_pool_timeout_seconds,
@@ -151,11 +151,11 @@ class Database:
         connector = Connector(url, connect_seconds, limit, pooler=pooler)
         self.probe = Probe(connector)
         # Apart from readiness, which must not wait while a measurement waits for a lock.
-        self.meter = Probe(connector)
+        self.metrics_probe = Probe(connector)
         self._read_only = False
         self._pool_is_stale = False
         # First of the listeners: SQLAlchemy lets only one of them replace the connection.
-        event.listen(self.engine.sync_engine, "checkout", self._leave_stale_pool, insert=True)
+        event.listen(self.engine.sync_engine, "checkout", self._invalidate_stale_pool, insert=True)
 
     async def ping(self) -> None:
         """Ask whether the database can be written to, beside the pool.
@@ -163,14 +163,14 @@ class Database:
         Raises DatabaseReadOnly, and what the driver raises.
         """
         try:
-            await self.probe.ask_for_writes()
+            await self.probe.check_writable()
         except DatabaseReadOnly:
             self._read_only = self._pool_is_stale = True
             raise
         if self._read_only:  # what the pool opened in between may lead to the server of before
             self._read_only, self._pool_is_stale = False, True
 
-    def _leave_stale_pool(self, *_connection: object) -> None:
+    def _invalidate_stale_pool(self, *_connection: object) -> None:
         if self._pool_is_stale:
             self._pool_is_stale = False
             raise InvalidatePoolError("the database took no writes")
@@ -178,12 +178,12 @@ class Database:
     async def close(self) -> None:
         """Close the connections; a server that does not answer is hung up on after a few seconds."""
         self.probe.close()
-        self.meter.close()
+        self.metrics_probe.close()
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self.engine.dispose()
         except TimeoutError:
-            event.listen(self.engine.sync_engine, "close", _hang_up)
+            event.listen(self.engine.sync_engine, "close", _terminate)
             await self.engine.dispose()
 
 
@@ -196,9 +196,9 @@ class Probe:
     def __init__(self, connect: "Connector") -> None:
         self._connect = connect
         self._connection: asyncpg.Connection | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
-    async def ask_for_writes(self) -> None:
+    async def check_writable(self) -> None:
         """Raises DatabaseReadOnly, and what `fetch` raises."""
         ((standby, read_only),) = await self.fetch(
             "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean"
@@ -213,7 +213,7 @@ class Probe:
 
     async def fetch(self, query: str) -> list[asyncpg.Record]:
         """The rows of `query`, in a transaction. Raises what the driver raises."""
-        async with self._turn:
+        async with self._lock:
             try:
                 return await self._fetch(query)
             except BaseException:
@@ -235,7 +235,7 @@ class Probe:
             self._connection = None
 
 
-def _hang_up(dbapi_connection: Any, _record: Any) -> None:
+def _terminate(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.driver_connection.terminate()
 
 
@@ -262,7 +262,7 @@ def open_engine(
             "prepared_statement_name_func": lambda: "",
         }
     engine = create_async_engine(
-        parse(database_url).url.set(query={}),
+        parse_database_url(database_url).url.set(query={}),
         connect_args=arguments,
         hide_parameters=True,
         # Whatever the server's default is: with a stricter one, transactions fail that need not.
@@ -270,9 +270,9 @@ def open_engine(
         **options,
     )
     event.listen(engine.sync_engine, "checkout", _replace_closed_connection)
-    event.listen(engine.sync_engine, "handle_error", _forget_values)
-    event.listen(engine.sync_engine, "handle_error", _leave_read_only_server)
-    event.listen(engine.sync_engine, "handle_error", _take_for_away)
+    event.listen(engine.sync_engine, "handle_error", _redact_values)
+    event.listen(engine.sync_engine, "handle_error", _invalidate_read_only_pool)
+    event.listen(engine.sync_engine, "handle_error", _report_timeout_as_unavailable)
     return engine
 
 
@@ -287,7 +287,7 @@ class Connector:
         *,
         pooler: bool,
     ) -> None:
-        address = parse(database_url)
+        address = parse_database_url(database_url)
         self._dsns, self._hosts = address.dsns, address.hosts
         self._pooler = pooler
         self._options: dict[str, Any] = {
@@ -303,7 +303,7 @@ class Connector:
         for dsn in self._dsns:
             try:
                 return await self._open(dsn)
-            except _NO_CONNECTION as error:
+            except _CONNECT_ERRORS as error:
                 errors.append(error)
         reasons = "; ".join(str(e) or type(e).__name__ for e in errors)  # a time-out has no words
         raise DatabaseUnavailable(
@@ -314,7 +314,7 @@ class Connector:
         connection = await asyncpg.connect(dsn, **self._options)
         try:
             if not self._pooler:  # behind one, it would be set for whoever has the connection next
-                await connection.execute(_DURABLE)
+                await connection.execute(_ENABLE_SYNCHRONOUS_COMMIT)
         except BaseException:  # cancelled, too: nobody else knows of the connection
             connection.terminate()
             raise
@@ -327,35 +327,35 @@ def _replace_closed_connection(dbapi_connection: Any, _record: Any, _proxy: Any)
         raise DisconnectionError("the server closed this connection")
 
 
-def _forget_values(context: ExceptionContext) -> None:
+def _redact_values(context: ExceptionContext) -> None:
     # DETAIL holds values of the row ("Key (email)=(…) already exists"), and what is said of a value
     # that does not fit quotes it. Tracebacks would show both.
     cause = context.original_exception.__cause__
     if not isinstance(cause, asyncpg.PostgresError):
         return
     cause.detail = None
-    if cause.sqlstate is not None and cause.sqlstate.startswith(_DATA_EXCEPTION):
-        said = _without_values(cause)
+    if cause.sqlstate is not None and cause.sqlstate.startswith(_DATA_EXCEPTION_CLASS):
+        said = _redacted_message(cause)
         cause.__cause__ = None  # what asyncpg stumbled over
         for error in (cause, context.original_exception, context.sqlalchemy_exception):
             if error is not None:
                 error.args = (said,)
 
 
-def _without_values(error: asyncpg.PostgresError) -> str:
+def _redacted_message(error: asyncpg.PostgresError) -> str:
     place = re.match(r"invalid input for query argument \$\d+", str(error))
     said = place[0] if place else "data exception"
     return f"{said} ({type(error).__name__}, SQLSTATE {error.sqlstate})"
 
 
-def _leave_read_only_server(context: ExceptionContext) -> None:
+def _invalidate_read_only_pool(context: ExceptionContext) -> None:
     # After a fail-over, the connections of the pool may lead to what has become a standby. New ones
     # lead to where the name points now.
-    if meaning_of(context.original_exception) is Meaning.READ_ONLY:
+    if categorize(context.original_exception) is ErrorCategory.READ_ONLY:
         context.is_disconnect = context.invalidate_pool_on_disconnect = True
 
 
-def _take_for_away(context: ExceptionContext) -> None:
+def _report_timeout_as_unavailable(context: ExceptionContext) -> None:
     # SQLAlchemy does not use the connection again after a time-out. Those in the pool would each have
     # a wait of their own for a host that is gone.
     if isinstance(context.original_exception, TimeoutError):

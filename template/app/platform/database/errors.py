@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 T = TypeVar("T")
 
 # How often a transaction that others made fail is run, the first time included.
-DECISIONS = 5
+MAX_TRANSACTION_ATTEMPTS = 5
 
 
 class DatabaseUnavailable(Exception):
@@ -26,7 +26,7 @@ class ConnectionPoolEmpty(Exception):
     """No connection of the pool became free in time."""
 
 
-class Meaning(IntEnum):
+class ErrorCategory(IntEnum):
     """The party at fault for an error. Of several causes, the first in this order decides."""
 
     POOL_EMPTY = auto()
@@ -37,143 +37,143 @@ class Meaning(IntEnum):
     """The server takes no writes, as a standby does: wait, and connect anew."""
     LIMIT = auto()
     """A limit or a resource of the server: wait."""
-    AWAY = auto()
+    UNAVAILABLE = auto()
     """There is no connection, or none any more: wait."""
     RETRY = auto()
     """Concurrent transactions: all is rolled back, and may succeed at once; else wait."""
     CONFLICT = auto()
     """The data that is there contradicts the statement."""
-    MESSAGE = auto()
+    INVALID_VALUE = auto()
     """A value in the statement does not fit."""
     BUG = auto()
     """The statement or the transaction is wrong."""
 
 
 # Nothing in these is wrong with a request or a message: the same statement may succeed later.
-_PASSING = {
-    Meaning.POOL_EMPTY,
-    Meaning.OUT_OF_DATE,
-    Meaning.READ_ONLY,
-    Meaning.LIMIT,
-    Meaning.AWAY,
-    Meaning.RETRY,
+_TRANSIENT = {
+    ErrorCategory.POOL_EMPTY,
+    ErrorCategory.OUT_OF_DATE,
+    ErrorCategory.READ_ONLY,
+    ErrorCategory.LIMIT,
+    ErrorCategory.UNAVAILABLE,
+    ErrorCategory.RETRY,
 }
 
 # The meaning of each code of the classes 08, 25, 40, 53, 55, 57, 58 and XX, and of single codes of
 # others (PostgreSQL documentation, appendix A).
-MEANINGS = {
+SQLSTATE_CATEGORIES = {
     # 08: connection exceptions. PgBouncer tells all of its own errors as 08P01.
-    "08000": Meaning.AWAY,
-    "08001": Meaning.AWAY,
-    "08003": Meaning.AWAY,
-    "08004": Meaning.AWAY,
-    "08006": Meaning.AWAY,
-    "08007": Meaning.AWAY,  # whether it has committed is not known
-    "08P01": Meaning.AWAY,
+    "08000": ErrorCategory.UNAVAILABLE,
+    "08001": ErrorCategory.UNAVAILABLE,
+    "08003": ErrorCategory.UNAVAILABLE,
+    "08004": ErrorCategory.UNAVAILABLE,
+    "08006": ErrorCategory.UNAVAILABLE,
+    "08007": ErrorCategory.UNAVAILABLE,  # whether it has committed is not known
+    "08P01": ErrorCategory.UNAVAILABLE,
     # 23: what others wrote meanwhile. All else of this class the code should have known.
-    "23001": Meaning.CONFLICT,
-    "23503": Meaning.CONFLICT,
-    "23505": Meaning.CONFLICT,
-    "23P01": Meaning.CONFLICT,
+    "23001": ErrorCategory.CONFLICT,
+    "23503": ErrorCategory.CONFLICT,
+    "23505": ErrorCategory.CONFLICT,
+    "23P01": ErrorCategory.CONFLICT,
     # 25: invalid transaction states. The code began or ended a transaction at the wrong time.
-    "25000": Meaning.BUG,
-    "25001": Meaning.BUG,
-    "25002": Meaning.BUG,
-    "25003": Meaning.BUG,
-    "25004": Meaning.BUG,
-    "25005": Meaning.BUG,
-    "25006": Meaning.READ_ONLY,  # a standby, or default_transaction_read_only
-    "25007": Meaning.BUG,
-    "25008": Meaning.BUG,
-    "25P01": Meaning.BUG,
-    "25P02": Meaning.BUG,  # somebody caught the error before this one
-    "25P03": Meaning.LIMIT,  # idle_in_transaction_session_timeout
-    "25P04": Meaning.LIMIT,  # transaction_timeout
+    "25000": ErrorCategory.BUG,
+    "25001": ErrorCategory.BUG,
+    "25002": ErrorCategory.BUG,
+    "25003": ErrorCategory.BUG,
+    "25004": ErrorCategory.BUG,
+    "25005": ErrorCategory.BUG,
+    "25006": ErrorCategory.READ_ONLY,  # a standby, or default_transaction_read_only
+    "25007": ErrorCategory.BUG,
+    "25008": ErrorCategory.BUG,
+    "25P01": ErrorCategory.BUG,
+    "25P02": ErrorCategory.BUG,  # somebody caught the error before this one
+    "25P03": ErrorCategory.LIMIT,  # idle_in_transaction_session_timeout
+    "25P04": ErrorCategory.LIMIT,  # transaction_timeout
     # 26, 42P05: this service names no statement. A transaction pooler is between, and
     # DATABASE_POOLER is false.
-    "26000": Meaning.LIMIT,
-    "42P05": Meaning.LIMIT,
+    "26000": ErrorCategory.LIMIT,
+    "42P05": ErrorCategory.LIMIT,
     # 40: the server rolled the transaction back.
-    "40000": Meaning.RETRY,
-    "40001": Meaning.RETRY,  # serialization failure; on a standby, a conflict with recovery
-    "40002": Meaning.CONFLICT,  # a constraint, at the end of the transaction
-    "40003": Meaning.AWAY,  # whether it has completed is not known, so not at once
-    "40P01": Meaning.RETRY,  # deadlock
+    "40000": ErrorCategory.RETRY,
+    "40001": ErrorCategory.RETRY,  # serialization failure; on a standby, a conflict with recovery
+    "40002": ErrorCategory.CONFLICT,  # a constraint, at the end of the transaction
+    "40003": ErrorCategory.UNAVAILABLE,  # whether it has completed is not known, so not at once
+    "40P01": ErrorCategory.RETRY,  # deadlock
     # 42: what a migration or a grant brings. All else of this class is a wrong statement.
-    "42P01": Meaning.OUT_OF_DATE,
-    "42703": Meaning.OUT_OF_DATE,
-    "42501": Meaning.OUT_OF_DATE,
+    "42P01": ErrorCategory.OUT_OF_DATE,
+    "42703": ErrorCategory.OUT_OF_DATE,
+    "42501": ErrorCategory.OUT_OF_DATE,
     # 53: insufficient resources.
-    "53000": Meaning.LIMIT,
-    "53100": Meaning.LIMIT,  # the disk is full
-    "53200": Meaning.LIMIT,  # memory, shared memory, or locks a transaction
-    "53300": Meaning.LIMIT,  # max_connections, or the role's or the database's limit
-    "53400": Meaning.LIMIT,  # temp_file_limit and the like
+    "53000": ErrorCategory.LIMIT,
+    "53100": ErrorCategory.LIMIT,  # the disk is full
+    "53200": ErrorCategory.LIMIT,  # memory, shared memory, or locks a transaction
+    "53300": ErrorCategory.LIMIT,  # max_connections, or the role's or the database's limit
+    "53400": ErrorCategory.LIMIT,  # temp_file_limit and the like
     # 55: objects that are not in the state that the statement needs.
-    "55000": Meaning.BUG,  # such as currval before nextval
-    "55006": Meaning.LIMIT,  # in use by others for the moment
-    "55P02": Meaning.BUG,
-    "55P03": Meaning.LIMIT,  # lock_timeout, or NOWAIT: others hold the lock
-    "55P04": Meaning.BUG,  # an enum's value in the transaction that adds it
+    "55000": ErrorCategory.BUG,  # such as currval before nextval
+    "55006": ErrorCategory.LIMIT,  # in use by others for the moment
+    "55P02": ErrorCategory.BUG,
+    "55P03": ErrorCategory.LIMIT,  # lock_timeout, or NOWAIT: others hold the lock
+    "55P04": ErrorCategory.BUG,  # an enum's value in the transaction that adds it
     # 57: operator intervention.
-    "57000": Meaning.LIMIT,
-    "57014": Meaning.LIMIT,  # statement_timeout, or pg_cancel_backend
-    "57P01": Meaning.AWAY,
-    "57P02": Meaning.AWAY,
-    "57P03": Meaning.AWAY,
-    "57P04": Meaning.AWAY,
-    "57P05": Meaning.AWAY,  # idle_session_timeout: the connection is gone, nothing else
+    "57000": ErrorCategory.LIMIT,
+    "57014": ErrorCategory.LIMIT,  # statement_timeout, or pg_cancel_backend
+    "57P01": ErrorCategory.UNAVAILABLE,
+    "57P02": ErrorCategory.UNAVAILABLE,
+    "57P03": ErrorCategory.UNAVAILABLE,
+    "57P04": ErrorCategory.UNAVAILABLE,
+    "57P05": ErrorCategory.UNAVAILABLE,  # idle_session_timeout: the connection is gone, nothing else
     # 58: the system below the server, mostly its disk.
-    "58000": Meaning.LIMIT,
-    "58030": Meaning.LIMIT,
-    "58P01": Meaning.LIMIT,  # a data file or a library is missing on the server
-    "58P02": Meaning.LIMIT,
-    "58P03": Meaning.BUG,  # a file name in the statement: it will not become shorter
+    "58000": ErrorCategory.LIMIT,
+    "58030": ErrorCategory.LIMIT,
+    "58P01": ErrorCategory.LIMIT,  # a data file or a library is missing on the server
+    "58P02": ErrorCategory.LIMIT,
+    "58P03": ErrorCategory.BUG,  # a file name in the statement: it will not become shorter
     # XX: broken data waits to be repaired. An internal error may lie in one statement for ever.
-    "XX000": Meaning.BUG,
-    "XX001": Meaning.LIMIT,
-    "XX002": Meaning.LIMIT,
+    "XX000": ErrorCategory.BUG,
+    "XX001": ErrorCategory.LIMIT,
+    "XX002": ErrorCategory.LIMIT,
 }
 
 # For codes that are not listed, as those of a newer server.
-_CLASSES = {
-    "08": Meaning.AWAY,
-    "22": Meaning.MESSAGE,
-    "40": Meaning.RETRY,
-    "53": Meaning.LIMIT,
-    "54": Meaning.MESSAGE,  # more than the server's program can take, such as an index's row
-    "57": Meaning.LIMIT,
-    "58": Meaning.LIMIT,
+_CLASS_CATEGORIES = {
+    "08": ErrorCategory.UNAVAILABLE,
+    "22": ErrorCategory.INVALID_VALUE,
+    "40": ErrorCategory.RETRY,
+    "53": ErrorCategory.LIMIT,
+    "54": ErrorCategory.INVALID_VALUE,  # more than the server's program can take, such as an index's row
+    "57": ErrorCategory.LIMIT,
+    "58": ErrorCategory.LIMIT,
 }
 
 _SCHEMA_CODES = {"42P01", "42703"}
 
 
-def meaning_of(error: BaseException) -> Meaning | None:
+def categorize(error: BaseException) -> ErrorCategory | None:
     """Classify `error` by all of its causes; None if none of them is the database's."""
-    return min((found for cause in _causes(error) if (found := _meaning(cause))), default=None)
+    return min((found for cause in _causes(error) if (found := _category(cause))), default=None)
 
 
 def is_unavailable(error: BaseException) -> bool:
     """Whether `error` is an outage or a limit of the database, rather than a fault of the request
     or the message. The same statement may succeed later, so callers wait."""
-    return meaning_of(error) in _PASSING
+    return categorize(error) in _TRANSIENT
 
 
 def is_retryable(error: BaseException) -> bool:
     """Whether the transaction was rolled back because of concurrent ones, and may succeed at once."""
-    return meaning_of(error) is Meaning.RETRY
+    return categorize(error) is ErrorCategory.RETRY
 
 
-def lacks_schema(error: BaseException) -> bool:
+def is_schema_missing(error: BaseException) -> bool:
     """Whether `error` says that a table or a column is not there."""
     return any(sqlstate_of(cause) in _SCHEMA_CODES for cause in _causes(error))
 
 
-async def decide_again(work: Callable[[], Awaitable[T]]) -> T:
-    """Do `work`, a whole transaction, again at once while others make it fail, up to DECISIONS
+async def retry_transaction(work: Callable[[], Awaitable[T]]) -> T:
+    """Do `work`, a whole transaction, again at once while others make it fail, up to MAX_TRANSACTION_ATTEMPTS
     times."""
-    for _ in range(DECISIONS - 1):
+    for _ in range(MAX_TRANSACTION_ATTEMPTS - 1):
         try:
             return await work()
         except Exception as error:
@@ -182,11 +182,11 @@ async def decide_again(work: Callable[[], Awaitable[T]]) -> T:
     return await work()
 
 
-def is_refusal(error: BaseException) -> bool:
+def is_confirmed_rollback(error: BaseException) -> bool:
     """Whether the server itself said that the transaction is rolled back. An outage or a limit of
     the server ends connections, and leaves open what became of a COMMIT."""
     told = any(sqlstate_of(cause) for cause in _causes(error))
-    return told and meaning_of(error) not in {Meaning.AWAY, Meaning.LIMIT}
+    return told and categorize(error) not in {ErrorCategory.UNAVAILABLE, ErrorCategory.LIMIT}
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -196,11 +196,11 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 def summary(error: BaseException) -> str:
     """The kind of `error`, and what it says."""
-    said = words_of(error)
+    said = error_message(error)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def words_of(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """The message of `error`; of the database's errors the first line only.
 
     The lines that follow repeat the statement. Values are not in it (engine.py removes them), but
@@ -229,25 +229,25 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     return iter(found)
 
 
-def _meaning(error: BaseException) -> Meaning | None:
+def _category(error: BaseException) -> ErrorCategory | None:
     if isinstance(error, ConnectionPoolEmpty | PoolTimeout):
-        return Meaning.POOL_EMPTY
+        return ErrorCategory.POOL_EMPTY
     if isinstance(error, DatabaseReadOnly):
-        return Meaning.READ_ONLY
+        return ErrorCategory.READ_ONLY
     if isinstance(error, DatabaseUnavailable | DisconnectionError):
-        return Meaning.AWAY
+        return ErrorCategory.UNAVAILABLE
     if isinstance(error, asyncpg.InvalidCachedStatementError):
-        return Meaning.RETRY  # a migration has changed what a prepared statement returns
+        return ErrorCategory.RETRY  # a migration has changed what a prepared statement returns
     code = sqlstate_of(error)
     if code is not None:
-        return MEANINGS.get(code) or _CLASSES.get(code[:2], Meaning.BUG)
+        return SQLSTATE_CATEGORIES.get(code) or _CLASS_CATEGORIES.get(code[:2], ErrorCategory.BUG)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return Meaning.AWAY
+        return ErrorCategory.UNAVAILABLE
     return None
 
 
-def violated(error: IntegrityError) -> str | None:
-    """The name of the constraint that a statement violated."""
+def violated_constraint(error: IntegrityError) -> str | None:
+    """The name of the constraint that a statement violated_constraint."""
     cause = error.orig.__cause__ if error.orig else None
     name = getattr(cause, "constraint_name", None)
     return name if isinstance(name, str) else None

@@ -23,17 +23,17 @@ from sqlalchemy.pool import NullPool
 
 import app
 from app.platform.config import ConfigurationError
-from app.platform.database.engine import WITHOUT_TIME_LIMITS, Probe, open_engine
+from app.platform.database.engine import DISABLE_TIMEOUTS, Probe, open_engine
 
 # The service's own branch. A module's migrations are a branch of the template's.
 BRANCH = "core"
 
 # Any number will do; it only has to be this job's own.
-_LOCK = 0x5C4E3A
+_LOCK_KEY = 0x5C4E3A
 _POLL_SECONDS = 0.2
 
 
-class MigrationMissing(ConfigurationError):
+class UnknownRevision(ConfigurationError):
     """The database has a migration that is not in the folder."""
 
 
@@ -46,7 +46,7 @@ class MigrationsPending(Exception):
         super().__init__(f"{noun} {', '.join(revisions)} {are} missing: run `app db upgrade`")
 
 
-class NoRevision(ConfigurationError):
+class RevisionError(ConfigurationError):
     """The migration cannot be written."""
 
 
@@ -59,24 +59,24 @@ async def upgrade(database_url: str, *, pooler: bool = False) -> None:
 
     Two that start at once take turns. `pooler` is as in DatabaseSettings.
 
-    Raises MigrationMissing, MigrationsNotFound, what Alembic raises for a migration that fails, and
+    Raises UnknownRevision, MigrationsNotFound, what Alembic raises for a migration that fails, and
     what the driver raises when the database is away.
     """
-    config = configuration()
+    config = alembic_config()
     engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
     try:
-        async with _turn(engine), engine.connect() as connection:
+        async with _migration_lock(engine), engine.connect() as connection:
             await connection.run_sync(_upgrade, config)
     finally:
         await engine.dispose()
 
 
-class Schema:
+class SchemaCheck:
     """Whether the database is as far as the service, for its readiness."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
-        self._scripts: ScriptDirectory | None = None
+        self._load_scripts: ScriptDirectory | None = None
         self._complete = False
 
     async def check(self) -> None:
@@ -86,9 +86,9 @@ class Schema:
         """
         if self._complete:
             return
-        if self._scripts is None:  # files are read: not in the event loop's thread
-            self._scripts = await asyncio.to_thread(_scripts)
-        if pending := _pending(self._scripts, await self._revisions()):
+        if self._load_scripts is None:  # files are read: not in the event loop's thread
+            self._load_scripts = await asyncio.to_thread(_load_scripts)
+        if pending := _pending(self._load_scripts, await self._revisions()):
             raise MigrationsPending(pending)
         self._complete = True
 
@@ -101,8 +101,8 @@ class Schema:
         return tuple(row[0] for row in rows)
 
 
-def _scripts() -> ScriptDirectory:
-    scripts = ScriptDirectory.from_config(configuration())
+def _load_scripts() -> ScriptDirectory:
+    scripts = ScriptDirectory.from_config(alembic_config())
     scripts.get_heads()  # reads the files, which otherwise the first question does
     return scripts
 
@@ -120,8 +120,8 @@ def _pending(scripts: ScriptDirectory, run: tuple[str, ...]) -> list[str]:
     return [script.revision for script in pending][::-1]
 
 
-def configuration() -> Config:
-    """Alembic's configuration, wherever the service is installed."""
+def alembic_config() -> Config:
+    """Alembic's alembic_config, wherever the service is installed."""
     folder = migrations_folder()
     config = Config(attributes={})
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
@@ -145,7 +145,7 @@ def _upgrade(connection: Connection, config: Config) -> None:
     run = MigrationContext.configure(connection).get_current_heads()
     connection.rollback()  # Alembic would not commit in a transaction that is not its own
     if missing := sorted({*run} - there):
-        raise MigrationMissing(
+        raise UnknownRevision(
             f"the database has the migration {', '.join(missing)}, which is not in"
             f" {migrations_folder()}. Does it belong to a newer version of the service? Deploy that."
             " To a module that was switched off? Bring its file back from git."
@@ -155,7 +155,7 @@ def _upgrade(connection: Connection, config: Config) -> None:
 
 
 @asynccontextmanager
-async def _turn(engine: AsyncEngine) -> AsyncIterator[None]:
+async def _migration_lock(engine: AsyncEngine) -> AsyncIterator[None]:
     """Hold the lock of migrations, on a connection of its own, for the length of the block.
 
     It is asked for again and again instead of waited for: a statement that waits holds a snapshot,
@@ -166,74 +166,76 @@ async def _turn(engine: AsyncEngine) -> AsyncIterator[None]:
     async with engine.connect() as connection:
         while True:
             async with connection.begin():
-                await connection.execute(WITHOUT_TIME_LIMITS)
+                await connection.execute(DISABLE_TIMEOUTS)
                 if await connection.scalar(
-                    text("SELECT pg_try_advisory_xact_lock(:k)"), {"k": _LOCK}
+                    text("SELECT pg_try_advisory_xact_lock(:k)"), {"k": _LOCK_KEY}
                 ):
                     yield
                     return
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def revise(
+async def create_revision(
     database_url: str, message: str, *, empty: bool = False, pooler: bool = False
 ) -> Path | None:
     """Write what leads from the tables of the database to those of the code; none if that is nothing.
 
     The database has to be at the newest migrations. With `empty`, the steps are left to be written.
-    Raises NoRevision.
+    Raises RevisionError.
     """
     folder = migrations_folder()
     project = folder.parent / "pyproject.toml"
     if not project.is_file():
-        raise NoRevision(f"{folder} is not in a project's folder: migrations are written there")
+        raise RevisionError(f"{folder} is not in a project's folder: migrations are written there")
     # The settings of pyproject.toml have the hooks that format what is written.
     config = Config(toml_file=project, cmd_opts=Namespace(quiet=True), attributes={})
     engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
-            return await connection.run_sync(_revise, config, message, empty)
+            return await connection.run_sync(_create_revision, config, message, empty)
     except CommandError as error:
-        raise NoRevision(str(error)) from error
+        raise RevisionError(str(error)) from error
     finally:
         await engine.dispose()
 
 
-def _revise(connection: Connection, config: Config, message: str, empty: bool) -> Path | None:
+def _create_revision(
+    connection: Connection, config: Config, message: str, empty: bool
+) -> Path | None:
     folder = ScriptDirectory.from_config(config)
     run = MigrationContext.configure(connection).get_current_heads()
     connection.rollback()
     if {*run} != {*folder.get_heads()}:
-        raise NoRevision("the database is not at the newest migrations: `app db upgrade` first")
+        raise RevisionError("the database is not at the newest migrations: `app db upgrade` first")
     config.attributes["connection"] = connection
     written = command.revision(
         config,
         message,
         autogenerate=True,
         head=f"{BRANCH}@head",
-        rev_id=_next(script.revision for script in folder.walk_revisions()),
-        process_revision_directives=_without_steps if empty else _unless_nothing_changed,
+        rev_id=_next_revision_id(script.revision for script in folder.walk_revisions()),
+        process_revision_directives=_remove_operations if empty else _skip_if_empty,
     )
     return Path(written.path) if written and not isinstance(written, list) else None
 
 
-def _next(revisions: Iterable[str]) -> str:
+def _next_revision_id(revisions: Iterable[str]) -> str:
     numbers = [int(found[1]) for name in revisions if (found := re.match(rf"{BRANCH}_(\d+)", name))]
     return f"{BRANCH}_{max(numbers, default=0) + 1:04}"
 
 
-def _unless_nothing_changed(
+def _skip_if_empty(
     _context: MigrationContext, _revision: Any, scripts: list[MigrationScript]
 ) -> None:
     if all(script.upgrade_ops is None or script.upgrade_ops.is_empty() for script in scripts):
         scripts.clear()
     for script in scripts:
         if script.upgrade_ops is not None and script.downgrade_ops is not None:
-            _order_dropped_tables(script.upgrade_ops)
+            _order_table_drops(script.upgrade_ops)
             script.upgrade_ops.reverse_into(script.downgrade_ops)
 
 
-def _order_dropped_tables(steps: UpgradeOps) -> None:
+def _order_table_drops(steps: UpgradeOps) -> None:
     """Drop a table before those that it refers to. Alembic knows no order of tables without a class."""
     drops = {step.table_name: step for step in steps.ops if isinstance(step, DropTableOp)}
     referring: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(drops, ()))
@@ -250,7 +252,7 @@ def _order_dropped_tables(steps: UpgradeOps) -> None:
     steps.ops = [*rest, *(drops[name] for name in order)]
 
 
-def _without_steps(
+def _remove_operations(
     _context: MigrationContext, _revision: Any, scripts: list[MigrationScript]
 ) -> None:
     for script in scripts:

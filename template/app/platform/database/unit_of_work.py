@@ -20,7 +20,7 @@ class EventPublisher(Protocol):
 class TransactionalPublisher(EventPublisher, Protocol):
     """A publisher bound to one transaction."""
 
-    async def committed(self) -> None:
+    async def after_commit(self) -> None:
         """The transaction is durable: see to it that what was published goes out.
 
         Never raises for what cannot be sent: nothing can be taken back any more. Without an outbox
@@ -45,7 +45,7 @@ class UnitOfWork:
     events: EventPublisher
 
 
-class UnitsOfWork:
+class UnitOfWorkFactory:
     """Opens units of work. The only place in the service that commits business transactions."""
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession], bind: BindPublisher) -> None:
@@ -72,6 +72,6 @@ class UnitsOfWork:
             if publisher is None or not await publisher.has_committed(error):
                 raise
             if not isinstance(error, Exception):  # cancelled while it committed
-                await publisher.committed()
+                await publisher.after_commit()
                 raise
-        await publisher.committed()
+        await publisher.after_commit()

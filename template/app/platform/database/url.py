@@ -13,11 +13,11 @@ from pathlib import Path
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-_USE = "use postgresql://user:password@host:5432/database"
+_EXAMPLE = "use postgresql://user:password@host:5432/database"
 
 # Those that asyncpg reads from the URL (connect_utils.py), or that belong to the server's start-up
 # packet (options, application_name).
-_UNDERSTOOD = {
+_SUPPORTED = {
     "application_name",
     "dbname",
     "gsslib",
@@ -40,8 +40,8 @@ _UNDERSTOOD = {
     "target_session_attrs",
     "user",
 }
-_FILES = ("sslcert", "sslcrl", "sslkey", "sslrootcert")
-_VALUES = {
+_FILE_PARAMETERS = ("sslcert", "sslcrl", "sslkey", "sslrootcert")
+_ALLOWED_VALUES = {
     "sslmode": ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"],
     "sslnegotiation": ["postgres", "direct"],
     "target_session_attrs": ["any", "primary", "read-write"],  # the service writes
@@ -54,7 +54,7 @@ _KEEP_ALIVE = (
 _NOT_SUPPORTED = "the driver does not support it"
 # Parameters of libpq that asyncpg does not have: the values that say what it does anyhow, and why
 # any other is refused.
-_FIXED: Mapping[str, tuple[list[str], str]] = {
+_UNSUPPORTED: Mapping[str, tuple[list[str], str]] = {
     "channel_binding": (
         ["disable", "prefer"],
         "the driver cannot bind channels: use prefer, with sslmode=verify-full",
@@ -106,29 +106,29 @@ class DatabaseAddress:
 
 
 def async_url(database_url: str) -> URL:
-    """`database_url` for SQLAlchemy and asyncpg. Raises ValueError as `parse` does."""
-    return parse(database_url).url
+    """`database_url` for SQLAlchemy and asyncpg. Raises ValueError as `parse_database_url` does."""
+    return parse_database_url(database_url).url
 
 
-def parse(database_url: str) -> DatabaseAddress:
+def parse_database_url(database_url: str) -> DatabaseAddress:
     """Raises ValueError for anything that is no PostgreSQL URL, and for parameters that would not have
     their effect; the message names them, and does not repeat the URL."""
-    url = _with_hosts_apart(database_url)
+    url = _split_hosts(database_url)
     if url.get_backend_name() not in {"postgresql", "postgres"}:
         raise ValueError("only PostgreSQL is supported; use postgresql://…")
     if url.port is not None and not 1 <= url.port <= 65535:
-        raise ValueError(f"a port is from 1 to 65535; {_USE}")
-    given = {name: _last(name, value) for name, value in url.query.items()}
-    query = _for_asyncpg({name: value for name, value in given.items() if value})
+        raise ValueError(f"a port is from 1 to 65535; {_EXAMPLE}")
+    given = {name: _last_value(name, value) for name, value in url.query.items()}
+    query = _asyncpg_query({name: value for name, value in given.items() if value})
     libpq = url.set(drivername="postgresql", query=query)
     return DatabaseAddress(
         url.set(drivername="postgresql+asyncpg"),
-        [each.render_as_string(hide_password=False) for each in _each_host(libpq, query)],
-        _seconds(given.get("connect_timeout")),
+        [each.render_as_string(hide_password=False) for each in _urls_by_host(libpq, query)],
+        _connect_timeout(given.get("connect_timeout")),
     )
 
 
-def _with_hosts_apart(database_url: str) -> URL:
+def _split_hosts(database_url: str) -> URL:
     """The URL, with several hosts as the parameter `host`, where SQLAlchemy and asyncpg expect them."""
     several = re.fullmatch(
         r"([^:/?#]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)([/?].*)?", database_url, re.DOTALL
@@ -137,17 +137,17 @@ def _with_hosts_apart(database_url: str) -> URL:
     try:
         url = make_url(start + rest)
     except (ArgumentError, ValueError):  # ValueError quotes what stands in the port's place
-        raise ValueError(f"not a URL; {_USE}") from None
+        raise ValueError(f"not a URL; {_EXAMPLE}") from None
     return url.update_query_dict({"host": hosts.split(",")}) if hosts else url
 
 
-def _last(name: str, value: str | tuple[str, ...]) -> str:
+def _last_value(name: str, value: str | tuple[str, ...]) -> str:
     if isinstance(value, str):
         return value
     return ",".join(value) if name == "host" else value[-1]
 
 
-def _for_asyncpg(given: Mapping[str, str]) -> dict[str, str]:
+def _asyncpg_query(given: Mapping[str, str]) -> dict[str, str]:
     """`given` without what asyncpg does not know. Raises ValueError for what it cannot do."""
     query = {}
     for name, value in given.items():
@@ -155,12 +155,12 @@ def _for_asyncpg(given: Mapping[str, str]) -> dict[str, str]:
             query["sslmode"] = value
         elif name == "fallback_application_name":
             query.setdefault("application_name", value)
-        elif name in _UNDERSTOOD:
+        elif name in _SUPPORTED:
             query[name] = value
-        elif name in _FIXED:
-            same, why = _FIXED[name]
+        elif name in _UNSUPPORTED:
+            same, why = _UNSUPPORTED[name]
             if value not in same:
-                raise ValueError(f"the parameter {name} cannot be {_shown(name, value)}: {why}")
+                raise ValueError(f"the parameter {name} cannot be {_displayed(name, value)}: {why}")
         elif name != "connect_timeout":
             raise ValueError(
                 f"libpq has no parameter {name}; settings of the server are given as"
@@ -171,12 +171,12 @@ def _for_asyncpg(given: Mapping[str, str]) -> dict[str, str]:
     return query
 
 
-def _shown(name: str, value: str) -> str:
+def _displayed(name: str, value: str) -> str:
     return "given" if name.startswith(("oauth", "scram")) else value
 
 
 def _check_values(query: Mapping[str, str]) -> None:
-    for name, allowed in _VALUES.items():
+    for name, allowed in _ALLOWED_VALUES.items():
         if name in query and query[name] not in allowed:
             raise ValueError(f"the parameter {name} is one of {', '.join(allowed)}")
     for name in ("ssl_min_protocol_version", "ssl_max_protocol_version"):
@@ -185,7 +185,7 @@ def _check_values(query: Mapping[str, str]) -> None:
 
 
 def _check_files(query: Mapping[str, str]) -> None:
-    for name in _FILES:
+    for name in _FILE_PARAMETERS:
         if name in query:
             try:
                 Path(query[name]).open("rb").close()
@@ -197,7 +197,7 @@ def _check_files(query: Mapping[str, str]) -> None:
             raise ValueError(f"sslmode={query['sslmode']} needs sslrootcert=FILE")
 
 
-def _each_host(url: URL, query: Mapping[str, str]) -> list[URL]:
+def _urls_by_host(url: URL, query: Mapping[str, str]) -> list[URL]:
     """The URL once for each host. asyncpg would give all of them one time-out."""
     if "host" not in query:
         return [url]
@@ -210,7 +210,7 @@ def _each_host(url: URL, query: Mapping[str, str]) -> list[URL]:
         found = re.fullmatch(r"(/[^:]*|\[[^]]+\]|[^:/[\]]+)(?::([0-9]{1,5}))?", host)
         written = (found and found[2]) or port or "5432"
         if found is None or not written.isdecimal() or not 1 <= int(written) <= 65535:
-            raise ValueError(f"several hosts are written host:port,host:port; {_USE}")
+            raise ValueError(f"several hosts are written host:port,host:port; {_EXAMPLE}")
         each = {**query, "host": found[1], "port": written}  # which libpq prefers to the URL's own
         urls.append(
             URL.create(url.drivername, url.username, url.password, None, None, url.database, each)
@@ -218,7 +218,7 @@ def _each_host(url: URL, query: Mapping[str, str]) -> list[URL]:
     return urls
 
 
-def _seconds(connect_timeout: str | None) -> float | None:
+def _connect_timeout(connect_timeout: str | None) -> float | None:
     if connect_timeout is None:
         return None
     if not connect_timeout.isdecimal() or int(connect_timeout) < 1:

@@ -10,8 +10,8 @@ from app import DESCRIPTION, PROJECT_NAME
 from app.platform import health
 from app.platform.config import EnvSettings, load
 from app.platform.database.engine import Database
-from app.platform.database.migrations import Schema
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.migrations import SchemaCheck
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.http import problems
 from app.platform.http.boundary import RequestBoundary
@@ -87,7 +87,7 @@ async def running(
             service=service,
             settings=settings,
             roles=roles,
-            units=UnitsOfWork(resources.database.sessions, bind),
+            units=UnitOfWorkFactory(resources.database.sessions, bind),
         )
         for lifespan in [lag_metering, *service.lifespans(roles)]:
             await stack.enter_async_context(lifespan(runtime))
@@ -111,7 +111,7 @@ async def _resources(
         producer = await stack.enter_async_context(kafka.running())
     sends = not service.publishing.senders.isdisjoint(roles)
     checks.add_ready("database", database.ping)
-    checks.add_ready("schema", Schema(database.probe).check)
+    checks.add_ready("schema", SchemaCheck(database.probe).check)
     checks.add_ready("producer", producer.ping, needed=sends)
     checks.add_ready("topics", producer.check_topics)
     registry = EventRegistry(configuration.service.service_name, service.events)

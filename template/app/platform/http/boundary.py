@@ -4,7 +4,13 @@ import structlog
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.platform.database.errors import DECISIONS, Meaning, is_retryable, meaning_of, summary
+from app.platform.database.errors import (
+    MAX_TRANSACTION_ATTEMPTS,
+    ErrorCategory,
+    categorize,
+    is_retryable,
+    summary,
+)
 from app.platform.errors import Conflict, ServiceError, Unavailable
 from app.platform.http.problems import problem_response, type_of
 
@@ -35,17 +41,26 @@ class ConcurrentChanges(Unavailable):
     title = "Too many requests change the same data at once"
 
 
-_ANSWERS: dict[Meaning, tuple[type[ServiceError], str]] = {
-    Meaning.POOL_EMPTY: (ConnectionPoolEmpty, "no connection became free in time: try again soon"),
-    Meaning.OUT_OF_DATE: (
+_ANSWERS: dict[ErrorCategory, tuple[type[ServiceError], str]] = {
+    ErrorCategory.POOL_EMPTY: (
+        ConnectionPoolEmpty,
+        "no connection became free in time: try again soon",
+    ),
+    ErrorCategory.OUT_OF_DATE: (
         DatabaseOutOfDate,
         "a table, a column or a permission is missing: try again later",
     ),
-    Meaning.READ_ONLY: (DatabaseReadOnly, "the database only reads: try again soon"),
-    Meaning.LIMIT: (DatabaseLimit, "the database cannot do this at the moment: try again soon"),
-    Meaning.AWAY: (DatabaseAway, "the database does not answer: try again soon"),
-    Meaning.RETRY: (ConcurrentChanges, "each attempt met the changes of others: try again soon"),
-    Meaning.CONFLICT: (Conflict, "the request contradicts what was written meanwhile"),
+    ErrorCategory.READ_ONLY: (DatabaseReadOnly, "the database only reads: try again soon"),
+    ErrorCategory.LIMIT: (
+        DatabaseLimit,
+        "the database cannot do this at the moment: try again soon",
+    ),
+    ErrorCategory.UNAVAILABLE: (DatabaseAway, "the database does not answer: try again soon"),
+    ErrorCategory.RETRY: (
+        ConcurrentChanges,
+        "each attempt met the changes of others: try again soon",
+    ),
+    ErrorCategory.CONFLICT: (Conflict, "the request contradicts what was written meanwhile"),
 }
 
 
@@ -73,14 +88,14 @@ class RequestBoundary:
             started = True
             await send(message)
 
-        for decision in range(1, DECISIONS + 1):
+        for decision in range(1, MAX_TRANSACTION_ATTEMPTS + 1):
             try:
                 await self._app(scope, received, watching)
                 return
             except Exception as error:
                 if started:  # the answer cannot be taken back: the server cuts the connection
                     raise
-                if decision == DECISIONS or not is_retryable(error):
+                if decision == MAX_TRANSACTION_ATTEMPTS or not is_retryable(error):
                     await _answer(scope, error)(scope, receive, send)
                     return
                 log.info("request decided again", decision=decision, error=summary(error))
@@ -108,13 +123,13 @@ class _Received:
 
 
 def _answer(scope: Scope, error: Exception) -> Response:
-    meaning = meaning_of(error)
+    meaning = categorize(error)
     if meaning not in _ANSWERS:
         log.exception("request failed", exc_info=error)
         detail = "something went wrong here; the logs tell what, by the correlation id"
         return problem_response(scope, 500, detail=detail)
     kind, detail = _ANSWERS[meaning]
-    if meaning is Meaning.CONFLICT:  # a service should have found out before
+    if meaning is ErrorCategory.CONFLICT:  # a service should have found out before
         log.exception(kind.title, exc_info=error)
     else:
         log.warning(kind.title, error=summary(error))

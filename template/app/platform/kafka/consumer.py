@@ -14,7 +14,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka import errors as kafka_errors
 
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.kafka.admin import hidden_topics, not_authorized
 from app.platform.kafka.metrics import ConsumerStatus, Draining, LagMeter, begin_at_zero
@@ -58,7 +58,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         subscription: Subscription,
         registry: EventRegistry,
         settings: KafkaSettings,
-        units: UnitsOfWork,
+        units: UnitOfWorkFactory,
         producer: Producer,
     ) -> None:
         self.name = subscription.name

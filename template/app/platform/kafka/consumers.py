@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import structlog
 
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.health import Health, Unhealthy
 from app.platform.kafka.consumer import Consumer
@@ -26,7 +26,7 @@ async def consuming(
     subscriptions: Sequence[Subscription],
     registry: EventRegistry,
     settings: KafkaSettings,
-    units: UnitsOfWork,
+    units: UnitOfWorkFactory,
     producer: Producer,
     health: Health,
 ) -> AsyncIterator[list[Consumer]]:

@@ -16,8 +16,13 @@ from aiokafka import ConsumerRecord, TopicPartition
 from sqlalchemy.exc import DBAPIError
 
 from app.platform import tracing
-from app.platform.database.errors import decide_again, is_retryable, is_unavailable, words_of
-from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.errors import (
+    error_message,
+    is_retryable,
+    is_unavailable,
+    retry_transaction,
+)
+from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.kafka import metrics
 from app.platform.kafka.codec import decode, trace_of
@@ -52,7 +57,7 @@ class Processor:
         subscription: Subscription,
         registry: EventRegistry,
         origins: Mapping[str, str],
-        units: UnitsOfWork,
+        units: UnitOfWorkFactory,
         producer: Producer,
         status: ConsumerStatus,
     ) -> None:
@@ -163,7 +168,9 @@ class Processor:
             return await claim(uow.session, self._name, ids)
         except DBAPIError as error:
             # Whatever is wrong with the inbox (its table is missing, say), no message is at fault.
-            raise InboxUnavailable(f"the inbox cannot be written: {words_of(error)}") from error
+            raise InboxUnavailable(
+                f"the inbox cannot be written: {error_message(error)}"
+            ) from error
 
     async def _handle(self, deliveries: Sequence[Delivery], uow: UnitOfWork) -> None:
         if not self._subscription.batch:
@@ -219,7 +226,7 @@ class Processor:
         """Apply one message once; the error of its handler, or None. Infrastructure is waited for."""
         try:
             await self._forwarder.patiently(
-                lambda: decide_again(lambda: self._transaction([delivery])), _is_away
+                lambda: retry_transaction(lambda: self._transaction([delivery])), _is_away
             )
         except Draining:
             raise

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.platform import tracing
-from app.platform.database.commit_outcome import CommitOutcome, TransactionMark
+from app.platform.database.commit_outcome import CommitOutcome, CommitTracker
 from app.platform.database.errors import summary
 from app.platform.database.unit_of_work import BindPublisher
 from app.platform.events.event import BaseEvent, EventRegistry
@@ -41,9 +41,9 @@ class DirectPublisher:
         registry: EventRegistry,
         deadline: float,
         max_bytes: int,
-        mark: TransactionMark,
+        tracker: CommitTracker,
     ) -> None:
-        self._mark = mark
+        self._tracker = tracker
         self._producer = producer
         self._registry = registry
         self._deadline = deadline
@@ -54,15 +54,15 @@ class DirectPublisher:
         """Raises MessageTooLarge, so that a transaction whose event cannot be sent fails."""
         message = encode_within(self._max_bytes, event, self._registry, tracing.current())
         if not self._pending:
-            self._mark.take_before_commit()
+            self._tracker.track()
         self._pending.append(message)
 
     async def has_committed(self, error: BaseException) -> bool:
-        if not self._mark.leaves_doubt(error):
+        if not self._tracker.is_in_doubt(error):
             return False
         outcome = CommitOutcome.UNKNOWN
         try:
-            outcome = await self._mark.outcome(self._deadline)
+            outcome = await self._tracker.outcome(self._deadline)
         finally:  # it may be cancelled, by whoever does not wait any longer
             log.warning("answer to COMMIT lost", outcome=outcome, error=summary(error))
             if outcome is CommitOutcome.UNKNOWN:
@@ -71,7 +71,7 @@ class DirectPublisher:
                     _report_loss(message, CommitOutcomeUnknown("it may have committed"))
         return outcome is CommitOutcome.COMMITTED
 
-    async def committed(self) -> None:
+    async def after_commit(self) -> None:
         messages, self._pending = self._pending, []
         if not messages:
             return
@@ -143,7 +143,7 @@ def bind(
             registry,
             settings.kafka_send_timeout_seconds,
             settings.kafka_max_message_bytes,
-            TransactionMark(session),
+            CommitTracker(session),
         )
 
     return bind_session

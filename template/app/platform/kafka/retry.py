@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from aiokafka import ConsumerRecord
 
-from app.platform.database.errors import summary, words_of
+from app.platform.database.errors import error_message, summary
 from app.platform.kafka import codec as names
 from app.platform.kafka.codec import (
     Header,
@@ -201,7 +201,7 @@ def _history(
         names.ATTEMPTS: str(attempts),
         names.LAST_FAILED_AT: now.isoformat(),
         names.ERROR_TYPE: type(error).__name__,
-        names.ERROR_MESSAGE: words_of(error)[:ERROR_MESSAGE_LENGTH],
+        names.ERROR_MESSAGE: error_message(error)[:ERROR_MESSAGE_LENGTH],
     }
     if first_hop or header(record.headers, names.ORIGIN_OFFSET) is None:
         history |= {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from app.platform.database.errors import words_of
+from app.platform.database.errors import error_message
 from app.platform.events.event import BaseEvent, EventRegistry
 
 # A handler takes the event first (a list of them in a batch subscription), then the unit of work.
@@ -133,4 +133,4 @@ def check_names(subscriptions: Iterable[Subscription]) -> None:
 
 def describe(error: BaseException) -> dict[str, Any]:
     """An exception as fields of a log line."""
-    return {"error_type": type(error).__name__, "error": words_of(error)[:1000]}
+    return {"error_type": type(error).__name__, "error": error_message(error)[:1000]}

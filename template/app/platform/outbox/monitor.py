@@ -171,7 +171,7 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
     Only a relay is unready for events that wait: taking an API away would not send them.
     """
     settings, is_relay = load(OutboxSettings), Role.RELAY in runtime.roles
-    monitor = Monitor(runtime.database.meter, settings.outbox_max_lag_seconds)
+    monitor = Monitor(runtime.database.metrics_probe, settings.outbox_max_lag_seconds)
     runtime.health.add_ready("outbox", monitor.ready, needed=is_relay)
     async with monitor.watching():
         yield

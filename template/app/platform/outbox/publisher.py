@@ -62,7 +62,7 @@ class OutboxPublisher:
             self._listen()
         self._entries.append(_Entry(message, self._session.get_nested_transaction()))
 
-    async def committed(self) -> None:
+    async def after_commit(self) -> None:
         if not self._entries:
             return
         self._published.set()

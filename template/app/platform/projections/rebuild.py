@@ -13,7 +13,7 @@ from sqlalchemy import Table, delete, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.platform.database.engine import WITHOUT_TIME_LIMITS, Database
+from app.platform.database.engine import DISABLE_TIMEOUTS, Database
 from app.platform.projections.projection import (
     REBUILD_LOCK,
     Projection,
@@ -267,7 +267,7 @@ async def exclusive_rebuild(
     registration still keeps a second rebuild from filling the first one's shadow.
     """
     async with database.engine.connect() as connection, connection.begin():
-        await connection.execute(WITHOUT_TIME_LIMITS)
+        await connection.execute(DISABLE_TIMEOUTS)
         keys = {"kind": REBUILD_LOCK, "name": projection.lock}
         if not await connection.scalar(_TRY_LOCK, keys):
             raise RebuildRefused(f"{projection.name} is being rebuilt already")

@@ -18,7 +18,7 @@ from app.orders.sales import DAILY_SALES, DailySalesRow, SaleRow
 from app.orders.service import OrderService
 from app.orders.views import ORDER_VIEWS, OrderState, OrderTables, OrderViewRow
 from app.platform.database.engine import Base, Database
-from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import BaseEvent
 from app.platform.projections.projection import RebuildRow
 from app.platform.projections.rebuild import Rebuild
@@ -47,7 +47,7 @@ class Recorder:
     async def has_committed(self, error: BaseException) -> bool:
         return False
 
-    async def committed(self) -> None:
+    async def after_commit(self) -> None:
         self.published.extend(self.taken)
 
 
@@ -59,8 +59,8 @@ class Shop:
     events: list[BaseEvent] = field(default_factory=list)
 
     @property
-    def units(self) -> UnitsOfWork:
-        return UnitsOfWork(self.database.sessions, self._bind)
+    def units(self) -> UnitOfWorkFactory:
+        return UnitOfWorkFactory(self.database.sessions, self._bind)
 
     def _bind(self, _session: AsyncSession) -> Recorder:
         return Recorder(self.events)

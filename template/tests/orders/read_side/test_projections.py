@@ -20,7 +20,7 @@ from app.orders.events import OrderCreated, OrderPaid
 from app.orders.sales import DailySalesRow, SaleRow
 from app.orders.view_queries import OrderDetailFilter, OrderViewQueries
 from app.orders.views import OrderViewRow
-from app.platform.database.migrations import configuration
+from app.platform.database.migrations import alembic_config
 from app.platform.events.event import BaseEvent
 from app.platform.projections.projection import RebuildRow
 from app.platform.projections.rebuild import Progress, RebuildRefused, RebuildSuperseded
@@ -460,7 +460,7 @@ async def test_the_new_tables_are_as_the_models_say(shop: Shop, migrated_databas
         await shop.rebuild_all()
 
     def check(connection: Connection) -> None:
-        config: Config = configuration()
+        config: Config = alembic_config()
         config.attributes["connection"] = connection
         command.check(config)
 

@@ -19,7 +19,7 @@ from app.orders.service import OrderService
 from app.orders.stream import ORDERS
 from app.platform.cli import command_line
 from app.platform.database.engine import Base, Database
-from app.platform.database.unit_of_work import UnitOfWork, UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.event_store.store import EventStore
 from app.platform.events.event import EventRegistry
 from app.platform.outbox.model import OutboxRow
@@ -43,7 +43,7 @@ class Shop:
         def bind(session: AsyncSession) -> OutboxPublisher:
             return OutboxPublisher(session, registry, options, 1_000_000, published)
 
-        self.units = UnitsOfWork(database.sessions, bind)
+        self.units = UnitOfWorkFactory(database.sessions, bind)
 
     @staticmethod
     def orders(uow: UnitOfWork) -> OrderService:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from app.platform.database.engine import Database
-from app.platform.database.unit_of_work import UnitsOfWork
+from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import BaseEvent, EventRegistry, EventType
 from app.platform.kafka.codec import Message
 from app.platform.kafka.fake_producer import FakeProducer
@@ -65,8 +65,8 @@ class World:
     )
 
     @property
-    def units(self) -> UnitsOfWork:
-        return UnitsOfWork(
+    def units(self) -> UnitOfWorkFactory:
+        return UnitOfWorkFactory(
             self.database.sessions,
             lambda session: OutboxPublisher(
                 session, self.registry, self.settings, MAX_BYTES, self.published

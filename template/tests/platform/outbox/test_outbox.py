@@ -201,7 +201,7 @@ async def test_only_the_relay_that_parks_an_event_reports_it(world: World) -> No
     with capture_logs() as logs:
         async with world.relaying(count=2):
             await world.has_parked(1)
-            await Monitor(world.database.meter, 60).look()
+            await Monitor(world.database.metrics_probe, 60).look()
     reports = [entry for entry in logs if entry["log_level"] == "error"]
     assert [(entry["event"], entry["topic"]) for entry in reports] == [("event parked", SOLD)]
 
