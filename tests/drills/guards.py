@@ -141,9 +141,9 @@ GUARDS = [
         "test_stricter_isolation",
     ),
     Guard(
-        "requests-are-decided-again",
+        "requests-are-retried",
         "app/platform/http/boundary.py",
-        "if decision == MAX_TRANSACTION_ATTEMPTS or not is_retryable(error):",
+        "if attempt == MAX_TRANSACTION_ATTEMPTS or not is_retryable(error):",
         "if True:",
         "test_stricter_isolation",
     ),

@@ -528,7 +528,7 @@ async def test_a_command_may_take_as_long_as_it_needs(database_server_url: str) 
 async def test_readiness_answers_in_time_on_a_connection_that_died(link: Link) -> None:
     database = database_at(await link.open())
     health = Health()
-    health.add_ready("database", database.ping)
+    health.add_readiness_check("database", database.ping)
     assert (await health.ready()).status == "ok"
     link.die()
 

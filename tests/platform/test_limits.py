@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.platform.config import ConfigurationError, HttpSettings, load
 from app.platform.http import problems as errors
-from app.platform.http.dependencies import refuse_unknown_query
+from app.platform.http.dependencies import reject_unknown_query
 
 MAX_BODY = 100_000
 HUNDRED_MEGABYTES = 100_000_000
@@ -339,7 +339,7 @@ async def client() -> Any:
     app = FastAPI()
     errors.install(app)
 
-    @app.post("/strict", dependencies=[Depends(refuse_unknown_query)])
+    @app.post("/strict", dependencies=[Depends(reject_unknown_query)])
     async def strict(body: Strict) -> None: ...
 
     transport = ASGITransport(app)

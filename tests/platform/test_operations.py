@@ -20,9 +20,11 @@ from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from app.platform import health as module
-from app.platform.health import Health, Unhealthy, router
+from app.platform.health import Health, Unhealthy
+from app.platform.http.health_routes import router
+from app.platform.http.tracing import TracingMiddleware
 from app.platform.kafka import metrics as kafka_metrics
-from app.platform.tracing import Trace, TracingMiddleware, bound, child_of, current, trace_from
+from app.platform.tracing import Trace, bind_trace, child_traceparent, current, trace_from
 
 
 async def fine() -> None: ...
@@ -57,8 +59,8 @@ async def test_without_checks_the_process_is_well(http: AsyncClient, path: str) 
 async def test_one_failing_check_makes_the_process_unready_and_says_why(
     http: AsyncClient, health: Health
 ) -> None:
-    health.add_ready("database", fine)
-    health.add_ready("disk", sick)
+    health.add_readiness_check("database", fine)
+    health.add_readiness_check("disk", sick)
     answer = await http.get("/health/ready")
 
     assert answer.status_code == 503
@@ -71,15 +73,15 @@ async def test_one_failing_check_makes_the_process_unready_and_says_why(
 async def test_what_a_process_does_not_need_is_told_and_does_not_count(
     http: AsyncClient, health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "INFORMATION_TIMEOUT_SECONDS", 0.02)
+    monkeypatch.setattr(module, "OPTIONAL_CHECK_TIMEOUT_SECONDS", 0.02)
 
     async def hangs() -> None:
         await asyncio.sleep(60)
 
-    health.add_ready("database", fine)
-    health.add_ready("disk", sick, needed=False)
-    health.add_ready("kafka", hangs, needed=False)
-    health.add_ready("cache", fine, needed=False)
+    health.add_readiness_check("database", fine)
+    health.add_readiness_check("disk", sick, required=False)
+    health.add_readiness_check("kafka", hangs, required=False)
+    health.add_readiness_check("cache", fine, required=False)
     async with asyncio.timeout(1):
         answer = await http.get("/health/ready")
 
@@ -98,7 +100,7 @@ async def test_what_a_process_does_not_need_is_told_and_does_not_count(
 async def test_a_process_that_is_not_ready_is_still_alive(
     http: AsyncClient, health: Health
 ) -> None:
-    health.add_ready("disk", sick)
+    health.add_readiness_check("disk", sick)
 
     assert (await http.get("/health/live")).status_code == 200
 
@@ -106,7 +108,7 @@ async def test_a_process_that_is_not_ready_is_still_alive(
 async def test_a_failing_liveness_check_asks_for_a_restart(
     http: AsyncClient, health: Health
 ) -> None:
-    health.add_live("loop", sick)
+    health.add_liveness_check("loop", sick)
 
     assert (await http.get("/health/live")).status_code == 503
     assert (await http.get("/health/ready")).status_code == 200
@@ -119,7 +121,7 @@ async def test_a_check_that_recovers_is_ready_again(http: AsyncClient, health: H
         if findings:
             raise findings.pop()
 
-    health.add_ready("database", check)
+    health.add_readiness_check("database", check)
 
     assert [(await http.get("/health/ready")).status_code for _ in range(2)] == [503, 200]
 
@@ -128,7 +130,7 @@ async def test_whatever_a_check_raises_is_its_finding(health: Health) -> None:
     async def broken() -> None:
         raise KeyError
 
-    health.add_ready("broken", broken)
+    health.add_readiness_check("broken", broken)
 
     assert (await health.ready()).checks == {"broken": "KeyError"}
 
@@ -141,8 +143,8 @@ async def test_a_check_without_an_answer_holds_nobody_up(
     async def hangs() -> None:
         await asyncio.sleep(60)
 
-    health.add_ready("slow", hangs)
-    health.add_ready("quick", fine)
+    health.add_readiness_check("slow", hangs)
+    health.add_readiness_check("quick", fine)
     async with asyncio.timeout(1):
         report = await health.ready()
 
@@ -155,8 +157,8 @@ async def test_checks_run_side_by_side(health: Health) -> None:
     async def meets_the_other() -> None:
         await both.wait()
 
-    health.add_ready("one", meets_the_other)
-    health.add_ready("other", meets_the_other)
+    health.add_readiness_check("one", meets_the_other)
+    health.add_readiness_check("other", meets_the_other)
 
     assert (await health.ready()).status == "ok"
 
@@ -200,7 +202,7 @@ PROGRAM = """
 import logging, sys
 import structlog
 from app.platform import logs
-from app.platform.tracing import Trace, bound
+from app.platform.tracing import Trace, bind_trace
 
 def fail():
     password = "hunter" + "2"
@@ -208,7 +210,7 @@ def fail():
 
 logs.configure(*sys.argv[1:])
 log = structlog.get_logger("app.shop")
-with bound(Trace("story")):
+with bind_trace(Trace("story")):
     log.info("order placed", order=7)
     logging.getLogger("library").warning("careful with %s", "this")
     try:
@@ -332,15 +334,15 @@ def test_work_without_a_trace_begins_one() -> None:
 
 def test_work_in_a_block_belongs_to_its_trace() -> None:
     outer, inner = Trace("outer"), Trace("inner")
-    with bound(outer):
-        with bound(inner):
+    with bind_trace(outer):
+        with bind_trace(inner):
             assert current() is inner
         assert current() is outer
     assert current() is not outer
 
 
 def test_a_block_that_fails_ends_its_trace() -> None:
-    with pytest.raises(ValueError, match="broken"), bound(Trace("story")):
+    with pytest.raises(ValueError, match="broken"), bind_trace(Trace("story")):
         raise ValueError("broken")
 
     assert current().correlation_id != "story"
@@ -348,13 +350,13 @@ def test_a_block_that_fails_ends_its_trace() -> None:
 
 
 def test_the_log_lines_of_a_block_have_its_correlation_id() -> None:
-    with bound(Trace("story")):
+    with bind_trace(Trace("story")):
         assert structlog.contextvars.get_contextvars() == {"correlation_id": "story"}
 
 
 async def test_traces_of_tasks_side_by_side_do_not_mix() -> None:
     async def work(name: str) -> str:
-        with bound(Trace(name)):
+        with bind_trace(Trace(name)):
             await asyncio.sleep(0)
             return current().correlation_id
 
@@ -374,7 +376,7 @@ def test_a_correlation_id_that_must_not_reach_the_logs_is_replaced(given: str | 
 
 
 def test_a_child_stays_in_its_trace_with_a_span_of_its_own() -> None:
-    version, trace_id, span, flags = child_of(PARENT).split("-")
+    version, trace_id, span, flags = child_traceparent(PARENT).split("-")
 
     assert (version, trace_id, flags) == tuple(PARENT.split("-")[i] for i in (0, 1, 3))
     assert span != PARENT.split("-")[2]
@@ -395,9 +397,9 @@ def test_a_child_stays_in_its_trace_with_a_span_of_its_own() -> None:
     ],
 )
 def test_a_malformed_traceparent_begins_a_new_trace(given: str | None) -> None:
-    child = child_of(given)
+    child = child_traceparent(given)
 
-    assert child_of(child)[:36] == child[:36]  # it is well formed itself
+    assert child_traceparent(child)[:36] == child[:36]  # it is well formed itself
     assert PARENT.split("-")[1] not in child
 
 
@@ -409,7 +411,7 @@ def test_whatever_comes_from_outside_the_trace_is_well_formed(
 
     assert trace.traceparent is not None
     assert trace_from(trace.correlation_id, None).correlation_id == trace.correlation_id
-    assert child_of(trace.traceparent)[:36] == trace.traceparent[:36]
+    assert child_traceparent(trace.traceparent)[:36] == trace.traceparent[:36]
 
 
 class App:

@@ -65,7 +65,7 @@ def test_compose_gives_every_process_the_time_that_it_may_take_to_stop() -> None
     # Of these the relay needs only the first.
     consuming = drain + consumer.COMMIT_TIMEOUT_SECONDS + drain + consumers.STOP_MARGIN_SECONDS
     connections = producer._CLOSE_SECONDS + database._CLOSE_SECONDS
-    longest = server.REQUESTS_TIMEOUT_SECONDS + consuming + connections
+    longest = server.GRACEFUL_SHUTDOWN_SECONDS + consuming + connections
 
     given = re.findall(r"stop_grace_period: (\d+)s", Path("compose.yaml").read_text())
 

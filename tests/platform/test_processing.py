@@ -533,7 +533,7 @@ class Stories:
     async def __call__(self, events: Sequence[MeterRead], _uow: UnitOfWork) -> None:
         self.batch.append(tracing.current())
         for event in events:
-            with tracing.because_of(event.event_id):
+            with tracing.caused_by(event.event_id):
                 self.events.append(tracing.current())
 
 
@@ -565,6 +565,6 @@ async def test_a_batch_of_one_is_that_events_story() -> None:
 
 async def test_outside_of_a_batch_an_event_causes_what_is_done_because_of_it() -> None:
     event = meter_read()
-    with tracing.bound(Trace("story")), tracing.because_of(event.event_id) as trace:
+    with tracing.bind_trace(Trace("story")), tracing.caused_by(event.event_id) as trace:
         assert trace.correlation_id == "story"
         assert trace.causation_id == str(event.event_id)

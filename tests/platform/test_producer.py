@@ -897,7 +897,7 @@ async def test_without_events_the_producer_is_left_alone() -> None:
 async def test_an_event_carries_the_story_in_which_it_was_published() -> None:
     producer = FakeProducer()
     published = publisher(producer)
-    with tracing.bound(Trace("story", "cause")):
+    with tracing.bind_trace(Trace("story", "cause")):
         await published.publish(meter_read())
     await published.after_commit()
 

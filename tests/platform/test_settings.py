@@ -21,7 +21,7 @@ from app.platform.database.engine import DatabaseSettings
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import BaseEvent
 from app.platform.http.app import create_app
-from app.platform.http.server import STOP_SIGNALS, PortTaken, Server, listen
+from app.platform.http.server import STOP_SIGNALS, PortInUse, Server, listen
 from app.platform.service import Component, Role, Service
 
 SECRET = "tr0ub4dor-3"
@@ -291,11 +291,11 @@ def test_the_port_is_open_from_the_start() -> None:
 
 
 def test_a_port_that_is_taken_is_told_with_what_to_do() -> None:
-    with listening() as port, pytest.raises(PortTaken) as refused:
+    with listening() as port, pytest.raises(PortInUse) as refused:
         listen("127.0.0.1", port)
 
     assert str(refused.value) == (
-        f"port {port} on 127.0.0.1 is in use: stop what listens there, or give another --port"
+        f"port {port} on 127.0.0.1 is in use: stop the process there, or choose another --port"
     )
     assert isinstance(refused.value, ConfigurationError)
 

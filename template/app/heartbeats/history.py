@@ -14,7 +14,7 @@ from app.platform.errors import NotFound, Unprocessable
 from app.platform.event_store.store import StoredEvent
 from app.platform.http.dependencies import SessionDep
 from app.platform.http.problems import responses
-from app.platform.http.schemas import DIGITS, AfterVersion, Moment, QueryVersion, ResponseModel
+from app.platform.http.schemas import DIGITS, AfterVersion, QueryVersion, ResponseModel, UtcDatetime
 
 router = APIRouter(prefix="/heartbeats", tags=["heartbeats"], responses=responses(422, 500, 503))
 
@@ -73,7 +73,9 @@ async def get_count_as_of(
     source: Annotated[Source, Path()],
     store: SourceStoreDep,
     version: Annotated[QueryVersion | None, Query(description="The count in this version")] = None,
-    time: Annotated[Moment | None, Query(description="The count then, with a time zone")] = None,
+    time: Annotated[
+        UtcDatetime | None, Query(description="The count then, with a time zone")
+    ] = None,
 ) -> HeartbeatCountResponse:
     """Worked out from the events up to there; 404 where there was none yet. Give either `version` or
     `time`."""

@@ -10,7 +10,7 @@ from app.heartbeats.events import Source
 from app.heartbeats.repository import HeartbeatCountRepository
 from app.heartbeats.service import HeartbeatService
 from app.platform.http.dependencies import IdempotencyDep, IdempotencyKey, SessionDep, UnitOfWorkDep
-from app.platform.http.idempotency import Answer
+from app.platform.http.idempotency import StoredResponse
 from app.platform.http.problems import responses, with_headers
 from app.platform.http.schemas import RequestModel, ResponseModel
 
@@ -67,10 +67,10 @@ async def send_heartbeat(
     same answer, and are one heartbeat. The same key with another body gets 422.
     """
 
-    async def work() -> Answer:
+    async def work() -> StoredResponse:
         sent = await service.send(heartbeat.source)
         body = HeartbeatResponse.model_validate(sent).model_dump_json().encode()
-        return Answer(201, {"Location": f"/heartbeats/{sent.source}"}, body)
+        return StoredResponse(201, {"Location": f"/heartbeats/{sent.source}"}, body)
 
     request = heartbeat.model_dump_json()
     return await idempotency.respond("POST /heartbeats", idempotency_key, request, work)

@@ -23,7 +23,7 @@ from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.errors import NotFound, Unavailable
 from app.platform.http.dependencies import RuntimeDep
 from app.platform.http.problems import responses, with_headers
-from app.platform.http.schemas import DIGITS, Moment, QueryId, ResponseModel
+from app.platform.http.schemas import DIGITS, QueryId, ResponseModel, UtcDatetime
 from app.platform.kafka.subscription import Subscription
 from app.platform.projections.projection import Projection, newest, project
 from app.platform.projections.rebuild import AnyProjection, Rebuildable
@@ -191,7 +191,7 @@ async def get_source(
 @router.get("", summary="List the sources, the longest silent first")
 async def list_sources(
     sources: SourcesDep,
-    silent_since: Annotated[Moment | None, Query(description="With a time zone")] = None,
+    silent_since: Annotated[UtcDatetime | None, Query(description="With a time zone")] = None,
     limit: Annotated[int, Field(ge=1, le=1000), DIGITS, Query()] = 100,
 ) -> SourceList:
     """With `silent_since` those only of which nothing was heard since."""

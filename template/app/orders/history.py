@@ -14,7 +14,7 @@ from app.platform.errors import NotFound, Unprocessable
 from app.platform.event_store.store import EventStore, StoredEvent
 from app.platform.http.dependencies import PathId, SessionDep
 from app.platform.http.problems import responses, with_headers
-from app.platform.http.schemas import DIGITS, AfterVersion, Moment, QueryVersion, ResponseModel
+from app.platform.http.schemas import DIGITS, AfterVersion, QueryVersion, ResponseModel, UtcDatetime
 
 router = APIRouter(prefix="/orders", tags=["orders"], responses=responses(422, 500, 503))
 
@@ -93,7 +93,9 @@ async def get_order_as_of(
     store: OrderStoreDep,
     response: Response,
     version: Annotated[QueryVersion | None, Query(description="The order in this version")] = None,
-    time: Annotated[Moment | None, Query(description="The order then, with a time zone")] = None,
+    time: Annotated[
+        UtcDatetime | None, Query(description="The order then, with a time zone")
+    ] = None,
 ) -> OrderResponse:
     """Worked out from the events up to there; 404 where there was no order yet. Give either
     `version` or `time`."""

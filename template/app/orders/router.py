@@ -20,7 +20,7 @@ from app.platform.http.dependencies import (
     SessionDep,
     UnitOfWorkDep,
 )
-from app.platform.http.idempotency import Answer
+from app.platform.http.idempotency import StoredResponse
 from app.platform.http.problems import responses, with_headers
 from app.platform.http.schemas import (
     DIGITS,
@@ -32,7 +32,7 @@ from app.platform.http.schemas import (
     RequestModel,
     ResponseModel,
     encode_cursor,
-    plain_decimal,
+    require_plain_decimal,
 )
 from app.users.repository import UserRepository
 
@@ -50,7 +50,7 @@ Quantity = Annotated[Integer, Field(ge=1, le=1_000_000, examples=[2])]
 Money = Annotated[
     Decimal,
     Field(ge=0, max_digits=12, decimal_places=2, examples=["3.50"]),
-    BeforeValidator(plain_decimal),
+    BeforeValidator(require_plain_decimal),
     AfterValidator(_in_cents),
 ]
 
@@ -180,7 +180,7 @@ async def place_order(
     waits for it. The same key with another body gets 422.
     """
 
-    async def work() -> Answer:
+    async def work() -> StoredResponse:
         return _created(await service.place(order.user_id, order.order_items()))
 
     request = order.model_dump_json()
@@ -200,7 +200,7 @@ async def pay_order(
     """`If-Match` says which version is paid: 412 when the order has changed since. With an
     `Idempotency-Key` the request can be repeated for a day and gets the same answer."""
 
-    async def work() -> Answer:
+    async def work() -> StoredResponse:
         return _changed(await service.pay(order_id, expected))
 
     scope = f"POST /orders/{order_id}/pay"
@@ -220,7 +220,7 @@ async def cancel_order(
     """`If-Match` says which version is cancelled: 412 when the order has changed since. With an
     `Idempotency-Key` the request can be repeated for a day and gets the same answer."""
 
-    async def work() -> Answer:
+    async def work() -> StoredResponse:
         return _changed(await service.cancel(order_id, expected))
 
     scope = f"POST /orders/{order_id}/cancel"
@@ -262,13 +262,13 @@ async def list_orders(
     )
 
 
-def _created(order: Order) -> Answer:
+def _created(order: Order) -> StoredResponse:
     headers = {"Location": f"/orders/{order.id}", "ETag": etag(order.version)}
-    return Answer(201, headers, _body(order))
+    return StoredResponse(201, headers, _body(order))
 
 
-def _changed(order: Order) -> Answer:
-    return Answer(200, {"ETag": etag(order.version)}, _body(order))
+def _changed(order: Order) -> StoredResponse:
+    return StoredResponse(200, {"ETag": etag(order.version)}, _body(order))
 
 
 def _body(order: Order) -> bytes:

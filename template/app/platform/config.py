@@ -1,4 +1,4 @@
-"""Settings come from the environment and `.env`. Each module keeps its own class beside its reader."""
+"""Settings, read from the environment and from `.env`. A component defines its own beside its code."""
 
 from typing import Any, Literal, TypeVar
 
@@ -9,11 +9,11 @@ from app import SERVICE_NAME
 
 
 class ConfigurationError(Exception):
-    """A setting is missing or wrong. The message names the variable and never holds a secret."""
+    """A missing or wrong setting. The message names the variable and never contains a secret."""
 
 
 class EnvSettings(BaseSettings):
-    """Base of every settings class: names are environment variables, in either case."""
+    """Base class of settings. A field is read from the environment variable of its name."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
@@ -31,12 +31,12 @@ class Settings(EnvSettings):
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _in_either_case(cls, value: object) -> object:
+    def _upper_case(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
 
 class HttpSettings(EnvSettings):
-    """Limits of requests. Times are in seconds, sizes in bytes."""
+    """Limits on requests, in seconds and bytes."""
 
     http_max_body_bytes: int = Field(1_000_000, ge=1_000)
     http_body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
@@ -48,28 +48,29 @@ S = TypeVar("S", bound=EnvSettings)
 
 
 def load(settings: type[S], **given: Any) -> S:
-    """Read `settings` from the environment; what is given wins.
+    """Read `settings` from the environment; `given` values take precedence.
 
-    Raises ConfigurationError with one line for each wrong variable.
+    Raises ConfigurationError, which names each wrong variable.
     """
     try:
         return settings(**given)
     except ValidationError as error:
-        raise ConfigurationError(_explain(settings, error)) from None
+        raise ConfigurationError(_error_message(settings, error)) from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"wrong configuration: .env is not UTF-8: {error}") from None
 
 
-def _explain(settings: type[EnvSettings], error: ValidationError) -> str:
+def _error_message(settings: type[EnvSettings], error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
-        name = str(problem["loc"][0]) if problem["loc"] else ""  # the message itself names several
+        # A problem of several variables has no location; its message names them.
+        name = str(problem["loc"][0]) if problem["loc"] else ""
         field = settings.model_fields.get(name)
-        given = problem.get("input")
         secret = field is None or SecretStr in (field.annotation, *_arguments(field.annotation))
-        shown = "" if secret or problem["type"] == "missing" else f" (it is {given!r})"
-        said = problem["msg"].removeprefix("Value error, ")  # pydantic's, before our own words
-        lines.append(f"{name.upper()}: {said}{shown}" if name else said)
+        value = problem.get("input")
+        shown = "" if secret or problem["type"] == "missing" else f" (it is {value!r})"
+        message = problem["msg"].removeprefix("Value error, ")  # added by pydantic
+        lines.append(f"{name.upper()}: {message}{shown}" if name else message)
     return "wrong configuration: " + "; ".join(lines)
 
 

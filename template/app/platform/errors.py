@@ -1,20 +1,26 @@
-"""Errors that callers are told. `http/problems.py` makes them answers."""
+"""Errors that are reported to callers. `http/problems.py` renders them as problem details."""
 
 from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import BaseModel, Field
 
+RETRY_AFTER_SECONDS = 1
 _MAX_POINTER = 80
 _MAX_FIELD_DETAIL = 160
 
 
 class DomainError(Exception):
-    """A rule of the business forbids it in the present state. The message says which, for the caller."""
+    """A business rule forbids the command in the present state. The message tells the caller why.
+
+    `problem_type` as for a ServiceError.
+    """
+
+    problem_type: ClassVar[str | None] = None
 
 
 class InvalidTransition(Exception):
-    """The stored history is broken: this event cannot follow what came before it."""
+    """The stored history is broken: the event cannot follow those before it."""
 
 
 class FieldProblem(BaseModel):
@@ -25,37 +31,40 @@ class FieldProblem(BaseModel):
     detail: str = Field(examples=["Input should be greater than or equal to 1"])
 
     @classmethod
-    def of(cls, place: Sequence[str | int], detail: str) -> "FieldProblem":
-        location, *path = place
-        pointer = "".join(f"/{_escaped(str(part))}" for part in path)
+    def of(cls, location_and_path: Sequence[str | int], detail: str) -> "FieldProblem":
+        """Build it from a location as pydantic reports it, such as `("body", "items", 0)`."""
+        location, *path = location_and_path
+        pointer = "".join(f"/{_escape_token(str(part))}" for part in path)
         return cls(
             location=str(location),
-            pointer=shortened(pointer, _MAX_POINTER),
-            detail=shortened(detail, _MAX_FIELD_DETAIL),
+            pointer=truncate(pointer, _MAX_POINTER),
+            detail=truncate(detail, _MAX_FIELD_DETAIL),
         )
 
-    @property
-    def place(self) -> str:
-        return f"{self.location} {self.pointer}" if self.pointer else self.location
+    def __str__(self) -> str:
+        place = f"{self.location} {self.pointer}" if self.pointer else self.location
+        return f"{place}: {self.detail}"
 
 
-def shortened(text: str, size: int) -> str:
+def truncate(text: str, size: int) -> str:
     return text if len(text) <= size else f"{text[: size - 1]}…"
 
 
-def _escaped(part: str) -> str:
-    """`part` as a reference token of a JSON Pointer (RFC 6901)."""
-    return part.replace("~", "~0").replace("/", "~1")
-
-
-RETRY_AFTER_SECONDS = 1
+def _escape_token(token: str) -> str:
+    """Escape a reference token of a JSON Pointer (RFC 6901)."""
+    return token.replace("~", "~0").replace("/", "~1")
 
 
 class ServiceError(Exception):
-    """An error that callers are told. The message is the problem's `detail`, the class its `type`."""
+    """An error that is reported to the caller, with the message as the problem's `detail`.
+
+    `problem_type` is part of the HTTP contract. It defaults to the name of the class: set it when
+    you rename a class.
+    """
 
     status: ClassVar[int]
     title: ClassVar[str]
+    problem_type: ClassVar[str | None] = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -66,31 +75,31 @@ class NotFound(ServiceError):
     status = 404
     title = "There is no such thing"
 
-    def __init__(self, what: str, id: object) -> None:
-        super().__init__(f"there is no {what} {id}")
+    def __init__(self, kind: str, id: object) -> None:
+        super().__init__(f"there is no {kind} {id}")
 
 
 class Conflict(ServiceError):
-    """The request contradicts what is there."""
+    """The request contradicts the present state."""
 
     status = 409
     title = "The request contradicts the present state"
 
 
 class VersionConflict(ServiceError):
-    """Somebody else changed the thing first."""
+    """The resource is not at the version that the caller expects."""
 
     status = 412
     title = "The thing has changed meanwhile"
 
-    def __init__(self, what: str, id: object) -> None:
+    def __init__(self, kind: str, id: object) -> None:
         super().__init__(
-            f"{what} {id} is not at the expected version: get it again, and send its ETag in If-Match"
+            f"{kind} {id} is not at the expected version: get it again, and send its ETag in If-Match"
         )
 
 
 class Unprocessable(ServiceError):
-    """The request is well formed and makes no sense."""
+    """The request is well formed but not valid."""
 
     status = 422
     title = "The request is not valid"
@@ -110,7 +119,7 @@ class PreconditionRequired(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """It may work later."""
+    """The service cannot do it now; a later attempt may succeed."""
 
     status = 503
     title = "The service cannot answer at the moment"

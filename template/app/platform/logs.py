@@ -1,4 +1,4 @@
-"""Structured logs: readable on a terminal, JSON lines otherwise, one correlation id a story."""
+"""Structured logs: readable on a terminal, JSON lines otherwise."""
 
 import logging
 import sys
@@ -13,12 +13,12 @@ from app.platform.terminal import printable
 
 LogFormat = Literal["auto", "pretty", "json"]
 
-# Clients that log each retry of their own: the service reports the state, once, in its own words.
-_QUIET = {"aiokafka": logging.CRITICAL, "uvicorn.access": logging.WARNING}
+# These log each of their own retries and requests; the service logs state changes, once each.
+_LIBRARY_LEVELS = {"aiokafka": logging.CRITICAL, "uvicorn.access": logging.WARNING}
 
 
 def configure(level: str = "INFO", log_format: LogFormat = "auto") -> None:
-    """Send the logs of the service and of its libraries to standard error in one format."""
+    """Write the logs of the service and of its libraries to standard error, in one format."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -38,22 +38,22 @@ def configure(level: str = "INFO", log_format: LogFormat = "auto") -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_rendering(pretty),
+                *_renderers(pretty),
             ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for name, quiet in _QUIET.items():
-        logging.getLogger(name).setLevel(quiet)
+    for name, library_level in _LIBRARY_LEVELS.items():
+        logging.getLogger(name).setLevel(library_level)
 
 
-def _rendering(pretty: bool) -> list[Processor]:
-    # Both traceback renderers show local variables unless told not to: passwords would be in there.
+def _renderers(pretty: bool) -> list[Processor]:
+    # Both traceback renderers show local variables by default, and so would show passwords.
     if pretty:
         return [
-            _escape,
+            _escape_control_characters,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=_plain_traceback
             ),
@@ -65,8 +65,8 @@ def _rendering(pretty: bool) -> list[Processor]:
     ]
 
 
-def _escape(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """Take from what others wrote the means to steer the terminal, or to look like another line."""
+def _escape_control_characters(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Escape values, so that they can neither control the terminal nor imitate another log line."""
     for name, value in event.items():
         if isinstance(value, str):
             event[name] = printable(value, keep="\n" if name in ("exception", "stack") else "")

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import AfterValidator, Field, StringConstraints
 
 from app.platform.http.dependencies import IdempotencyDep, IdempotencyKey, UnitOfWorkDep
-from app.platform.http.idempotency import Answer
+from app.platform.http.idempotency import StoredResponse
 from app.platform.http.problems import responses
-from app.platform.http.schemas import Id, RequestModel, ResponseModel, without_nul
+from app.platform.http.schemas import Id, RequestModel, ResponseModel, reject_nul
 from app.posts.repository import PostRepository
 from app.posts.service import PostService
 from app.users.repository import UserRepository
@@ -17,13 +17,13 @@ Title = Annotated[
     str,
     # Before the validator: constraints that follow one are checked on the unstripped text.
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
-    AfterValidator(without_nul),
+    AfterValidator(reject_nul),
     Field(examples=["On engines"]),
 ]
 Text = Annotated[
     str,
     StringConstraints(max_length=100_000),
-    AfterValidator(without_nul),
+    AfterValidator(reject_nul),
     Field(examples=["They weave algebraic patterns."]),
 ]
 
@@ -65,9 +65,11 @@ async def publish_post(
     """Publishes `post.published`, whose consumer counts it on the author's profile. With an
     `Idempotency-Key` the request can be repeated for a day: the same key and body are one post."""
 
-    async def work() -> Answer:
+    async def work() -> StoredResponse:
         published = await service.publish(post.author_id, post.title, post.body)
-        return Answer(201, {}, PostResponse.model_validate(published).model_dump_json().encode())
+        return StoredResponse(
+            201, {}, PostResponse.model_validate(published).model_dump_json().encode()
+        )
 
     request = post.model_dump_json()
     return await idempotency.respond("POST /posts", idempotency_key, request, work)

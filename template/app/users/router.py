@@ -14,7 +14,7 @@ from app.platform.http.dependencies import (
     SessionDep,
     UnitOfWorkDep,
 )
-from app.platform.http.idempotency import Answer
+from app.platform.http.idempotency import StoredResponse
 from app.platform.http.problems import responses, with_headers
 from app.platform.http.schemas import RequestModel, ResponseModel
 from app.users.models import Profile, User
@@ -96,10 +96,10 @@ async def create_user(
     the username is taken. With an `Idempotency-Key` the request can be repeated for a day: the same
     key and body get the same answer."""
 
-    async def work() -> Answer:
+    async def work() -> StoredResponse:
         created = await service.create(user.email, user.username, user.phone)
         body = UserResponse.of(created).model_dump_json().encode()
-        return Answer(201, {"Location": f"/users/{created.id}"}, body)
+        return StoredResponse(201, {"Location": f"/users/{created.id}"}, body)
 
     request = user.model_dump_json()
     return await idempotency.respond("POST /users", idempotency_key, request, work)

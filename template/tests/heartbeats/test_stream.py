@@ -28,7 +28,7 @@ from app.platform.events.event import BaseEvent, EventRegistry
 from app.platform.outbox.model import OutboxRow
 from app.platform.outbox.publisher import OutboxPublisher
 from app.platform.outbox.settings import OutboxSettings
-from app.platform.tracing import Trace, bound
+from app.platform.tracing import Trace, bind_trace
 
 # Each version of each event, as it was stored. Lines are added, and never changed or taken out.
 GOLDEN = [
@@ -80,7 +80,7 @@ class Sensors:
         )
 
     async def send(self, *sources: str, command: str | None = None) -> list[Heartbeat]:
-        with bound(Trace("story", command_id=command, actor="ada")):
+        with bind_trace(Trace("story", command_id=command, actor="ada")):
             async with self.units.begin() as uow:
                 service = HeartbeatService(storage.repository(uow.session), uow.events)
                 return [await service.send(source) for source in sources]

@@ -27,7 +27,12 @@ from app.orders.repository import (
 from app.platform.database.engine import Database
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.errors import VersionConflict
-from app.platform.http.idempotency import KEEP, Answer, IdempotencyKey, IdempotencyRepository
+from app.platform.http.idempotency import (
+    RETENTION,
+    IdempotencyRecord,
+    IdempotencyRepository,
+    StoredResponse,
+)
 from app.posts.events import PostPublished
 from app.posts.handlers import count_posts
 from app.users.events import UserCreated
@@ -136,7 +141,9 @@ async def test_the_second_waits_and_gets_the_answer_of_the_first(
         await keys.claim(SCOPE, KEY, fingerprint)
         second = asyncio.create_task(post(api, order))
         await eventually(lambda: is_waiting(database))
-        await keys.complete(SCOPE, KEY, Answer(201, {"Location": "/orders/77"}, b'{"id":77}'))
+        await keys.complete(
+            SCOPE, KEY, StoredResponse(201, {"Location": "/orders/77"}, b'{"id":77}')
+        )
         await session.commit()
     answer = await second
     assert answer.status_code == 201
@@ -169,7 +176,7 @@ async def test_a_failed_request_leaves_no_key(
 ) -> None:
     assert_problem(await post(api, order | {"user_id": 2**62}), 422)
     async with database.sessions() as session:
-        assert await session.scalar(select(func.count()).select_from(IdempotencyKey)) == 0
+        assert await session.scalar(select(func.count()).select_from(IdempotencyRecord)) == 0
 
 
 async def test_old_keys_go_when_new_ones_come(
@@ -177,16 +184,16 @@ async def test_old_keys_go_when_new_ones_come(
 ) -> None:
     async with database.sessions() as session:
         for key, age in [
-            ("kept", KEEP - timedelta(minutes=1)),
-            ("old", KEEP + timedelta(minutes=1)),
+            ("kept", RETENTION - timedelta(minutes=1)),
+            ("old", RETENTION + timedelta(minutes=1)),
         ]:
             await IdempotencyRepository(session).claim(SCOPE, key, b"whatever")
-            aged = update(IdempotencyKey).where(IdempotencyKey.key == key)
+            aged = update(IdempotencyRecord).where(IdempotencyRecord.key == key)
             await session.execute(aged.values(created_at=func.now() - age))
         await session.commit()
     await post(api, order)
     async with database.sessions() as session:
-        keys = await session.scalars(select(IdempotencyKey.key))
+        keys = await session.scalars(select(IdempotencyRecord.key))
         assert set(keys) == {"kept", KEY}
 
 
@@ -194,8 +201,8 @@ async def first_fingerprint(api: Api, database: Database, order: dict[str, Any])
     """The fingerprint that the API gives to `order`; its key is free again afterwards."""
     await post(api, order)
     async with database.sessions() as session:
-        fingerprint = await session.scalar(select(IdempotencyKey.fingerprint))
-        await session.execute(delete(IdempotencyKey))
+        fingerprint = await session.scalar(select(IdempotencyRecord.fingerprint))
+        await session.execute(delete(IdempotencyRecord))
         await session.commit()
     return fingerprint
 

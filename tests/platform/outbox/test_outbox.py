@@ -40,7 +40,7 @@ from app.platform.outbox.model import (
 )
 from app.platform.outbox.store import Pending
 from app.platform.service import Role
-from app.platform.tracing import Trace, child_of
+from app.platform.tracing import Trace, child_traceparent
 
 
 def row(number: int, key: str = "k", topic: str = "a.b.c", attempts: int = 0) -> Pending:
@@ -211,7 +211,7 @@ def back(row: dict[str, object]) -> Message:
 
 
 def test_a_message_comes_back_from_its_row_as_it_was() -> None:
-    message = encode(EVENT, REGISTRY, Trace("story", "cause", child_of(None)))
+    message = encode(EVENT, REGISTRY, Trace("story", "cause", child_traceparent(None)))
     again = back(as_row(message, 320_000))
     assert (again.topic, again.key, again.value) == (message.topic, message.key, message.value)
     assert dict(again.headers) == dict(message.headers)
@@ -231,7 +231,7 @@ def test_a_header_without_a_column_is_kept_too() -> None:
 
 def test_every_header_that_differs_between_messages_has_a_column() -> None:
     # Debezium's outbox event router can make headers of columns only.
-    trace = Trace("story", "cause", child_of(None))
+    trace = Trace("story", "cause", child_traceparent(None))
     row = as_row(encode(EVENT, REGISTRY, trace), 320_000)
     assert row["headers"] == {"ce_specversion": "1.0", "content-type": "application/json"}
 

@@ -1,4 +1,4 @@
-"""The application: what a process of the service consists of is constructed here, and only here."""
+"""The application: everything that a process consists of is constructed here, and only here."""
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -7,17 +7,18 @@ from datetime import timedelta
 from fastapi import Depends, FastAPI
 
 from app import DESCRIPTION, PROJECT_NAME
-from app.platform import health
 from app.platform.config import EnvSettings, load
 from app.platform.database.engine import Database
 from app.platform.database.migrations import SchemaCheck
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
-from app.platform.http import problems
+from app.platform.health import Health
+from app.platform.http import health_routes, problems
 from app.platform.http.boundary import RequestBoundary
-from app.platform.http.dependencies import refuse_unknown_query
+from app.platform.http.dependencies import reject_unknown_query
 from app.platform.http.limits import BodyLimits
 from app.platform.http.methods import HeadAsGet
+from app.platform.http.tracing import TracingMiddleware
 from app.platform.kafka.consumers import consuming
 from app.platform.kafka.inbox import inbox_retention
 from app.platform.kafka.lag import GroupLagMeter
@@ -25,7 +26,6 @@ from app.platform.kafka.producer import KafkaProducer, Producer
 from app.platform.kafka.settings import client_options
 from app.platform.runtime import Configuration, Resources, Runtime
 from app.platform.service import Role, Service
-from app.platform.tracing import TracingMiddleware
 
 
 def create_app(
@@ -34,19 +34,19 @@ def create_app(
     configuration: Configuration | None = None,
     producer: Producer | None = None,
 ) -> FastAPI:
-    """The ASGI application of a process of `service` with `roles`.
+    """Create the ASGI application of a process of `service` with `roles`.
 
-    `configuration` is read from the environment unless given; `producer` takes the place of the
-    one that talks to Kafka. Raises ConfigurationError, for settings of modules and files of
-    certificates, too, so that it is told before anything starts.
+    `configuration` is read from the environment unless given; `producer` replaces the Kafka client.
+    Raises ConfigurationError before anything starts, also for settings of components and for files
+    of certificates.
     """
-    chosen = configuration or Configuration.from_environment()
-    client_options(chosen.kafka)  # reads the files that it names
+    configuration = configuration or Configuration.from_environment()
+    client_options(configuration.kafka)  # reads the files of certificates
     settings = {kind: load(kind) for kind in service.settings}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(service, roles, chosen, producer, settings) as runtime:
+        async with open_runtime(service, roles, configuration, producer, settings) as runtime:
             app.state.runtime = runtime
             yield
 
@@ -54,31 +54,31 @@ def create_app(
     problems.install(app)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBoundary)
-    app.add_middleware(BodyLimits, settings=chosen.http)
+    app.add_middleware(BodyLimits, settings=configuration.http)
     app.add_middleware(TracingMiddleware)  # the last one added is the outermost
-    app.include_router(health.router)
+    app.include_router(health_routes.router)
     if Role.API in roles:
         for router in service.routers:
-            app.include_router(router, dependencies=[Depends(refuse_unknown_query)])
+            app.include_router(router, dependencies=[Depends(reject_unknown_query)])
     return app
 
 
 @asynccontextmanager
-async def running(
+async def open_runtime(
     service: Service,
     roles: Collection[Role],
     configuration: Configuration,
     producer: Producer | None = None,
     settings: Mapping[type[EnvSettings], EnvSettings] | None = None,
 ) -> AsyncIterator[Runtime]:
-    """Everything that a process with `roles` runs, from the first connection to the last.
+    """Run everything of a process with `roles` during the block, except its HTTP server.
 
     `settings` of components are read from the environment unless given.
     """
     if settings is None:
         settings = {kind: load(kind) for kind in service.settings}
     async with AsyncExitStack() as stack:
-        resources = await _resources(stack, service, roles, configuration, producer)
+        resources = await _open_resources(stack, service, roles, configuration, producer)
         bind = service.publishing.bind(
             configuration.kafka, resources.registry, resources.producer, resources.published
         )
@@ -89,42 +89,42 @@ async def running(
             roles=roles,
             units=UnitOfWorkFactory(resources.database.sessions, bind),
         )
-        for lifespan in [lag_metering, *service.lifespans(roles)]:
+        for lifespan in [lag_lifespan, *service.lifespans(roles)]:
             await stack.enter_async_context(lifespan(runtime))
-        if Role.WORKER in roles:  # last: what handlers use is there before the first message
-            await stack.enter_async_context(consumers(runtime))
+        if Role.WORKER in roles:  # last, because handlers may use everything else
+            await stack.enter_async_context(consumer_lifespan(runtime))
         yield runtime
 
 
-async def _resources(
+async def _open_resources(
     stack: AsyncExitStack,
     service: Service,
     roles: Collection[Role],
     configuration: Configuration,
     producer: Producer | None,
 ) -> Resources:
-    checks = health.Health()
+    checks = Health()
     database = Database(configuration.database)
     stack.push_async_callback(database.close)
     if producer is None:
         kafka = KafkaProducer(configuration.kafka)
         producer = await stack.enter_async_context(kafka.running())
     sends = not service.publishing.senders.isdisjoint(roles)
-    checks.add_ready("database", database.ping)
-    checks.add_ready("schema", SchemaCheck(database.probe).check)
-    checks.add_ready("producer", producer.ping, needed=sends)
-    checks.add_ready("topics", producer.check_topics)
+    checks.add_readiness_check("database", database.ping)
+    checks.add_readiness_check("schema", SchemaCheck(database.probe).check)
+    checks.add_readiness_check("producer", producer.ping, required=sends)
+    checks.add_readiness_check("topics", producer.check_topics)
     registry = EventRegistry(configuration.service.service_name, service.events)
     return Resources(configuration, checks, database, producer, registry)
 
 
 @asynccontextmanager
-async def consumers(runtime: Runtime) -> AsyncIterator[None]:
-    """The lifespan of the service's consumers, and of the upkeep of their inbox."""
+async def consumer_lifespan(runtime: Runtime) -> AsyncIterator[None]:
+    """Run the service's consumers, and the clean-up of their inbox."""
     settings = runtime.configuration.kafka
-    keep = timedelta(hours=settings.inbox_retention_hours)
+    retention = timedelta(hours=settings.inbox_retention_hours)
     async with (
-        inbox_retention(runtime.database.sessions, keep),
+        inbox_retention(runtime.database.sessions, retention),
         consuming(
             runtime.service.subscriptions,
             runtime.registry,
@@ -138,10 +138,10 @@ async def consumers(runtime: Runtime) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def lag_metering(runtime: Runtime) -> AsyncIterator[None]:
-    """The lifespan of the meter that shows how far workers of other processes are behind.
+async def lag_lifespan(runtime: Runtime) -> AsyncIterator[None]:
+    """Measure the lag of consumers in other processes.
 
-    A worker measures its own partitions, in the same series.
+    A worker measures the lag of its own partitions, in the same metric.
     """
     if Role.WORKER in runtime.roles:
         yield

@@ -1,4 +1,4 @@
-"""The boundary of a request: deciding it again, and answering what nothing else has caught."""
+"""The boundary of a request: retries after rollbacks, and responses to unhandled errors."""
 
 import structlog
 from starlette.responses import Response
@@ -12,12 +12,13 @@ from app.platform.database.errors import (
     summary,
 )
 from app.platform.errors import Conflict, ServiceError, Unavailable
-from app.platform.http.problems import problem_response, type_of
+from app.platform.http.problems import error_response, problem_response
 
 log = structlog.get_logger(__name__)
 
 
-class DatabaseAway(Unavailable):
+class DatabaseUnavailable(Unavailable):
+    problem_type = "database-away"
     title = "The database is away"
 
 
@@ -33,7 +34,8 @@ class DatabaseLimit(Unavailable):
     title = "The database has reached a limit"
 
 
-class ConnectionPoolEmpty(Unavailable):
+class ConnectionPoolExhausted(Unavailable):
+    problem_type = "connection-pool-empty"
     title = "All database connections of this process are in use"
 
 
@@ -41,36 +43,31 @@ class ConcurrentChanges(Unavailable):
     title = "Too many requests change the same data at once"
 
 
-_ANSWERS: dict[ErrorCategory, tuple[type[ServiceError], str]] = {
+_PROBLEMS: dict[ErrorCategory, tuple[type[ServiceError], str]] = {
     ErrorCategory.POOL_EMPTY: (
-        ConnectionPoolEmpty,
+        ConnectionPoolExhausted,
         "no connection became free in time: try again soon",
     ),
     ErrorCategory.OUT_OF_DATE: (
         DatabaseOutOfDate,
         "a table, a column or a permission is missing: try again later",
     ),
-    ErrorCategory.READ_ONLY: (DatabaseReadOnly, "the database only reads: try again soon"),
-    ErrorCategory.LIMIT: (
-        DatabaseLimit,
-        "the database cannot do this at the moment: try again soon",
-    ),
-    ErrorCategory.UNAVAILABLE: (DatabaseAway, "the database does not answer: try again soon"),
-    ErrorCategory.RETRY: (
-        ConcurrentChanges,
-        "each attempt met the changes of others: try again soon",
-    ),
-    ErrorCategory.CONFLICT: (Conflict, "the request contradicts what was written meanwhile"),
+    ErrorCategory.READ_ONLY: (DatabaseReadOnly, "the database is read-only: try again soon"),
+    ErrorCategory.LIMIT: (DatabaseLimit, "the database cannot do this at the moment: try again soon"),
+    ErrorCategory.UNAVAILABLE: (DatabaseUnavailable, "the database does not respond: try again soon"),
+    ErrorCategory.RETRY: (ConcurrentChanges, "each attempt met concurrent changes: try again soon"),
+    ErrorCategory.CONFLICT: (Conflict, "the request contradicts a concurrent change"),
 }
 
 
 class RequestBoundary:
-    """Runs a request again whose transaction was rolled back because of concurrent ones, and answers
-    what nothing else has caught: 503 for outages and limits of the database, 409 for conflicts in
-    its data, 500 otherwise.
+    """A middleware that retries requests and responds to unhandled errors.
 
-    It runs inside the tracing middleware, so that log and answer have the correlation id. The
-    answer says nothing about the error; the log has all of it.
+    It retries a request whose transaction was rolled back because of concurrent ones. It responds
+    with 503 to outages and limits of the database, with 409 to conflicts in its data, and with 500
+    to everything else. The response reveals nothing about the error; the log has the details.
+
+    It runs inside the tracing middleware, so that log and response have the correlation id.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -80,32 +77,32 @@ class RequestBoundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        original, received = dict(scope), _Received(receive)
+        original, messages = dict(scope), _RecordedMessages(receive)
         started = False
 
-        async def watching(message: Message) -> None:
+        async def send_and_mark_started(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
-        for decision in range(1, MAX_TRANSACTION_ATTEMPTS + 1):
+        for attempt in range(1, MAX_TRANSACTION_ATTEMPTS + 1):
             try:
-                await self._app(scope, received, watching)
+                await self._app(scope, messages, send_and_mark_started)
                 return
             except Exception as error:
-                if started:  # the answer cannot be taken back: the server cuts the connection
+                if started:  # the response cannot be taken back: the server closes the connection
                     raise
-                if decision == MAX_TRANSACTION_ATTEMPTS or not is_retryable(error):
-                    await _answer(scope, error)(scope, receive, send)
+                if attempt == MAX_TRANSACTION_ATTEMPTS or not is_retryable(error):
+                    await _error_response(scope, error)(scope, receive, send)
                     return
-                log.info("request decided again", decision=decision, error=summary(error))
+                log.info("request retried", attempt=attempt, error=summary(error))
             scope.clear()
             scope.update(original)
-            received.rewind()
+            messages.rewind()
 
 
-class _Received:
-    """The received messages of a request, kept for running it again."""
+class _RecordedMessages:
+    """A `receive` that records the messages of a request, so that it can be retried."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -122,23 +119,15 @@ class _Received:
         self._position = 0
 
 
-def _answer(scope: Scope, error: Exception) -> Response:
-    meaning = categorize(error)
-    if meaning not in _ANSWERS:
+def _error_response(scope: Scope, error: Exception) -> Response:
+    category = categorize(error)
+    if category not in _PROBLEMS:
         log.exception("request failed", exc_info=error)
-        detail = "something went wrong here; the logs tell what, by the correlation id"
+        detail = "an internal error occurred: report the X-Correlation-Id of this response"
         return problem_response(scope, 500, detail=detail)
-    kind, detail = _ANSWERS[meaning]
-    if meaning is ErrorCategory.CONFLICT:  # a service should have found out before
+    kind, detail = _PROBLEMS[category]
+    if category is ErrorCategory.CONFLICT:  # the code should have checked for it
         log.exception(kind.title, exc_info=error)
     else:
         log.warning(kind.title, error=summary(error))
-    known = kind(detail)
-    return problem_response(
-        scope,
-        known.status,
-        title=known.title,
-        detail=detail,
-        type=type_of(known),
-        headers=known.headers,
-    )
+    return error_response(scope, kind(detail))

@@ -1,7 +1,7 @@
-"""Dependencies that routes of any slice ask for, by type; those of one slice lie with its routes.
+"""Dependencies of routes, by type. A slice defines its own beside its routes.
 
-Each is `async def`, whether it waits or not: FastAPI runs plain functions in a thread, and going there
-and back takes longer than what they do.
+Each is `async def`, even if it awaits nothing: FastAPI runs plain functions in a thread, which costs
+more than their work.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +18,7 @@ from app.platform.http.idempotency import Idempotency, IdempotencyRepository
 from app.platform.http.schemas import DIGITS
 from app.platform.runtime import Runtime
 
-# An id outside of the column's range is refused; all others are looked for.
+# An id outside of the column's range is invalid; any other is looked up.
 PathId = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), DIGITS, Path()]
 
 IdempotencyKey = Annotated[
@@ -47,8 +47,8 @@ async def get_unit_of_work(runtime: RuntimeDep) -> AsyncIterator[UnitOfWork]:
         yield uow
 
 
-# With the scope "function" the block ends, and so commits, before the answer goes out. (FastAPI's
-# default ends it afterwards: a client would be told of a success that the commit then refuses.)
+# With the scope "function" the transaction commits before the response is sent. FastAPI's default is
+# to commit afterwards: a client would see a success even if the commit then fails.
 UnitOfWorkDep = Annotated[UnitOfWork, Depends(get_unit_of_work, scope="function")]
 
 
@@ -57,35 +57,38 @@ async def get_session(runtime: RuntimeDep) -> AsyncIterator[AsyncSession]:
         yield session
 
 
-# For reading only: nothing commits it.
+# For reading only: it is never committed.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
 async def get_idempotency(request: Request, uow: UnitOfWorkDep) -> Idempotency:
-    """Raise RequestValidationError for several keys: FastAPI takes the first and ignores the rest."""
+    """Return the keeper of idempotency keys. Raises RequestValidationError for several keys.
+
+    FastAPI itself would take the first one and ignore the rest.
+    """
     if len(set(request.headers.getlist("Idempotency-Key"))) > 1:
         message = "sent several times with different values: send one key"
-        place = ("header", "Idempotency-Key")
-        raise RequestValidationError([{"type": "value_error", "loc": place, "msg": message}])
+        location = ("header", "Idempotency-Key")
+        raise RequestValidationError([{"type": "value_error", "loc": location, "msg": message}])
     return Idempotency(IdempotencyRepository(uow.session))
 
 
 IdempotencyDep = Annotated[Idempotency, Depends(get_idempotency, scope="function")]
 
 
-async def refuse_unknown_query(request: Request) -> None:
-    """For every route: a query parameter that it does not have is an error, as a field of a body is.
+async def reject_unknown_query(request: Request) -> None:
+    """Reject a query parameter that the route does not have.
 
-    A misspelt filter would otherwise be answered with everything.
+    A misspelt filter would otherwise select everything.
     """
     if not request.query_params:
         return
     known = dict.fromkeys(_query_parameters(request.scope["route"].dependant))
-    there_are = f"there are: {', '.join(known)}" if known else "there are none here"
+    accepted = f"there are: {', '.join(known)}" if known else "there are none here"
     if unknown := [name for name in request.query_params if name not in known]:
         raise RequestValidationError(
             [
-                {"type": "extra_forbidden", "loc": ("query", name), "msg": f"unknown; {there_are}"}
+                {"type": "extra_forbidden", "loc": ("query", name), "msg": f"unknown; {accepted}"}
                 for name in unknown
             ]
         )

@@ -1,4 +1,4 @@
-"""Doing a request once, however often it is sent: its key, and the answer that was given."""
+"""Idempotency keys: a request that is sent again gets the response of the first time."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -14,12 +14,14 @@ from starlette.responses import Response
 from app.platform.database.engine import Base
 from app.platform.errors import Unprocessable
 
+Work = Callable[[], Awaitable["StoredResponse"]]
 
-class IdempotencyKey(Base):
-    """A request that was answered, and its answer.
 
-    The row is inserted before the work and completed after it, in one transaction: others see it
-    with its answer or not at all.
+class IdempotencyRecord(Base):
+    """A request that was processed, and its response.
+
+    The row is inserted before the work and completed after it, in the same transaction. Other
+    transactions see it with its response or not at all.
     """
 
     __tablename__ = "idempotency_keys"
@@ -36,8 +38,8 @@ class IdempotencyKey(Base):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A response as it went out, and goes out again for the same request."""
+class StoredResponse:
+    """A response, as it is sent the first time and every other time."""
 
     status: int
     headers: dict[str, str]
@@ -45,71 +47,70 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """The request that came before with the same key, by its fingerprint, and its answer."""
+class PreviousRequest:
+    """An earlier request with the same key."""
 
     fingerprint: bytes
-    answer: Answer
+    response: StoredResponse
 
 
 class IdempotencyRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def claim(self, scope: str, key: str, fingerprint: bytes) -> Answered | None:
-        """Take the key for this transaction, or return what was answered to an earlier request.
+    async def claim(self, scope: str, key: str, fingerprint: bytes) -> PreviousRequest | None:
+        """Claim the key for this transaction, or return the earlier request that has it.
 
-        Waits for a transaction that holds the key. If that rolls back, the key is free again.
+        Waits for a concurrent transaction with the same key. If that rolls back, the key is free.
         """
-        new = insert(IdempotencyKey).values(scope=scope, key=key, fingerprint=fingerprint)
-        taken = new.on_conflict_do_nothing().returning(IdempotencyKey.key)
-        while await self._session.scalar(taken) is None:
+        new = insert(IdempotencyRecord).values(scope=scope, key=key, fingerprint=fingerprint)
+        claim = new.on_conflict_do_nothing().returning(IdempotencyRecord.key)
+        while await self._session.scalar(claim) is None:
             earlier = await self._find(scope, key)
             if earlier is not None:
                 return earlier
         return None
 
-    async def complete(self, scope: str, key: str, answer: Answer) -> None:
+    async def complete(self, scope: str, key: str, response: StoredResponse) -> None:
         await self._session.execute(
-            update(IdempotencyKey)
-            .where(IdempotencyKey.scope == scope, IdempotencyKey.key == key)
-            .values(status=answer.status, headers=answer.headers, body=answer.body)
+            update(IdempotencyRecord)
+            .where(IdempotencyRecord.scope == scope, IdempotencyRecord.key == key)
+            .values(status=response.status, headers=response.headers, body=response.body)
             .execution_options(synchronize_session=False)
         )
 
-    async def delete_expired(self, keep: timedelta, limit: int) -> None:
-        """Delete up to `limit` keys older than `keep`; those that others delete are left to them."""
+    async def delete_expired(self, retention: timedelta, limit: int) -> None:
+        """Delete up to `limit` keys older than `retention`, skipping those locked by others."""
         expired = (
-            select(IdempotencyKey.scope, IdempotencyKey.key)
-            .where(IdempotencyKey.created_at < func.now() - keep)
-            .order_by(IdempotencyKey.created_at)
+            select(IdempotencyRecord.scope, IdempotencyRecord.key)
+            .where(IdempotencyRecord.created_at < func.now() - retention)
+            .order_by(IdempotencyRecord.created_at)
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
         await self._session.execute(
-            delete(IdempotencyKey)
-            .where(tuple_(IdempotencyKey.scope, IdempotencyKey.key).in_(expired))
+            delete(IdempotencyRecord)
+            .where(tuple_(IdempotencyRecord.scope, IdempotencyRecord.key).in_(expired))
             .execution_options(synchronize_session=False)
         )
 
-    async def _find(self, scope: str, key: str) -> Answered | None:
+    async def _find(self, scope: str, key: str) -> PreviousRequest | None:
         query = select(
-            IdempotencyKey.fingerprint,
-            IdempotencyKey.status,
-            IdempotencyKey.headers,
-            IdempotencyKey.body,
-        ).where(IdempotencyKey.scope == scope, IdempotencyKey.key == key)
+            IdempotencyRecord.fingerprint,
+            IdempotencyRecord.status,
+            IdempotencyRecord.headers,
+            IdempotencyRecord.body,
+        ).where(IdempotencyRecord.scope == scope, IdempotencyRecord.key == key)
         row = (await self._session.execute(query)).one_or_none()
         if row is None:
             return None
         fingerprint, status, headers, body = row
-        return Answered(fingerprint, Answer(status or 0, headers or {}, body or b""))
+        return PreviousRequest(fingerprint, StoredResponse(status or 0, headers or {}, body or b""))
 
 
-# How long a request can be repeated. Each new key takes some old ones with it, so the table holds
-# what is kept and no more, with nobody else to look after it.
-KEEP = timedelta(days=1)
-EXPIRED_AT_ONCE = 10
+# Each new key deletes some expired ones, so the table stays small without a background task.
+RETENTION = timedelta(days=1)
+CLEANUP_BATCH = 10
 
 
 class IdempotencyKeyReused(Unprocessable):
@@ -117,46 +118,45 @@ class IdempotencyKeyReused(Unprocessable):
 
     def __init__(self) -> None:
         super().__init__(
-            "the Idempotency-Key was sent before with another body: use a new one",
+            "this Idempotency-Key was sent before with another body: use a new one",
             pointer="/Idempotency-Key",
             location="header",
         )
 
 
 class Idempotency:
-    """Keeps answers in the transaction of the work, so that neither exists without the other."""
+    """Stores responses in the transaction of the work, so that neither exists without the other."""
 
     def __init__(self, keys: IdempotencyRepository) -> None:
         self._keys = keys
 
-    async def respond(
-        self, scope: str, key: str | None, request: str, work: Callable[[], Awaitable[Answer]]
-    ) -> Response:
-        """The answer of `work` as a response: with a `key`, of the first time that it was done.
+    async def respond(self, scope: str, key: str | None, request: str, work: Work) -> Response:
+        """Do `work` and return its response, or the stored one if `key` was sent before.
 
-        `request` is what tells one request in `scope` from another. Raises IdempotencyKeyReused.
+        `request` identifies the content of the request. Raises IdempotencyKeyReused if the key
+        belongs to another request in `scope`.
         """
         if key is None:
-            answer = await work()
+            response = await work()
         else:
             fingerprint = hashlib.sha256(request.encode()).digest()
-            answer = await self.once(scope, key, fingerprint, work)
-        return Response(answer.body, answer.status, answer.headers, "application/json")
+            response = await self.run_once(scope, key, fingerprint, work)
+        return Response(response.body, response.status, response.headers, "application/json")
 
-    async def once(
-        self, scope: str, key: str, fingerprint: bytes, work: Callable[[], Awaitable[Answer]]
-    ) -> Answer:
-        """Do `work`, unless `key` was answered before in `scope`: then that answer.
+    async def run_once(
+        self, scope: str, key: str, fingerprint: bytes, work: Work
+    ) -> StoredResponse:
+        """Do `work` and store its response, or return the one stored for `key` in `scope`.
 
-        Errors are not kept: `work` is done again when it failed. Raises IdempotencyKeyReused when
-        the earlier request was another one, by its fingerprint.
+        Errors are not stored: failed work can be done again. Raises IdempotencyKeyReused if the
+        earlier request has another fingerprint.
         """
         earlier = await self._keys.claim(scope, key, fingerprint)
         if earlier is None:
-            answer = await work()
-            await self._keys.complete(scope, key, answer)
-            await self._keys.delete_expired(KEEP, EXPIRED_AT_ONCE)
-            return answer
+            response = await work()
+            await self._keys.complete(scope, key, response)
+            await self._keys.delete_expired(RETENTION, CLEANUP_BATCH)
+            return response
         if earlier.fingerprint != fingerprint:
             raise IdempotencyKeyReused
-        return earlier.answer
+        return earlier.response

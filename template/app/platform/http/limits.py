@@ -1,4 +1,4 @@
-"""Limits of a request's body: how large it may be, and how long it may take to arrive."""
+"""Limits on request bodies: size, and time to arrive."""
 
 import asyncio
 from contextlib import suppress
@@ -7,9 +7,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.platform.config import HttpSettings
 from app.platform.errors import ServiceError
-from app.platform.http.problems import problem_response, type_of
+from app.platform.http.problems import error_response
 
-# A connection that is closed with unread bytes is reset, and the client may lose the answer.
+# Closing a connection with unread bytes resets it, and the client may lose the response.
 _LINGER_SECONDS = 2
 
 
@@ -24,10 +24,9 @@ class BodyTimeout(ServiceError):
 
 
 class BodyLimits:
-    """Receives the whole body before the application runs, and refuses one that is too large or too
-    slow. The refusal closes the connection.
+    """A middleware that receives the whole body before the application runs.
 
-    A request without a body passes through.
+    It rejects a body that is too large or too slow, and closes the connection.
     """
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
@@ -41,32 +40,32 @@ class BodyLimits:
             return
         try:
             async with asyncio.timeout(self._timeout):
-                received = await self._body(length, receive)
+                body = await self._receive_body(length, receive)
         except TimeoutError:
-            slow = BodyTimeout(f"the whole body has to arrive within {self._timeout:g} s")
-            await _refuse(slow, scope, receive, send)
+            slow = BodyTimeout(f"the whole body must arrive within {self._timeout:g} s")
+            await _reject(slow, scope, receive, send)
         except BodyTooLarge as error:
-            await _refuse(error, scope, receive, send)
+            await _reject(error, scope, receive, send)
         else:
-            await self._app(scope, _Replay(received, receive), send)
+            await self._app(scope, _Replay(body, receive), send)
 
-    async def _body(self, length: int | None, receive: Receive) -> Message:
-        """Return the body as one message. Raises BodyTooLarge as soon as the limit is passed."""
+    async def _receive_body(self, length: int | None, receive: Receive) -> Message:
+        """Return the body as one message. Raises BodyTooLarge once the limit is exceeded."""
         size, body, more_body = length or 0, bytearray(), True
         while more_body and size <= self._max_bytes:
             message = await receive()
-            if message["type"] != "http.request":  # the client has gone
+            if message["type"] != "http.request":  # the client has disconnected
                 break
             body += message.get("body", b"")
             more_body = message.get("more_body", False)
             size = max(size, len(body))
         if size > self._max_bytes:
-            raise BodyTooLarge(f"a body may have up to {self._max_bytes} bytes")
+            raise BodyTooLarge(f"a body may have at most {self._max_bytes} bytes")
         return {"type": "http.request", "body": bytes(body), "more_body": more_body}
 
 
 class _Replay:
-    """The body that was received, and afterwards what else the server has to say."""
+    """A `receive` that returns the received body first, and then the server's messages."""
 
     def __init__(self, body: Message, receive: Receive) -> None:
         self._body: Message | None = body
@@ -80,7 +79,7 @@ class _Replay:
 
 
 def _declared_length(scope: Scope) -> int | None:
-    """Return the length of the body: 0 if there is none, None if it is not known beforehand."""
+    """Return the length of the body: 0 if there is none, None if it is not known in advance."""
     length: int | None = 0
     for name, value in scope["headers"]:
         if name == b"transfer-encoding":
@@ -90,20 +89,14 @@ def _declared_length(scope: Scope) -> int | None:
     return length
 
 
-async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer at once, and close the connection when the client has read that."""
-    response = problem_response(
-        scope,
-        error.status,
-        title=error.title,
-        detail=str(error),
-        type=type_of(error),
-        headers={"Connection": "close"},
-    )
+async def _reject(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Respond at once, and close the connection after the client has read the response."""
+    response = error_response(scope, error)
+    response.headers["Connection"] = "close"
     start = {"type": "http.response.start", "status": response.status_code}
     await send({**start, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    # The answer is complete by its Content-Length; the connection stays open for a moment longer.
+    # The client has a complete response by its Content-Length; the connection stays open a moment.
     with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_SECONDS):
             await _discard(receive)

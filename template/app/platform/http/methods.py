@@ -1,4 +1,4 @@
-"""HTTP methods: HEAD wherever there is GET, and what a path allows."""
+"""HTTP methods: HEAD for every GET route, and the methods that a path allows."""
 
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,11 +26,11 @@ class HeadAsGet:
 
 
 def allowed_methods(routes: list[BaseRoute], scope: Scope) -> list[str]:
-    """The methods of all routes for the path of `scope`, as the header `Allow` lists them."""
-    asked = {name: scope[name] for name in ("type", "path", "root_path", "headers")}
+    """List the methods of all routes for the path of `scope`, for the header `Allow`."""
+    request = {name: scope[name] for name in ("type", "path", "root_path", "headers")}
     found = [
         method
         for method in _METHODS
-        if any(route.matches({**asked, "method": method})[0] is Match.FULL for route in routes)
+        if any(route.matches({**request, "method": method})[0] is Match.FULL for route in routes)
     ]
     return ["HEAD", *found] if "GET" in found else found

@@ -1,4 +1,4 @@
-"""The errors of the service, and how the HTTP API tells them: RFC 9457 problem details."""
+"""Problem details (RFC 9457), the format of every error of the HTTP API."""
 
 import json
 import re
@@ -21,12 +21,12 @@ from app.platform.errors import (
     FieldProblem,
     ServiceError,
     Unprocessable,
-    shortened,
+    truncate,
 )
 from app.platform.http.methods import allowed_methods
 
 MEDIA_TYPE = "application/problem+json"
-# An answer stays below 64 KB, even if each of these characters takes twelve bytes as JSON.
+# A response stays below 64 KB, even if each character takes twelve bytes as JSON.
 _MAX_FIELDS = 16
 _MAX_DETAIL = 800
 _MAX_INSTANCE = 8_000
@@ -54,29 +54,44 @@ def problem_response(
     errors: Sequence[FieldProblem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The answer that tells a problem with the request in `scope`."""
+    """Build the response that reports a problem with the request in `scope`."""
     instance = quote(scope["path"], errors="replace")
     problem = Problem(
         type=type,
-        title=title or _phrase(status),
+        title=title or _reason_phrase(status),
         status=status,
-        detail=detail and shortened(detail, _MAX_DETAIL),
+        detail=detail and truncate(detail, _MAX_DETAIL),
         instance=instance if len(instance) <= _MAX_INSTANCE else None,
         errors=list(errors) or None,
     )
-    # Not pydantic's JSON: a request may hold lone surrogates, which only escaping can repeat.
+    # Not pydantic's JSON: a request may contain lone surrogates, which only escapes can represent.
     body = json.dumps(problem.model_dump(exclude_none=True))
     return Response(body, status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def error_response(scope: Scope, error: ServiceError) -> Response:
+    """Build the response that reports `error`."""
+    return problem_response(
+        scope,
+        error.status,
+        title=error.title,
+        detail=str(error),
+        type=problem_type_of(error),
+        errors=getattr(error, "fields", []),
+        headers=error.headers,
+    )
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: the problems it answers with."""
+    """Document, for a route's `responses`, problems by their status."""
     content = {MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS.format(model="Problem")}}}
-    return {status: {"description": _phrase(status), "content": content} for status in statuses}
+    return {
+        status: {"description": _reason_phrase(status), "content": content} for status in statuses
+    }
 
 
 def with_headers(status: int, **headers: str) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: the headers of an answer, with `_` for `-`, and what they tell."""
+    """Document, for a route's `responses`, headers by name, with `_` for `-`."""
     described = {
         name.replace("_", "-"): {"description": text, "schema": {"type": "string"}}
         for name, text in headers.items()
@@ -84,9 +99,8 @@ def with_headers(status: int, **headers: str) -> dict[int | str, dict[str, Any]]
     return {status: {"headers": described}}
 
 
-def document(app: FastAPI) -> None:
-    """Put the schemas that `responses` refers to into the OpenAPI document of `app`, and the problems
-    that are common to all operations, or to all with a body."""
+def extend_document(app: FastAPI) -> None:
+    """Add the schemas of problems, and those common to all operations, to the OpenAPI document."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -98,10 +112,10 @@ def document(app: FastAPI) -> None:
                 tags=app.openapi_tags,
             )
             for operation in (o for path in schema["paths"].values() for o in path.values()):
-                common = responses(408, 413)  # a body is limited also where none is expected
+                common = responses(408, 413)  # the limits apply even where no body is expected
                 if "requestBody" in operation:
                     common |= responses(400, 409, 415)
-                operation["responses"] |= {str(s): told for s, told in common.items()}
+                operation["responses"] |= {str(status): value for status, value in common.items()}
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             for model in (Problem, FieldProblem):
                 described = model.model_json_schema(ref_template=_SCHEMAS)
@@ -110,11 +124,11 @@ def document(app: FastAPI) -> None:
             app.openapi_schema = schema
         return app.openapi_schema
 
-    # FastAPI's documented way to extend the document is to replace the method.
+    # Replacing the method is FastAPI's documented way to extend the document.
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _phrase(status: int) -> str:
+def _reason_phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -122,31 +136,25 @@ def _phrase(status: int) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem, and document the format."""
+    """Render every error of `app` as a problem, and document the format."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(DomainError, _domain_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    document(app)
+    extend_document(app)
 
 
 async def _service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
-    return problem_response(
-        request.scope,
-        error.status,
-        title=error.title,
-        detail=str(error),
-        type=type_of(error),
-        errors=getattr(error, "fields", []),
-        headers=error.headers,
-    )
+    return error_response(request.scope, error)
 
 
 async def _domain_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, DomainError):
+        raise error
     return problem_response(
-        request.scope, 409, title=Conflict.title, detail=str(error), type=type_of(error)
+        request.scope, 409, title=Conflict.title, detail=str(error), type=problem_type_of(error)
     )
 
 
@@ -154,31 +162,31 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     in_body = any(entry["loc"][0] == "body" for entry in error.errors())
-    if in_body and isinstance(error.body, bytes):  # FastAPI parses what is said to be JSON
+    if in_body and isinstance(error.body, bytes):  # FastAPI parses only what is declared as JSON
         return problem_response(
-            request.scope, 415, detail="send JSON, and say so: Content-Type: application/json"
+            request.scope, 415, detail="send JSON with the header Content-Type: application/json"
         )
     entries = error.errors()
     fields = [_field(entry) for entry in entries[:_MAX_FIELDS]]
-    told = [f"{field.place}: {field.detail}" for field in fields[:3]]
-    if left_out := len(entries) - len(fields):
-        told.append(f"{left_out} more errors than are listed here")
+    details = [str(field) for field in fields[:3]]
+    if omitted := len(entries) - len(fields):
+        details.append(f"{omitted} more errors than are listed here")
     return problem_response(
         request.scope,
         422,
         title=Unprocessable.title,
-        detail="; ".join(told),
+        detail="; ".join(details),
         type="urn:problem-type:validation-failed",
         errors=fields,
     )
 
 
 def _field(entry: Mapping[str, Any]) -> FieldProblem:
-    if entry["type"] == "json_invalid":  # its place is a position in the text and no field
+    if entry["type"] == "json_invalid":  # its location is a position in the text, not a field
         location, position = entry["loc"]
         detail = f"not JSON at character {position + 1}: {entry['ctx']['error']}"
         return FieldProblem.of([location], detail)
-    # What pydantic puts before our own words is not for callers.
+    # pydantic's prefix of our own messages is not for callers.
     return FieldProblem.of(entry["loc"], entry["msg"].removeprefix("Value error, "))
 
 
@@ -186,13 +194,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     headers = dict(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the router names those of one route
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the router lists those of one route
         headers["Allow"] = ", ".join(allowed_methods(request.app.routes, request.scope))
     return problem_response(
         request.scope, error.status_code, detail=str(error.detail), headers=headers
     )
 
 
-def type_of(error: Exception) -> str:
+def problem_type_of(error: ServiceError | DomainError) -> str:
     words = re.findall(r"[A-Z][a-z0-9]*", type(error).__name__)
-    return f"urn:problem-type:{'-'.join(words).lower()}"
+    return f"urn:problem-type:{error.problem_type or '-'.join(words).lower()}"

@@ -1,5 +1,6 @@
-"""Field types of requests and answers; the bodies lie with their routes. Each field is as narrow as
-its column, so that a valid value can be stored.
+"""Field types of requests and responses; the bodies are defined beside their routes.
+
+Each type is as narrow as its column, so that every valid value can be stored.
 """
 
 import base64
@@ -23,7 +24,7 @@ _CURSOR_PREFIX = "id:"
 
 
 class RequestModel(BaseModel):
-    """A body. A field that does not exist is an error: it is more often a slip than a wish."""
+    """A request body. Unknown fields are errors, because most of them are typing mistakes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +33,7 @@ class ResponseModel(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
-def without_nul(value: str) -> str:
+def reject_nul(value: str) -> str:
     if "\0" in value:  # PostgreSQL's text cannot hold it
         raise ValueError("must not contain the NUL character")
     return value
@@ -42,47 +43,47 @@ _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _DECIMAL = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,12})?")
 
 
-def _plain_integer(value: object) -> object:
+def _require_digits(value: object) -> object:
     if isinstance(value, str) and not _INTEGER.fullmatch(value):
         raise ValueError("use digits only, such as 12")
     return value
 
 
-def plain_decimal(value: object) -> object:
-    """For a Decimal field: refuse what Python takes for a number and other languages do not."""
+def require_plain_decimal(value: object) -> object:
+    """Reject, for a Decimal field, notations that Python accepts and other languages do not."""
     if isinstance(value, bool) or (isinstance(value, str) and not _DECIMAL.fullmatch(value)):
         raise ValueError('use a decimal number, such as "3.50"')
     return value
 
 
-def _in_utc(value: datetime) -> datetime:
+def _to_utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
         raise ValueError("in UTC it must be within the years 1 to 9999") from None
 
 
-# For integers of a path or a query, where everything is text: nothing but digits. It comes after
-# the bounds, or the document does not show them.
-DIGITS = BeforeValidator(_plain_integer)
-# Of a body: a JSON number, and neither a string nor a truth value.
+# For integers in a path or a query, where every value is text. It must follow the bounds in
+# `Annotated`, or the OpenAPI document does not show them.
+DIGITS = BeforeValidator(_require_digits)
+# For integers in a body: a JSON number, neither a string nor a boolean.
 Integer = Annotated[int, Field(strict=True)]
 
 Id = Annotated[Integer, Field(ge=1, le=MAX_ID, examples=[1])]
 QueryId = Annotated[int, Field(ge=1, le=MAX_ID, examples=[1]), DIGITS]
 QueryVersion = Annotated[int, Field(ge=1, le=MAX_VERSION), DIGITS]
-# The version after which a page begins; 0 is before the first one.
+# The version after which a page begins; 0 comes before the first version.
 AfterVersion = Annotated[int, Field(ge=0, le=MAX_VERSION), DIGITS]
-Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+UtcDatetime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 
 
 def encode_cursor(id: int) -> str:
-    """Opaque to clients, so that what it stands for may change."""
+    """Encode `id` as a cursor, opaque to clients so that its content may change."""
     return base64.urlsafe_b64encode(f"{_CURSOR_PREFIX}{id}".encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> int:
-    """The id that `cursor` stands for. Raises ValueError for what encode_cursor did not make."""
+    """Decode an id. Raises ValueError for a string that encode_cursor did not produce."""
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), "-_", validate=True).decode()
         id = int(text.removeprefix(_CURSOR_PREFIX))

@@ -1,4 +1,4 @@
-"""The HTTP server of a process: one socket, signals that drain, and exit code 0 after them."""
+"""The HTTP server of a process: one socket, and a graceful shutdown with exit code 0 on signals."""
 
 import asyncio
 import errno
@@ -24,17 +24,17 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP"):
     STOP_SIGNALS.append(signal.SIGHUP)
 
-REQUESTS_TIMEOUT_SECONDS = 10
+GRACEFUL_SHUTDOWN_SECONDS = 10
 MAX_HEAD_BYTES = 16 * 1024
 _HEAD_PART_BYTES = 4 * 1024
 
 
-class PortTaken(ConfigurationError):
-    """Another process listens on the port."""
+class PortInUse(ConfigurationError):
+    """Another process is listening on the port."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn, except that a signal which stops it is not raised again once it has stopped."""
+    """A uvicorn server that does not raise the signal again after it has stopped."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -46,10 +46,10 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def limited_protocol(header_timeout: float) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1, except that a request's line and headers have to arrive in time."""
+def protocol_with_header_timeout(header_timeout: float) -> type[H11Protocol]:
+    """Return uvicorn's HTTP/1.1 protocol with a timeout on a request's line and headers."""
 
-    class LimitedProtocol(H11Protocol):
+    class HeaderTimeoutProtocol(H11Protocol):
         _head_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -57,7 +57,7 @@ def limited_protocol(header_timeout: float) -> type[H11Protocol]:
             self._watch_head()
 
         def data_received(self, data: bytes) -> None:
-            # h11 checks the size of a head only while it is incomplete: so not all is given at once.
+            # h11 limits the size of a head only while it is incomplete, so feed it in parts.
             while len(data) > _HEAD_PART_BYTES and self.conn.their_state is h11.IDLE:
                 super().data_received(data[:_HEAD_PART_BYTES])
                 data = data[_HEAD_PART_BYTES:]
@@ -72,7 +72,7 @@ def limited_protocol(header_timeout: float) -> type[H11Protocol]:
         def send_400_response(self, msg: str) -> None:
             if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
                 super().send_400_response(msg)
-            else:  # what is left of a refused body is no HTTP: the answer is on its way already
+            else:  # the rest of a rejected body is not HTTP; the response is already on its way
                 self.transport.close()
 
         def _watch_head(self) -> None:
@@ -84,7 +84,7 @@ def limited_protocol(header_timeout: float) -> type[H11Protocol]:
                 self._head_timer.cancel()
                 self._head_timer = None
 
-    return LimitedProtocol
+    return HeaderTimeoutProtocol
 
 
 def serve(
@@ -92,7 +92,7 @@ def serve(
 ) -> None:
     """Run a process of `service` with `roles` until a signal; drain, and return.
 
-    Raises ConfigurationError for wrong settings and for a port that is taken.
+    Raises ConfigurationError for wrong settings and for a port that is in use.
     """
     settings = configuration.service
     logs.configure(settings.log_level, settings.log_format)
@@ -104,46 +104,47 @@ def serve(
 
 
 def tune_garbage_collector() -> None:
-    """Freeze start-up objects and raise the collector's threshold."""
-    # Everything loaded so far lives as long as the process, so scanning it again is useless. And a
-    # batch of messages allocates many objects at once: with the default threshold, the collector
-    # would scan it ten times and take up to a third of the batch's time.
+    """Freeze start-up objects and raise the collector's threshold.
+
+    Start-up objects live as long as the process. A batch of messages is many objects at once: with
+    the default threshold, collections take up to a third of its processing time.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)
 
 
 def run(app: FastAPI, listener: socket.socket, limits: HttpSettings) -> None:
-    """Serve `app` on `listener` until a signal. Exits with code 3 when it cannot start."""
+    """Serve `app` on `listener` until a signal. Exits with code 3 if it cannot start."""
     tune_garbage_collector()
     server = Server(
         uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
-            http=limited_protocol(limits.http_header_timeout_seconds),
+            http=protocol_with_header_timeout(limits.http_header_timeout_seconds),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_keep_alive=limits.http_keep_alive_timeout_seconds,
-            timeout_graceful_shutdown=REQUESTS_TIMEOUT_SECONDS,
+            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
         )
     )
     server.run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to `host` and `port`. Raises ConfigurationError when that is not possible."""
+    """Open a socket bound to `host` and `port`. Raises ConfigurationError if that is impossible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    if sys.platform != "win32":  # there the option would let two processes share the port
+    if sys.platform != "win32":  # there, the option would let two processes share the port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
         listener.listen(2048)
-    except (OSError, TypeError) as error:  # TypeError: a host that is no name at all
+    except (OSError, TypeError) as error:  # TypeError: a malformed host
         listener.close()
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise PortTaken(
-                f"port {port} on {host} is in use: stop what listens there, or give another --port"
+            raise PortInUse(
+                f"port {port} on {host} is in use: stop the process there, or choose another --port"
             ) from error
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"cannot listen on {host}:{port}: {reason}") from error

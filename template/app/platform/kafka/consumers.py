@@ -78,8 +78,8 @@ def _add_checks(
         if not consumer.status.assigned:
             raise Unhealthy("waiting for the consumer group to assign partitions")
 
-    health.add_live(f"consumer {consumer.name}", live)
-    health.add_ready(f"consumer {consumer.name}", ready)
+    health.add_liveness_check(f"consumer {consumer.name}", live)
+    health.add_readiness_check(f"consumer {consumer.name}", ready)
 
 
 def check_inbox_retention(settings: KafkaSettings, subscriptions: Sequence[Subscription]) -> bool:

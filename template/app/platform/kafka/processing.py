@@ -293,9 +293,9 @@ def _stories_of(deliveries: Sequence[Delivery]) -> AbstractContextManager[object
     """The tracing context in which handlers run: what an event caused is part of its story."""
     if len(deliveries) == 1:
         (only,) = deliveries
-        return tracing.bound(trace_of(only.record.headers, only.event.event_id))
+        return tracing.bind_trace(trace_of(only.record.headers, only.event.event_id))
     headers = {delivery.event.event_id: delivery.record.headers for delivery in deliveries}
-    return tracing.bound_batch(lambda id: trace_of(headers[id], id) if id in headers else None)
+    return tracing.bind_batch(lambda id: trace_of(headers[id], id) if id in headers else None)
 
 
 def _first_of_each(deliveries: Sequence[Delivery], new: set[UUID]) -> Sequence[Delivery]:

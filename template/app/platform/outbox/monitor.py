@@ -172,6 +172,6 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
     """
     settings, is_relay = load(OutboxSettings), Role.RELAY in runtime.roles
     monitor = Monitor(runtime.database.metrics_probe, settings.outbox_max_lag_seconds)
-    runtime.health.add_ready("outbox", monitor.ready, needed=is_relay)
+    runtime.health.add_readiness_check("outbox", monitor.ready, required=is_relay)
     async with monitor.watching():
         yield

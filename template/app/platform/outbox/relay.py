@@ -366,6 +366,6 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
             if relay.trouble is not None:
                 raise Unhealthy(relay.trouble)
 
-        runtime.health.add_live("relay", live)
-        runtime.health.add_ready("relay", ready)
+        runtime.health.add_liveness_check("relay", live)
+        runtime.health.add_readiness_check("relay", ready)
         yield

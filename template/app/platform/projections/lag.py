@@ -134,6 +134,6 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
     """Measure how far projectors are, all the time; readiness depends on it where the settings say so."""
     projectors, settings = runtime.service.projectors, runtime.setting(ProjectionSettings)
     monitor = Monitor(runtime.configuration.kafka, runtime.registry, projectors, settings)
-    runtime.health.add_ready("projections", monitor.ready)
+    runtime.health.add_readiness_check("projections", monitor.ready)
     async with monitor.measuring():
         yield

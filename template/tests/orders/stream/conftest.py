@@ -25,7 +25,7 @@ from app.platform.events.event import EventRegistry
 from app.platform.outbox.model import OutboxRow
 from app.platform.outbox.publisher import OutboxPublisher
 from app.platform.outbox.settings import OutboxSettings
-from app.platform.tracing import Trace, bound
+from app.platform.tracing import Trace, bind_trace
 from app.users.models import User
 from app.users.repository import UserRepository
 
@@ -52,7 +52,7 @@ class Shop:
     async def place(
         self, command: str | None = None, user_id: int = 7, items: Sequence[OrderItem] = ITEMS
     ) -> Order:
-        with bound(Trace("story", command_id=command, actor="ada")):
+        with bind_trace(Trace("story", command_id=command, actor="ada")):
             async with self.units.begin() as uow:
                 return await self.orders(uow).place(user_id, items)
 

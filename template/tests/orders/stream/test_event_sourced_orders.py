@@ -18,9 +18,9 @@ from app.platform.errors import DomainError
 from app.platform.event_store.model import EventRow, SnapshotRow
 from app.platform.event_store.store import EventStore
 from app.platform.events.event import EventRegistry
-from app.platform.http.idempotency import IdempotencyKey, IdempotencyKeyReused
+from app.platform.http.idempotency import IdempotencyKeyReused, IdempotencyRecord
 from app.platform.outbox.model import OutboxRow
-from app.platform.tracing import Trace, bound
+from app.platform.tracing import Trace, bind_trace
 from app.users.models import User
 from app.users.repository import UserRepository
 from tests.api import assert_problem, pointers, unique
@@ -99,7 +99,7 @@ async def test_a_command_that_comes_again_as_another_one_is_refused(shop: Shop) 
 
 async def test_one_key_pays_or_cancels_an_order_and_never_both(shop: Shop) -> None:
     order = await shop.place(command="key-1")
-    with bound(Trace("story", command_id="key-1")):
+    with bind_trace(Trace("story", command_id="key-1")):
         paid = await shop.pay(order.id)
         for settle in (shop.pay, shop.cancel):
             with pytest.raises(TransitionNotAllowed):
@@ -115,7 +115,7 @@ async def test_commands_that_come_twice_at_once_are_carried_out_once(shop: Shop)
 
 async def test_one_command_may_place_several_orders(shop: Shop) -> None:
     for _ in range(2):
-        with bound(Trace("story", causation_id="an-event")):
+        with bind_trace(Trace("story", causation_id="an-event")):
             async with shop.units.begin() as uow:
                 service = shop.orders(uow)
                 ids = [(await service.place(7, ITEMS)).id for _ in range(3)]
@@ -185,7 +185,7 @@ async def test_a_key_that_was_forgotten_belongs_to_its_request_still(
     order = new_order(await sign_up(api.http))
     first = await api.http.post("/orders", json=order, headers=headers)
     async with database.sessions() as session, session.begin():
-        await session.execute(delete(IdempotencyKey))
+        await session.execute(delete(IdempotencyRecord))
     other = {**order, "user_id": await sign_up(api.http)}
     answer = await api.http.post("/orders", json=other, headers=headers)
     assert pointers(assert_problem(answer, 422)) == ["header /Idempotency-Key"]

@@ -22,7 +22,7 @@ from app.platform.database.engine import Database
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.health import Health
-from app.platform.http.app import create_app, running
+from app.platform.http.app import create_app, open_runtime
 from app.platform.kafka.admin import provision
 from app.platform.kafka.codec import Message, encode
 from app.platform.kafka.consumers import consuming
@@ -97,8 +97,8 @@ async def test_an_event_that_nobody_registered_fails_its_transaction(world: Worl
 
 async def test_the_row_holds_the_very_message_that_the_codec_wrote(world: World) -> None:
     event = Moved(name="k-\N{SNOWMAN}", number=1)
-    trace = Trace("story", "cause", tracing.child_of(None))
-    with tracing.bound(trace):
+    trace = Trace("story", "cause", tracing.child_traceparent(None))
+    with tracing.bind_trace(trace):
         await world.write(event)
     buckets = [row["bucket"] for row in await world.rows()]
     async with world.database.engine.connect() as connection:
@@ -251,8 +251,10 @@ async def test_a_commit_in_the_api_wakes_up_the_relay_of_another_process(
     monkeypatch.setenv("OUTBOX_POLL_SECONDS", "60")
     producer = FakeProducer(TOPICS)
     async with (
-        running(wiring.service, {Role.RELAY}, configuration(migrated_database_url), producer),
-        running(wiring.service, {Role.API}, configuration(migrated_database_url), producer) as api,
+        open_runtime(wiring.service, {Role.RELAY}, configuration(migrated_database_url), producer),
+        open_runtime(
+            wiring.service, {Role.API}, configuration(migrated_database_url), producer
+        ) as api,
     ):
         await asyncio.sleep(0.5)
         world.published = api.published
@@ -274,7 +276,7 @@ async def test_a_relay_listens_only_where_no_pooler_is_between(
     monkeypatch.setattr(relay, "listening", listening)
     settings = configuration(migrated_database_url)
     database = settings.database.model_copy(update={"database_pooler": pooler})
-    async with running(
+    async with open_runtime(
         wiring.service, {Role.RELAY}, replace(settings, database=database), FakeProducer()
     ):
         assert bool(listened) is not pooler
