@@ -112,6 +112,7 @@ POLL_SECONDS = 0.05
 
 class VersionNotReached(Unavailable):
     title = "The version is not there yet"
+    problem_type = "not-yet-there"
 
 
 class SourceQueries:

@@ -96,6 +96,7 @@ class OrderReadSettings(EnvSettings):
 
 class VersionNotReached(Unavailable):
     title = "The version is not there yet"
+    problem_type = "not-yet-there"
 
 
 class OrderReads:
