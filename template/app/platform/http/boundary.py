@@ -53,8 +53,14 @@ _PROBLEMS: dict[ErrorCategory, tuple[type[ServiceError], str]] = {
         "a table, a column or a permission is missing: try again later",
     ),
     ErrorCategory.READ_ONLY: (DatabaseReadOnly, "the database is read-only: try again soon"),
-    ErrorCategory.LIMIT: (DatabaseLimit, "the database cannot do this at the moment: try again soon"),
-    ErrorCategory.UNAVAILABLE: (DatabaseUnavailable, "the database does not respond: try again soon"),
+    ErrorCategory.LIMIT: (
+        DatabaseLimit,
+        "the database cannot do this at the moment: try again soon",
+    ),
+    ErrorCategory.UNAVAILABLE: (
+        DatabaseUnavailable,
+        "the database does not respond: try again soon",
+    ),
     ErrorCategory.RETRY: (ConcurrentChanges, "each attempt met concurrent changes: try again soon"),
     ErrorCategory.CONFLICT: (Conflict, "the request contradicts a concurrent change"),
 }
