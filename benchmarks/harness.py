@@ -38,7 +38,7 @@ from app.platform.http.server import tune_garbage_collector
 from app.platform.kafka.admin import provision
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from app.platform.tracing import Trace
 
 KEYS = 500
@@ -86,7 +86,7 @@ class Stage:
         """New topics for a measurement, so that it finds nothing of those before it."""
         name = f"bench-{secrets.token_hex(4)}"
         settings, registry = self.settings(name, **options), EventRegistry(name, events)
-        await provision(settings, wanted(settings, registry, subscriptions))
+        await provision(settings, required_topics(settings, registry, subscriptions))
         return settings, registry
 
     async def settle(self, *tables: str) -> None:

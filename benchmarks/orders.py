@@ -39,7 +39,7 @@ from app.platform.database.unit_of_work import BindPublisher
 from app.platform.dev.process import free_port
 from app.platform.events.event import BaseEvent, EventRegistry
 from app.platform.kafka.admin import provision
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 
 RATE = 100
 LOAD = Path(__file__).with_name("load.py")
@@ -160,7 +160,9 @@ async def process(stage: Stage, side: str, orders: int = 0) -> AsyncIterator[int
     rendering, roles, publisher = SIDES[side]
     name = f"bench_{secrets.token_hex(4)}"
     settings = stage.settings(name)
-    await provision(settings, wanted(settings, EventRegistry(name, wiring.service.events), []))
+    await provision(
+        settings, required_topics(settings, EventRegistry(name, wiring.service.events), [])
+    )
     await stage.connection.execute(f"CREATE DATABASE {name}")
     server = stage.database.engine.url.set(drivername="postgresql")
     url = server.set(database=name).render_as_string(hide_password=False)

@@ -35,7 +35,7 @@ from app.platform.http.app import create_app
 from app.platform.kafka.admin import provision
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.settings import KafkaSettings
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from app.platform.runtime import Configuration
 from app.platform.service import Role
 
@@ -184,7 +184,7 @@ async def live_app(live_database_url: str, kafka_bootstrap_servers: str) -> Asyn
         HttpSettings(_env_file=None),
     )
     registry = EventRegistry(name, wiring.service.events)
-    topics = wanted(configuration.kafka, registry, wiring.service.subscriptions)
+    topics = required_topics(configuration.kafka, registry, wiring.service.subscriptions)
     await asyncio.gather(upgrade(live_database_url), provision(configuration.kafka, topics))
     app = create_app(wiring.service, set(Role), configuration)
     async with app.router.lifespan_context(app):

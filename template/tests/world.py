@@ -28,7 +28,7 @@ from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from app.platform.runtime import Configuration
 from app.platform.service import Role, Service
 from app.platform.tracing import Trace
@@ -83,7 +83,7 @@ class World:
         return UnitOfWorkFactory(self.database.sessions, lambda _session: NoPublisher())
 
     async def create_topics(self, *subscriptions: Subscription) -> None:
-        await provision(self.settings, wanted(self.settings, self.registry, subscriptions))
+        await provision(self.settings, required_topics(self.settings, self.registry, subscriptions))
 
     @asynccontextmanager
     async def running(self, *subscriptions: Subscription) -> AsyncIterator[list[Consumer]]:

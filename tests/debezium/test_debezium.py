@@ -21,7 +21,7 @@ from app.platform.events.event import EventRegistry
 from app.platform.kafka.admin import provision, read_to_end, reading
 from app.platform.kafka.codec import CAUSATION_ID, CE_ID, TRACEPARENT, Message, encode
 from app.platform.kafka.settings import KafkaSettings
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from app.platform.outbox.model import as_row, bucket_of
 from app.platform.tracing import Trace
 from app.users.events import UserCreated
@@ -152,7 +152,9 @@ async def test_debezium_takes_over_from_the_relay_and_hands_back(
     settings = KafkaSettings(kafka_bootstrap_servers=kafka.bootstrap_servers, _env_file=None)
     story = Story(postgres.url, settings)
     await upgrade(postgres.url)
-    await provision(settings, wanted(settings, story.registry, wiring.service.subscriptions))
+    await provision(
+        settings, required_topics(settings, story.registry, wiring.service.subscriptions)
+    )
     servers = {"DATABASE_URL": postgres.url, "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
 
     await story.write(30)

@@ -22,7 +22,7 @@ from app.platform.kafka.codec import CE_ID, encode
 from app.platform.kafka.errors import BrokerUnavailable
 from app.platform.kafka.settings import KafkaSettings, client_options
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from app.platform.tracing import Trace
 from drills import service
 from drills.service import Process
@@ -123,7 +123,7 @@ class Bench:
 
     async def create_topics(self, but: str | None = None) -> None:
         """Make the topics, without those whose name ends with `but`."""
-        topics = wanted(self.settings, self.registry, self.subscriptions)
+        topics = required_topics(self.settings, self.registry, self.subscriptions)
         made = [topic for topic in topics if but is None or not topic.name.endswith(but)]
         await provision(self.settings, made)
 

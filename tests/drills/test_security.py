@@ -85,7 +85,7 @@ async def test_wrong_password_gives_one_clear_line_and_not_ready(
     for part in ["producer", "consumer single"]:
         assert "authentication failed" in said["checks"][part].lower(), said
     assert (await worker.liveness())[0] == 200
-    for message in ["producer cannot connect, trying on", "consumer waits"]:
+    for message in ["producer connection failed", "consumer blocked"]:
         lines = worker.logged(message)
         assert len(lines) == 1, lines
         assert "authentication failed" in str(lines[0]).lower(), lines

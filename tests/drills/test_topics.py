@@ -52,7 +52,7 @@ async def test_topic_recreated_and_grown(bench_of: MakeBench) -> None:
     await bench.feed(50)
     await bench.settled()
 
-    async with administering(bench) as admin:
+    async with admin_client(bench) as admin:
         await admin.create_partitions({bench.topic: NewPartitions(total_count=6)})
         await eventually(lambda: has_partitions(bench, 6))
         await bench.feed(100)
@@ -97,7 +97,7 @@ async def transaction(bench: Bench, producer: AIOKafkaProducer, abort: bool) -> 
 
 
 @asynccontextmanager
-async def administering(bench: Bench) -> AsyncIterator[AIOKafkaAdminClient]:
+async def admin_client(bench: Bench) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(**client_options(bench.settings))
     await admin.start()
     try:

@@ -34,8 +34,8 @@ from app.platform.kafka import codec as names
 from app.platform.kafka.admin import State, TopicState
 from app.platform.kafka.asyncapi import document
 from app.platform.kafka.codec import encode
-from app.platform.kafka.dlq import DeadLetter
-from app.platform.kafka.retry import dead_letter, replayed
+from app.platform.kafka.dead_letters import DeadLetter
+from app.platform.kafka.retry import dead_letter_message, replay_message
 from app.platform.kafka.subscription import Subscription
 from app.platform.kafka.topics import Topic
 from app.platform.service import Component, Service
@@ -61,7 +61,7 @@ ERROR = ValueError("broken")
 
 
 def letter(error: Exception, offset: int = 0) -> DeadLetter:
-    message = dead_letter(record(offset=offset), BILLING, TOPIC, 3, error)
+    message = dead_letter_message(record(offset=offset), BILLING, TOPIC, 3, error)
     return DeadLetter.of(record(topic=message.topic, offset=offset, headers=message.headers))
 
 
@@ -87,8 +87,8 @@ def test_an_endless_error_is_cut_and_says_so() -> None:
 
 
 def test_a_line_tells_of_replays() -> None:
-    message = replayed(letter(ValueError("broken")).record)
-    again = dead_letter(
+    message = replay_message(letter(ValueError("broken")).record)
+    again = dead_letter_message(
         record(headers=message.headers, topic=message.topic), BILLING, TOPIC, 4, ERROR
     )
     line = _line(DeadLetter.of(record(headers=again.headers)), applied=False)

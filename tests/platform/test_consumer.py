@@ -20,15 +20,17 @@ from structlog.testing import capture_logs
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.kafka import consumer as consumer_module
-from app.platform.kafka import metrics
+from app.platform.kafka import lag, offsets
 from app.platform.kafka.consumer import Consumer
 from app.platform.kafka.consumers import check_inbox_retention
 from app.platform.kafka.fake_producer import FakeProducer
-from app.platform.kafka.metrics import ConsumerStatus, Draining, LagMeter, Waiting
+from app.platform.kafka.lag import AssignmentLag
+from app.platform.kafka.offsets import OffsetTracker, split_into_lanes
 from app.platform.kafka.positions import Positions
-from app.platform.kafka.progress import Progress, split
+from app.platform.kafka.reporting import error_fields
 from app.platform.kafka.settings import KafkaSettings
-from app.platform.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription, describe
+from app.platform.kafka.status import BlockSource, ConsumerStatus, Draining
+from app.platform.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 from tests.fixtures import eventually
 
 
@@ -98,8 +100,8 @@ def test_a_handler_of_many_is_given_more_at_once_unless_told_otherwise() -> None
     many = Subscription("billing", {MeterRead: handle}, batch=True)
     told = Subscription("billing", {MeterRead: handle}, batch=True, batch_size=10)
 
-    assert one.largest_batch < many.largest_batch
-    assert told.largest_batch == 10
+    assert one.max_batch_size < many.max_batch_size
+    assert told.max_batch_size == 10
 
 
 def test_it_knows_the_handler_and_the_topic_of_each_event() -> None:
@@ -111,7 +113,7 @@ def test_it_knows_the_handler_and_the_topic_of_each_event() -> None:
 
 
 def test_a_described_error_is_bounded() -> None:
-    described = describe(ValueError("x" * 5000))
+    described = error_fields(ValueError("x" * 5000))
 
     assert described["error_type"] == "ValueError"
     assert len(described["error"]) == 1000
@@ -121,7 +123,7 @@ def test_of_an_error_of_the_database_one_line_is_described() -> None:
     said = Exception("no such column\nDETAIL:  (email)=(ada@example.com)")
     error = DBAPIError("UPDATE people SET email = :email", {"email": "ada@example.com"}, said)
 
-    assert describe(error) == {"error_type": "DBAPIError", "error": "no such column"}
+    assert error_fields(error) == {"error_type": "DBAPIError", "error": "no such column"}
 
 
 PARTITION = TopicPartition("shop.meter.read", 0)
@@ -225,7 +227,7 @@ async def test_a_batch_does_not_outlive_the_client_it_was_fetched_with(
     monkeypatch.setattr(billing, "_processor", processor)
 
     with pytest.raises(KafkaError, match="the coordinator is lost"):
-        await billing._work(FailingClient(), {PARTITION: [record()]})
+        await billing._process(FailingClient(), {PARTITION: [record()]})
 
     assert processor.stopped
 
@@ -244,20 +246,20 @@ class Refusing(FailingClient):
             raise self.error
 
 
-def one_done() -> Progress:
-    progress = Progress({PARTITION: [record()]})
-    progress.done(record())
-    return progress
+def one_done() -> OffsetTracker:
+    tracker = OffsetTracker({PARTITION: [record()]})
+    tracker.mark_done(record())
+    return tracker
 
 
 async def test_between_two_commits_that_fail_there_is_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer_module, "COMMIT_AGAIN_SECONDS", (60, 60))
+    monkeypatch.setattr(offsets, "COMMIT_RETRY_SECONDS", (60, 60))
     billing, client = consumer(), Refusing()
-    committing = asyncio.create_task(billing._commit(client, one_done()))
-    reason = await eventually(lambda: asyncio.sleep(0, billing.status.trouble))
-    assert reason == "the broker takes no offsets: TopicAuthorizationFailedError"
+    committing = asyncio.create_task(billing._committer.commit_all(client, one_done()))
+    reason = await eventually(lambda: asyncio.sleep(0, billing.status.block_reason))
+    assert reason == "the broker refuses offset commits: TopicAuthorizationFailedError"
     await asyncio.wait({committing}, timeout=0.2)
     assert client.asked == 1
 
@@ -270,23 +272,23 @@ async def test_between_two_commits_that_fail_there_is_a_pause(
 async def test_a_consumer_goes_on_when_the_broker_takes_its_offsets_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer_module, "COMMIT_AGAIN_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(offsets, "COMMIT_RETRY_SECONDS", (0.01, 0.01))
     billing, client = consumer(), Refusing()
-    committing = asyncio.create_task(billing._commit(client, one_done()))
+    committing = asyncio.create_task(billing._committer.commit_all(client, one_done()))
     await eventually(lambda: asyncio.sleep(0, client.asked > 2))
     client.error = None
     async with asyncio.timeout(5):
         await committing
-    assert billing.status.trouble is None
+    assert billing.status.block_reason is None
 
 
 async def test_with_other_partitions_the_trouble_with_the_last_ones_is_over() -> None:
     billing = consumer()
-    billing.status.blocked("the broker takes no offsets")
+    billing.status.block("the broker refuses offset commits")
     await billing.on_partitions_revoked({PARTITION})
     await billing.on_partitions_assigned({PARTITION})
 
-    assert billing.status.trouble is None
+    assert billing.status.block_reason is None
 
 
 DELAYS = [timedelta(hours=1), timedelta(hours=2)]
@@ -364,11 +366,11 @@ def test_nothing_undone_lies_below_what_may_be_committed(
     case: tuple[Batch, list[ConsumerRecord]],
 ) -> None:
     batch, done = case
-    progress = Progress(batch)
+    tracker = OffsetTracker(batch)
     for r in done:
-        progress.done(r)
+        tracker.mark_done(r)
 
-    for tp, committable in progress.committable().items():
+    for tp, committable in tracker.committable().items():
         below = [r for r in batch[tp] if r.offset < committable]
         assert below
         assert all(r in done for r in below)
@@ -379,11 +381,11 @@ def test_the_whole_done_beginning_may_be_committed(
     case: tuple[Batch, list[ConsumerRecord]],
 ) -> None:
     batch, done = case
-    progress = Progress(batch)
+    tracker = OffsetTracker(batch)
     for r in done:
-        progress.done(r)
+        tracker.mark_done(r)
 
-    committable = progress.committable()
+    committable = tracker.committable()
     for tp, records in batch.items():
         prefix = 0
         while prefix < len(records) and records[prefix] in done:
@@ -396,11 +398,11 @@ def test_each_partition_is_committed_to_its_end_or_read_again_from_where_it_is_u
     case: tuple[Batch, list[ConsumerRecord]],
 ) -> None:
     batch, done = case
-    progress = Progress(batch)
+    tracker = OffsetTracker(batch)
     for r in done:
-        progress.done(r)
+        tracker.mark_done(r)
 
-    committable, undone = progress.committable(), progress.first_undone()
+    committable, undone = tracker.committable(), tracker.first_undone()
     for tp, records in batch.items():
         if all(r in done for r in records):
             assert tp not in undone
@@ -409,7 +411,7 @@ def test_each_partition_is_committed_to_its_end_or_read_again_from_where_it_is_u
             again = undone[tp]
             assert again in [r.offset for r in records if r not in done]
             assert all(r.offset >= again for r in records if r.offset >= committable.get(tp, 0))
-    assert progress.complete == (not undone)
+    assert tracker.complete == (not undone)
 
 
 @given(half_done())
@@ -417,40 +419,40 @@ def test_offsets_once_committed_are_not_committed_again(
     case: tuple[Batch, list[ConsumerRecord]],
 ) -> None:
     batch, done = case
-    progress = Progress(batch)
+    tracker = OffsetTracker(batch)
     reached: dict[TopicPartition, int] = {}
     for r in done:
-        progress.done(r)
-        offsets = progress.committable()
+        tracker.mark_done(r)
+        offsets = tracker.committable()
         assert all(offset > reached.get(tp, -1) for tp, offset in offsets.items())
-        progress.committed(offsets)
+        tracker.mark_committed(offsets)
         reached |= offsets
 
-    assert progress.committable() == {}
+    assert tracker.committable() == {}
 
 
 def test_a_gap_in_the_offsets_does_not_hold_the_commit_back() -> None:
     batch = batch_of({0: [3, 7, 8]})
-    progress = Progress(batch)
-    progress.done(batch[FIRST][0])
-    progress.done(batch[FIRST][1])
+    tracker = OffsetTracker(batch)
+    tracker.mark_done(batch[FIRST][0])
+    tracker.mark_done(batch[FIRST][1])
 
-    assert progress.committable() == {FIRST: 8}
-    assert progress.first_undone() == {FIRST: 8}
+    assert tracker.committable() == {FIRST: 8}
+    assert tracker.first_undone() == {FIRST: 8}
 
 
 def test_a_record_done_twice_counts_once() -> None:
     batch = batch_of({0: [0, 1]})
-    progress = Progress(batch)
-    progress.done(batch[FIRST][0])
-    progress.done(batch[FIRST][0])
+    tracker = OffsetTracker(batch)
+    tracker.mark_done(batch[FIRST][0])
+    tracker.mark_done(batch[FIRST][0])
 
-    assert not progress.complete
+    assert not tracker.complete
 
 
 def test_a_batch_without_records_is_complete() -> None:
-    assert Progress({FIRST: []}).complete
-    assert Progress({}).complete
+    assert OffsetTracker({FIRST: []}).complete
+    assert OffsetTracker({}).complete
 
 
 KEYS = st.lists(st.one_of(st.none(), st.sampled_from([b"", b"a", b"b", b"\xff\xfe"]), st.binary()))
@@ -463,7 +465,7 @@ def records_of(keys: list[bytes | None]) -> list[ConsumerRecord]:
 
 @given(KEYS, LANES)
 def test_no_record_is_lost_or_doubled(keys: list[bytes | None], lanes: int) -> None:
-    shared = split(records_of(keys), lanes)
+    shared = split_into_lanes(records_of(keys), lanes)
 
     assert sorted(r.offset for lane in shared for r in lane) == list(range(len(keys)))
 
@@ -472,7 +474,7 @@ def test_no_record_is_lost_or_doubled(keys: list[bytes | None], lanes: int) -> N
 def test_there_are_at_most_as_many_lanes_as_asked_for_and_none_is_empty(
     keys: list[bytes | None], lanes: int
 ) -> None:
-    shared = split(records_of(keys), lanes)
+    shared = split_into_lanes(records_of(keys), lanes)
 
     assert len(shared) <= lanes
     assert all(shared)
@@ -481,7 +483,7 @@ def test_there_are_at_most_as_many_lanes_as_asked_for_and_none_is_empty(
 @given(KEYS, LANES)
 def test_a_key_stays_in_one_lane_in_its_order(keys: list[bytes | None], lanes: int) -> None:
     lanes_of_key: dict[bytes, set[int]] = defaultdict(set)
-    for number, lane in enumerate(split(records_of(keys), lanes)):
+    for number, lane in enumerate(split_into_lanes(records_of(keys), lanes)):
         assert [r.offset for r in lane] == sorted(r.offset for r in lane)
         for r in lane:
             if r.key is not None:
@@ -492,7 +494,7 @@ def test_a_key_stays_in_one_lane_in_its_order(keys: list[bytes | None], lanes: i
 
 @given(st.integers(1, 50), LANES)
 def test_records_without_a_key_are_spread_evenly(count: int, lanes: int) -> None:
-    sizes = [len(lane) for lane in split(records_of([None] * count), lanes)]
+    sizes = [len(lane) for lane in split_into_lanes(records_of([None] * count), lanes)]
 
     assert len(sizes) == min(count, lanes)
     assert max(sizes) - min(sizes) <= 1
@@ -501,29 +503,29 @@ def test_records_without_a_key_are_spread_evenly(count: int, lanes: int) -> None
 def test_different_keys_use_all_lanes() -> None:
     keys: list[bytes | None] = [b"key-%d" % n for n in range(200)]
 
-    assert len(split(records_of(keys), 4)) == 4
+    assert len(split_into_lanes(records_of(keys), 4)) == 4
 
 
 def test_a_key_has_one_lane_whichever_partition_it_comes_from() -> None:
     same = [record(key=b"k", partition=partition) for partition in range(5)]
 
-    assert split(same, 4) == [same]
+    assert split_into_lanes(same, 4) == [same]
 
 
 async def test_a_new_consumer_has_no_partitions_and_no_trouble() -> None:
     status = ConsumerStatus("billing")
 
     assert not status.assigned
-    assert status.trouble is None
+    assert status.block_reason is None
 
 
 async def test_what_blocks_a_consumer_is_told_until_it_goes_on() -> None:
     status = ConsumerStatus("billing")
-    status.blocked("the database is away")
-    assert status.trouble == "the database is away"
+    status.block("the database is away")
+    assert status.block_reason == "the database is away"
 
-    status.unblocked()
-    assert status.trouble is None
+    status.unblock()
+    assert status.block_reason is None
 
 
 async def test_waiting_counts_as_progress(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,11 +543,11 @@ async def test_an_answer_of_the_broker_is_no_progress_of_a_handler(
 ) -> None:
     status = ConsumerStatus("billing")
     monkeypatch.setattr(status, "_last_progress", time.monotonic() - 100)
-    status.blocked("Kafka does not answer", Waiting.BROKER)
-    status.unblocked(Waiting.BROKER)
+    status.block("Kafka does not answer", BlockSource.BROKER_CHECK)
+    status.unblock(BlockSource.BROKER_CHECK)
     assert status.seconds_without_progress >= 100
 
-    status.blocked("the database is away")
+    status.block("the database is away")
     assert status.seconds_without_progress < 50
 
 
@@ -602,10 +604,12 @@ class Ends:
 async def test_a_consumer_that_has_nothing_to_do_notices_that_the_broker_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(metrics, "LAG_INTERVAL_SECONDS", 0.01)
-    monkeypatch.setattr(metrics, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(lag, "ASSIGNMENT_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(lag, "ANSWER_TIMEOUT_SECONDS", 0.05)
     status, client, tp = ConsumerStatus("idle"), Ends(), TopicPartition("t", 0)
-    meter = LagMeter(status, KafkaSettings(kafka_bootstrap_servers="127.0.0.1:9", _env_file=None))
+    meter = AssignmentLag(
+        status, KafkaSettings(kafka_bootstrap_servers="127.0.0.1:9", _env_file=None)
+    )
     meter.assigned([tp])
     meter.handled({tp: 7})
 
@@ -615,19 +619,19 @@ async def test_a_consumer_that_has_nothing_to_do_notices_that_the_broker_is_away
 
     async with meter.measuring(client):
         client.away = True
-        reason = await eventually(lambda: asyncio.sleep(0, status.trouble))
+        reason = await eventually(lambda: asyncio.sleep(0, status.block_reason))
         assert reason is not None
         assert "Kafka does not answer: 127.0.0.1:9" in reason
         assert paused() == 1
         client.away = False
-        await eventually(lambda: asyncio.sleep(0, status.trouble is None))
+        await eventually(lambda: asyncio.sleep(0, status.block_reason is None))
         assert paused() == 0
 
 
 async def test_the_lag_is_counted_from_what_was_committed_before() -> None:
     client, tp = Ends(), TopicPartition("shop.meter.read", 0)
     client.offset = 4
-    meter = LagMeter(ConsumerStatus("late"), KafkaSettings(_env_file=None))
+    meter = AssignmentLag(ConsumerStatus("late"), KafkaSettings(_env_file=None))
     meter.assigned([tp])
     await meter._measure_once(client)
 
@@ -636,7 +640,7 @@ async def test_the_lag_is_counted_from_what_was_committed_before() -> None:
 
 async def test_where_reading_has_not_begun_there_is_no_lag_yet() -> None:
     client, tp = Ends(), TopicPartition("shop.meter.read", 0)
-    meter = LagMeter(ConsumerStatus("new"), KafkaSettings(_env_file=None))
+    meter = AssignmentLag(ConsumerStatus("new"), KafkaSettings(_env_file=None))
     meter.assigned([tp])
     await meter._measure_once(client)
     assert measured("new", "shop.meter.read") is None
@@ -649,7 +653,7 @@ async def test_where_reading_has_not_begun_there_is_no_lag_yet() -> None:
 async def test_a_deleted_topic_is_no_broker_that_is_away() -> None:
     client, there, gone = Ends(), TopicPartition("there", 0), TopicPartition("gone", 0)
     client.deleted = ["gone"]
-    meter = LagMeter(ConsumerStatus("half"), KafkaSettings(_env_file=None))
+    meter = AssignmentLag(ConsumerStatus("half"), KafkaSettings(_env_file=None))
     meter.handled({there: 1, gone: 1})
     await meter._measure_once(client)
 
@@ -659,7 +663,7 @@ async def test_a_deleted_topic_is_no_broker_that_is_away() -> None:
 
 async def test_what_was_deleted_unread_is_no_lag() -> None:
     client, tp = Ends(), TopicPartition("shop.meter.read", 0)
-    meter = LagMeter(ConsumerStatus("late"), KafkaSettings(_env_file=None))
+    meter = AssignmentLag(ConsumerStatus("late"), KafkaSettings(_env_file=None))
     meter.assigned([tp])
     meter.handled({tp: 3})
     client.beginning = 9
@@ -719,14 +723,14 @@ async def test_latest_is_the_end_for_a_new_group_only(
     settings = KafkaSettings(kafka_auto_offset_reset=reset, _env_file=None)
     positions = Positions("billing", [TOPIC, REPLAYED.topic], settings)
 
-    assert await positions.begin(Beginning(generation, offsets), READ, lost) == begun
+    assert await positions.start(Beginning(generation, offsets), READ, lost) == begun
 
 
 async def test_what_has_failed_is_read_from_its_beginning() -> None:
     settings = KafkaSettings(kafka_auto_offset_reset="latest", _env_file=None)
     positions = Positions("billing", [TOPIC, REPLAYED.topic], settings)
 
-    assert await positions.begin(Beginning(1, {}), REPLAYED, None) == 3
+    assert await positions.start(Beginning(1, {}), REPLAYED, None) == 3
 
 
 async def test_its_own_commits_do_not_make_a_new_group_older() -> None:
@@ -734,8 +738,8 @@ async def test_its_own_commits_do_not_make_a_new_group_older() -> None:
     positions = Positions("billing", [TOPIC, REPLAYED.topic], settings)
     client = Beginning(2, {})
 
-    client.offsets[REPLAYED] = await positions.begin(client, REPLAYED, None)
-    assert await positions.begin(client, READ, None) == 10
+    client.offsets[REPLAYED] = await positions.start(client, REPLAYED, None)
+    assert await positions.start(client, READ, None) == 10
 
 
 def measured(consumer: str, topic: str) -> float | None:
@@ -746,20 +750,20 @@ def measured(consumer: str, topic: str) -> float | None:
 async def test_an_answer_that_is_an_error_is_no_broker_that_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(metrics, "LAG_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(lag, "ASSIGNMENT_INTERVAL_SECONDS", 0.01)
     status, client = ConsumerStatus("idle"), Ends()
     client.error = IllegalStateError("no longer assigned")
-    meter = LagMeter(status, KafkaSettings(_env_file=None))
+    meter = AssignmentLag(status, KafkaSettings(_env_file=None))
     meter.handled({TopicPartition("t", 0): 7})
     async with meter.measuring(client):
         await eventually(lambda: asyncio.sleep(0, client.asked > 2))
-        assert status.trouble is None
+        assert status.block_reason is None
 
 
 def test_a_broker_that_answers_does_not_end_the_wait_for_the_database() -> None:
     status = ConsumerStatus("billing")
-    status.blocked("the database is away")
-    status.blocked("Kafka does not answer", Waiting.BROKER)
-    status.unblocked(Waiting.BROKER)
+    status.block("the database is away")
+    status.block("Kafka does not answer", BlockSource.BROKER_CHECK)
+    status.unblock(BlockSource.BROKER_CHECK)
 
-    assert status.trouble == "the database is away"
+    assert status.block_reason == "the database is away"

@@ -24,20 +24,26 @@ from sqlalchemy.exc import DBAPIError
 
 from app.platform.kafka import codec as names
 from app.platform.kafka.codec import Header, header
-from app.platform.kafka.dlq import DeadLetter, Filter, dead_letter_topics, is_readable, newest
+from app.platform.kafka.dead_letters import (
+    DeadLetter,
+    Filter,
+    current_letters,
+    dead_letter_topics,
+    is_decodable,
+)
 from app.platform.kafka.retry import (
     ERROR_MESSAGE_LENGTH,
-    Breaker,
-    attempts_so_far,
+    CircuitBreaker,
     backoff,
-    dead_letter,
-    delay_after,
-    delayed,
-    discarded,
+    dead_letter_message,
+    delayed_message,
+    discard_tombstone,
     due_at,
-    replayed,
-    shortened,
-    stages,
+    next_delay,
+    previous_attempts,
+    reduced_letters,
+    replay_message,
+    retry_path,
 )
 from app.platform.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
 
@@ -92,24 +98,24 @@ def test_jitter_shortens_a_wait_by_a_random_share() -> None:
 
 
 def test_a_failing_message_passes_its_delays_in_order_and_then_has_none_left() -> None:
-    topic, first, second = stages(BILLING, TOPIC)
+    topic, first, second = retry_path(BILLING, TOPIC)
 
-    assert delay_after(BILLING, TOPIC, topic) == DELAYS[0]
-    assert delay_after(BILLING, TOPIC, first) == DELAYS[1]
-    assert delay_after(BILLING, TOPIC, second) is None
+    assert next_delay(BILLING, TOPIC, topic) == DELAYS[0]
+    assert next_delay(BILLING, TOPIC, first) == DELAYS[1]
+    assert next_delay(BILLING, TOPIC, second) is None
 
 
 def test_a_replayed_message_begins_with_the_first_delay() -> None:
-    assert delay_after(BILLING, TOPIC, f"{TOPIC}.billing.replay") == DELAYS[0]
+    assert next_delay(BILLING, TOPIC, f"{TOPIC}.billing.replay") == DELAYS[0]
 
 
 def test_without_delays_a_message_goes_to_the_dead_letters_at_once() -> None:
-    assert delay_after(Subscription("billing", {MeterRead: handle}), TOPIC, TOPIC) is None
+    assert next_delay(Subscription("billing", {MeterRead: handle}), TOPIC, TOPIC) is None
 
 
 def test_a_delayed_message_is_due_after_the_delay() -> None:
     before = datetime.now(UTC)
-    message = delayed(record(), BILLING, TOPIC, DELAYS[0], 3, ERROR)
+    message = delayed_message(record(), BILLING, TOPIC, DELAYS[0], 3, ERROR)
     due = due_at(record(topic=message.topic, headers=message.headers))
 
     assert message.topic == f"{TOPIC}.billing.retry.5s"
@@ -121,7 +127,7 @@ def test_a_dead_letter_does_not_tell_what_was_written_to_the_database() -> None:
     said = Exception("no such column\nDETAIL:  (email)=(ada@example.com)")
     error = DBAPIError("UPDATE people SET email = :email", {"email": "ada@example.com"}, said)
 
-    message = dead_letter(record(), BILLING, TOPIC, 1, error)
+    message = dead_letter_message(record(), BILLING, TOPIC, 1, error)
 
     assert header(message.headers, names.ERROR_MESSAGE) == "no such column"
 
@@ -130,7 +136,7 @@ def test_a_dead_letter_keeps_key_bytes_and_foreign_headers_and_tells_its_story()
     headers: list[Header] = [("ce_id", b"1"), ("raw", b"\xff\x00"), ("empty", None)]
     failed = record(b"\xff", b"\xfe", partition=2, offset=7, headers=headers)
 
-    message = dead_letter(failed, BILLING, TOPIC, 3, ERROR)
+    message = dead_letter_message(failed, BILLING, TOPIC, 3, ERROR)
 
     assert message.topic == f"{TOPIC}.billing.dlq"
     assert (message.key, message.value) == (b"\xfe", b"\xff")
@@ -149,14 +155,14 @@ def test_a_dead_letter_keeps_key_bytes_and_foreign_headers_and_tells_its_story()
 
 
 def test_a_message_that_kafka_had_taken_once_is_marked_as_forwarded() -> None:
-    assert dead_letter(record(), BILLING, TOPIC, 1, ERROR).forwarded
-    assert delayed(record(), BILLING, TOPIC, DELAYS[0], 1, ERROR).forwarded
+    assert dead_letter_message(record(), BILLING, TOPIC, 1, ERROR).forwarded
+    assert delayed_message(record(), BILLING, TOPIC, DELAYS[0], 1, ERROR).forwarded
 
 
 def test_origin_and_first_failure_survive_every_further_stage() -> None:
-    message = delayed(record(offset=7), BILLING, TOPIC, DELAYS[0], 3, ERROR)
+    message = delayed_message(record(offset=7), BILLING, TOPIC, DELAYS[0], 3, ERROR)
     again = record(topic=message.topic, offset=99, partition=1, headers=message.headers)
-    last = dead_letter(again, BILLING, TOPIC, 4, TypeError("worse"))
+    last = dead_letter_message(again, BILLING, TOPIC, 4, TypeError("worse"))
 
     assert header(last.headers, names.ORIGIN_OFFSET) == "7"
     assert header(last.headers, names.ORIGIN_PARTITION) == "0"
@@ -174,7 +180,7 @@ def test_headers_that_came_with_the_message_do_not_forge_its_origin() -> None:
         (names.REPLAYED_AT, b"1970-01-01T00:00:00+00:00"),
         (names.REPLAYS, b"7"),
     ]
-    message = dead_letter(record(offset=7, headers=forged), BILLING, TOPIC, 1, ERROR)
+    message = dead_letter_message(record(offset=7, headers=forged), BILLING, TOPIC, 1, ERROR)
 
     assert header(message.headers, names.ORIGIN_TOPIC) == TOPIC
     assert header(message.headers, names.ORIGIN_OFFSET) == "7"
@@ -185,21 +191,23 @@ def test_headers_that_came_with_the_message_do_not_forge_its_origin() -> None:
 
 def test_a_header_that_came_with_the_message_does_not_hide_it() -> None:
     forged: list[Header] = [(names.DISCARDS, b"shop.meter.read.billing.dlq:0:0")]
-    message = dead_letter(record(headers=forged), BILLING, TOPIC, 1, ERROR)
+    message = dead_letter_message(record(headers=forged), BILLING, TOPIC, 1, ERROR)
 
     assert header(message.headers, names.DISCARDS) is None
 
 
 def test_lone_surrogates_and_endless_texts_in_an_error_do_not_stop_it() -> None:
     error = ValueError("\ud800" + "x" * 100_000)
-    message = dead_letter(record(), BILLING, TOPIC, 1, error)
+    message = dead_letter_message(record(), BILLING, TOPIC, 1, error)
 
     assert header(message.headers, names.ERROR_MESSAGE) == "?" + "x" * (ERROR_MESSAGE_LENGTH - 1)
 
 
 def test_a_replayed_letter_goes_to_its_consumer_only_with_its_event_and_its_history() -> None:
-    letter = dead_letter(record(b"body", headers=[("ce_id", b"1")]), BILLING, TOPIC, 3, ERROR)
-    message = replayed(record(b"body", topic=letter.topic, headers=letter.headers))
+    letter = dead_letter_message(
+        record(b"body", headers=[("ce_id", b"1")]), BILLING, TOPIC, 3, ERROR
+    )
+    message = replay_message(record(b"body", topic=letter.topic, headers=letter.headers))
 
     assert message.topic == f"{TOPIC}.billing.replay"
     assert (message.key, message.value) == (b"m-1", b"body")
@@ -211,21 +219,21 @@ def test_a_replayed_letter_goes_to_its_consumer_only_with_its_event_and_its_hist
 
 @pytest.mark.parametrize("missing", [names.ORIGIN_TOPIC, names.CONSUMER])
 def test_a_letter_that_does_not_say_where_it_came_from_cannot_be_replayed(missing: str) -> None:
-    letter = dead_letter(record(), BILLING, TOPIC, 3, ERROR)
+    letter = dead_letter_message(record(), BILLING, TOPIC, 3, ERROR)
     headers = [h for h in letter.headers if h[0] != missing]
 
     with pytest.raises(ValueError, match="no dead letter of this service"):
-        replayed(record(topic=letter.topic, headers=headers))
+        replay_message(record(topic=letter.topic, headers=headers))
 
 
 def test_a_letter_is_shortened_until_it_says_little_more_than_where_the_message_is() -> None:
     headers: list[Header] = [(names.OMITTED_BYTES, b"not ours"), ("theirs", b"h" * 500)]
-    letter = dead_letter(
+    letter = dead_letter_message(
         record(b"body" * 50, partition=2, offset=7, headers=headers), BILLING, TOPIC, 3, ERROR
     )
     assert header(letter.headers, names.OMITTED_BYTES) is None
 
-    whole, no_value, no_headers, no_key = shortened(letter)
+    whole, no_value, no_headers, no_key = reduced_letters(letter)
 
     assert whole == letter
     assert (no_value.key, no_value.value) == (letter.key, b"")
@@ -238,23 +246,23 @@ def test_a_letter_is_shortened_until_it_says_little_more_than_where_the_message_
         sent = record(b"", topic=short.topic, headers=short.headers)
         assert DeadLetter.of(sent).omitted_bytes >= 150
         with pytest.raises(ValueError, match=rf"not whole.* offset 7 of {TOPIC}\[2\]"):
-            replayed(sent)
+            replay_message(sent)
 
 
 def test_nothing_is_left_out_that_makes_a_letter_no_smaller() -> None:
-    whole, *shorter = shortened(dead_letter(record(b"v"), BILLING, TOPIC, 3, ERROR))
+    whole, *shorter = reduced_letters(dead_letter_message(record(b"v"), BILLING, TOPIC, 3, ERROR))
 
     assert all(letter.size < whole.size for letter in shorter)
 
 
 @pytest.mark.parametrize("value", [b"0", b"", b"-3", b"x", b"\xff", b"9" * 5000, None])
 def test_an_attempts_header_that_no_consumer_wrote_counts_as_none(value: bytes | None) -> None:
-    assert attempts_so_far(record(headers=[(names.ATTEMPTS, value)])) == 0
+    assert previous_attempts(record(headers=[(names.ATTEMPTS, value)])) == 0
 
 
 def test_attempts_are_counted_over_all_topics() -> None:
-    assert attempts_so_far(record()) == 0
-    assert attempts_so_far(record(headers=[(names.ATTEMPTS, b"12")])) == 12
+    assert previous_attempts(record()) == 0
+    assert previous_attempts(record(headers=[(names.ATTEMPTS, b"12")])) == 12
 
 
 @pytest.mark.parametrize("topic", [TOPIC, f"{TOPIC}.billing.replay", f"{TOPIC}.billing.dlq"])
@@ -282,8 +290,8 @@ def test_a_due_at_without_a_zone_is_utc() -> None:
 POLICY = OverloadPolicy(window=4, threshold=0.5, probe_initial=1, probe_maximum=8)
 
 
-def opened() -> Breaker:
-    breaker = Breaker(POLICY)
+def opened() -> CircuitBreaker:
+    breaker = CircuitBreaker(POLICY)
     for _ in range(POLICY.window):
         breaker.failed(ERROR)
     assert breaker.is_open
@@ -291,14 +299,14 @@ def opened() -> Breaker:
 
 
 def test_a_few_failures_do_not_open_it() -> None:
-    breaker = Breaker(POLICY)
+    breaker = CircuitBreaker(POLICY)
 
     assert [breaker.failed(ERROR) for _ in range(POLICY.window - 1)] == [False] * 3
     assert not breaker.is_open
 
 
 def test_it_opens_when_the_threshold_is_reached() -> None:
-    breaker = Breaker(POLICY)
+    breaker = CircuitBreaker(POLICY)
     breaker.succeeded(2)
 
     assert not breaker.failed(ERROR)
@@ -308,7 +316,7 @@ def test_it_opens_when_the_threshold_is_reached() -> None:
 
 
 def test_successes_push_old_failures_out_of_the_window() -> None:
-    breaker = Breaker(POLICY)
+    breaker = CircuitBreaker(POLICY)
     for _ in range(3):
         breaker.failed(ERROR)
     breaker.succeeded(1_000_000)
@@ -329,7 +337,7 @@ def test_the_first_success_closes_it_and_forgets_the_failures() -> None:
 
 
 def test_a_success_while_it_is_closed_closes_nothing() -> None:
-    assert not Breaker(POLICY).succeeded()
+    assert not CircuitBreaker(POLICY).succeeded()
 
 
 def test_it_tells_the_last_error() -> None:
@@ -367,7 +375,7 @@ def test_thousands_of_probes_do_not_overflow() -> None:
 def test_it_is_open_exactly_from_a_full_failing_window_to_the_next_success(
     window: int, threshold: float, outcomes: list[int | None]
 ) -> None:
-    breaker = Breaker(OverloadPolicy(window=window, threshold=threshold))
+    breaker = CircuitBreaker(OverloadPolicy(window=window, threshold=threshold))
     history: list[bool] = []  # what happened since it last closed; True is a failure
     is_open = False
     for successes in outcomes:
@@ -392,7 +400,7 @@ NAMES = Subscription("names", {MeterRead: handle, MeterNamed: handle})
 
 def letter_of(failed: ConsumerRecord, offset: int, attempts: int = 3) -> DeadLetter:
     """The dead letter that `failed` becomes, as it is read at `offset`."""
-    message = dead_letter(failed, PLAIN_BILLING, TOPIC, attempts, ValueError("broken"))
+    message = dead_letter_message(failed, PLAIN_BILLING, TOPIC, attempts, ValueError("broken"))
     return DeadLetter.of(
         record(
             message.value,
@@ -407,7 +415,7 @@ def letter_of(failed: ConsumerRecord, offset: int, attempts: int = 3) -> DeadLet
 
 def failed_again(letter: DeadLetter, offset: int) -> DeadLetter:
     """The dead letter that `letter` becomes when it is replayed and fails once more."""
-    message = replayed(letter.record)
+    message = replay_message(letter.record)
     return letter_of(
         record(message.value, message.key, topic=message.topic, headers=message.headers), offset
     )
@@ -539,19 +547,20 @@ def test_replaying_what_keeps_failing_does_not_double_it() -> None:
     letters = [letter_of(record(offset=offset), offset) for offset in range(3)]
     for _ in range(4):
         letters += [
-            failed_again(letter, len(letters) + n) for n, letter in enumerate(newest(letters))
+            failed_again(letter, len(letters) + n)
+            for n, letter in enumerate(current_letters(letters))
         ]
 
     assert len(letters) == 15
-    assert [letter.origin_offset for letter in newest(letters)] == [0, 1, 2]
+    assert [letter.origin_offset for letter in current_letters(letters)] == [0, 1, 2]
 
 
 def test_the_newest_letter_of_a_message_counts() -> None:
     first = letter_of(record(), offset=0)
     again = failed_again(first, offset=5)
 
-    assert newest([first, again]) == [again]
-    assert newest([again, first]) == [again]
+    assert current_letters([first, again]) == [again]
+    assert current_letters([again, first]) == [again]
 
 
 def test_the_newest_letter_counts_when_it_came_back_to_another_partition() -> None:
@@ -560,7 +569,7 @@ def test_the_newest_letter_counts_when_it_came_back_to_another_partition() -> No
     again.record.partition, again.record.offset = 1, 0
     again.record.timestamp = first.record.timestamp + 1
 
-    assert newest([first, again]) == [again]
+    assert current_letters([first, again]) == [again]
 
 
 @pytest.mark.parametrize(
@@ -575,8 +584,8 @@ def test_the_newest_letter_counts_when_it_came_back_to_another_partition() -> No
 def test_messages_of_a_topic_made_anew_are_not_those_before(second: dict[str, Any]) -> None:
     before, after = letter_of(record(), offset=0), letter_of(record(**second), offset=1)
 
-    assert newest([before, after]) == [before, after]
-    assert newest([before, after, failed_again(after, offset=2)])[0] == before
+    assert current_letters([before, after]) == [before, after]
+    assert current_letters([before, after, failed_again(after, offset=2)])[0] == before
 
 
 def test_a_letter_of_an_older_version_is_the_same_when_it_fails_again() -> None:
@@ -585,7 +594,7 @@ def test_a_letter_of_an_older_version_is_the_same_when_it_fails_again() -> None:
     first.record.headers = tuple(older)
     again = failed_again(first, offset=1)
 
-    assert newest([first, again]) == [again]
+    assert current_letters([first, again]) == [again]
 
 
 def test_a_letter_that_failed_again_tells_how_often_it_was_replayed() -> None:
@@ -598,7 +607,7 @@ def test_a_letter_that_failed_again_tells_how_often_it_was_replayed() -> None:
 
 def marker_of(letter: DeadLetter, offset: int) -> DeadLetter:
     """The marker that `app dlq discard` puts beside `letter`, as it is read at `offset`."""
-    message = discarded(letter.record)
+    message = discard_tombstone(letter.record)
     assert message.topic == letter.record.topic
     return DeadLetter.of(
         record(
@@ -614,8 +623,8 @@ def test_a_discarded_letter_counts_no_more_and_neither_does_what_discards_it(
     kept, given_up = (letter_of(record(key=key, offset=n), offset=n) for n in range(2))
     marker = marker_of(given_up, offset=2)
 
-    assert newest([kept, given_up, marker]) == [kept]
-    assert newest([marker, given_up, kept]) == [kept]  # partitions are read in any order
+    assert current_letters([kept, given_up, marker]) == [kept]
+    assert current_letters([marker, given_up, kept]) == [kept]  # partitions are read in any order
 
 
 def test_a_record_at_the_offset_of_a_discarded_letter_is_not_discarded() -> None:
@@ -624,36 +633,36 @@ def test_a_record_at_the_offset_of_a_discarded_letter_is_not_discarded() -> None
     )
     marker = marker_of(discarded_letter, offset=1)
 
-    assert newest([discarded_letter, marker]) == []
-    assert newest([other, marker]) == [other]
+    assert current_letters([discarded_letter, marker]) == []
+    assert current_letters([other, marker]) == [other]
 
 
 def test_a_letter_discarded_by_an_older_version_stays_discarded() -> None:
     letter = letter_of(record(), offset=0)
     marker = raw((names.DISCARDS, letter.id.encode()))
 
-    assert newest([letter, marker]) == []
+    assert current_letters([letter, marker]) == []
 
 
 def test_to_discard_a_letter_brings_no_earlier_one_of_its_message_back() -> None:
     first = letter_of(record(), offset=0)
     again = failed_again(first, offset=1)
 
-    assert newest([first, again, marker_of(again, offset=2)]) == []
+    assert current_letters([first, again, marker_of(again, offset=2)]) == []
 
 
 def test_what_fails_once_more_after_it_was_discarded_counts_again() -> None:
     first = letter_of(record(), offset=0)
     on_its_way = failed_again(first, offset=2)
 
-    assert newest([first, marker_of(first, offset=1), on_its_way]) == [on_its_way]
+    assert current_letters([first, marker_of(first, offset=1), on_its_way]) == [on_its_way]
 
 
 @pytest.mark.parametrize("value", [b"\xff", None, b"[]", b'{"count": "many"}'])
 def test_a_letter_without_an_event_cannot_be_read(value: bytes | None) -> None:
-    assert is_readable(letter_of(record(body(meter_read())), offset=0), REGISTRY)
-    assert not is_readable(letter_of(record(value), offset=0), REGISTRY)
-    assert not is_readable(raw(value=body(meter_read())), REGISTRY)  # it does not say whose
+    assert is_decodable(letter_of(record(body(meter_read())), offset=0), REGISTRY)
+    assert not is_decodable(letter_of(record(value), offset=0), REGISTRY)
+    assert not is_decodable(raw(value=body(meter_read())), REGISTRY)  # it does not say whose
 
 
 def test_letters_without_an_origin_are_each_counted() -> None:
@@ -661,4 +670,4 @@ def test_letters_without_an_origin_are_each_counted() -> None:
         DeadLetter.of(record(topic=f"{TOPIC}.billing.dlq", offset=offset)) for offset in range(3)
     ]
 
-    assert newest(letters) == letters
+    assert current_letters(letters) == letters

@@ -500,7 +500,7 @@ def test_a_minor_version_that_is_not_known_is_read_leniently() -> None:
 def test_a_major_version_that_is_not_known_is_undecodable(version: str) -> None:
     message = refusal_of(payload(version=version))
 
-    assert message == (f"meter.read: version {version} is not known here; the newest is 1.0.0")
+    assert message == (f"meter.read: version {version} is unknown; the newest known one is 1.0.0")
 
 
 @pytest.mark.parametrize("version", ["", "one", "1..0", "1", "v1.0.0", 1, 1.0, None, [], {}, True])
@@ -509,7 +509,7 @@ def test_a_version_that_is_none_is_undecodable(version: object) -> None:
 
 
 def test_a_version_with_more_digits_than_python_reads_is_undecodable() -> None:
-    assert "is no version" in refusal_of(payload(version="9" * 5000 + ".0.0"))
+    assert "is not a version" in refusal_of(payload(version="9" * 5000 + ".0.0"))
 
 
 def test_an_old_event_is_brought_up_to_date_step_by_step() -> None:
@@ -547,7 +547,7 @@ def test_an_old_event_that_its_upcaster_cannot_take_is_undecodable(
 ) -> None:
     message = refusal_of(named(name=name), NAMED_TOPIC)
 
-    assert message.startswith("meter.named: cannot be brought from version 1 to 2: ")
+    assert message.startswith("meter.named: upcasting from version 1 to 2 failed: ")
     assert reason in message
 
 

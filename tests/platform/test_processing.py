@@ -20,11 +20,11 @@ from app.platform.kafka import metrics
 from app.platform.kafka.codec import header
 from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.fake_producer import FakeProducer
-from app.platform.kafka.metrics import ConsumerStatus
+from app.platform.kafka.offsets import OffsetTracker
 from app.platform.kafka.processing import Processor
-from app.platform.kafka.progress import Progress
+from app.platform.kafka.status import ConsumerStatus
 from app.platform.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscription
-from app.platform.kafka.topics import origins
+from app.platform.kafka.topics import source_topics
 from app.platform.tracing import Trace
 
 PARTITION = TopicPartition(TOPIC, 0)
@@ -60,20 +60,20 @@ class World:
         self.processor = Processor(
             subscription,
             REGISTRY,
-            origins(subscription, REGISTRY),
+            source_topics(subscription, REGISTRY),
             self.units,  # type: ignore[arg-type]  # a fake in its place
             self.producer,
             self.status,
         )
 
-    async def process(self, *records: ConsumerRecord) -> Progress:
+    async def process(self, *records: ConsumerRecord) -> OffsetTracker:
         batch: dict[TopicPartition, list[ConsumerRecord]] = {}
         for r in records:
             batch.setdefault(TopicPartition(r.topic, r.partition), []).append(r)
-        progress = Progress(batch)
+        tracker = OffsetTracker(batch)
         async with asyncio.timeout(10):
-            await self.processor.process(batch, progress)
-        return progress
+            await self.processor.process(batch, tracker)
+        return tracker
 
     @property
     def dead(self) -> list[str | None]:
@@ -104,30 +104,30 @@ def numbered(count: int) -> list[ConsumerRecord]:
 
 async def test_a_batch_is_one_transaction() -> None:
     world = World(apply)
-    progress = await world.process(*numbered(5))
+    tracker = await world.process(*numbered(5))
 
     assert world.units.effects == [0, 1, 2, 3, 4]
     assert world.units.transactions == 1
-    assert progress.committable() == {PARTITION: 5}
+    assert tracker.committable() == {PARTITION: 5}
 
 
 async def test_what_was_applied_before_changes_nothing() -> None:
     world = World(apply)
     batch = numbered(3)
     await world.process(*batch)
-    progress = await world.process(*batch)
+    tracker = await world.process(*batch)
 
     assert world.units.effects == [0, 1, 2]
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_an_event_twice_in_one_batch_is_applied_once() -> None:
     world = World(apply)
     event = meter_read(count=7)
-    progress = await world.process(*records(event, event))
+    tracker = await world.process(*records(event, event))
 
     assert world.units.effects == [7]
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_a_batch_handler_takes_the_new_events_at_once() -> None:
@@ -144,12 +144,12 @@ async def test_a_batch_handler_takes_the_new_events_at_once() -> None:
 
 async def test_one_bad_message_leaves_nothing_and_the_others_are_applied_once() -> None:
     world = World(failing_for(lambda event: event.count == 2, ValueError("broken")))
-    progress = await world.process(*numbered(5))
+    tracker = await world.process(*numbered(5))
 
     assert world.units.effects == [0, 1, 3, 4]
     assert world.dead == ["ValueError"]
     assert header(world.producer.on(DLQ)[0].headers, names.ATTEMPTS) == "3"
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_a_handler_that_fails_twice_is_tried_a_third_time() -> None:
@@ -223,7 +223,7 @@ async def test_poison_of_any_kind_is_dead_lettered_with_its_bytes_and_the_others
 ) -> None:
     world = World(apply)
     poison = record(value, b"\xff", offset=3, headers=ODD_HEADERS)
-    progress = await world.process(*numbered(3), poison)
+    tracker = await world.process(*numbered(3), poison)
 
     assert world.units.effects == [0, 1, 2]
     (dead,) = world.producer.on(DLQ)
@@ -231,15 +231,15 @@ async def test_poison_of_any_kind_is_dead_lettered_with_its_bytes_and_the_others
     assert ("null", None) in dead.headers
     assert ("bytes", b"\xff\xfe") in dead.headers
     assert header(dead.headers, names.ATTEMPTS) == "1"
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_odd_headers_do_not_keep_a_good_event_from_being_applied() -> None:
     world = World(apply)
-    progress = await world.process(record(body(meter_read(count=4)), headers=ODD_HEADERS))
+    tracker = await world.process(record(body(meter_read(count=4)), headers=ODD_HEADERS))
 
     assert world.units.effects == [4]
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_an_error_that_utf_8_cannot_hold_is_dead_lettered_all_the_same() -> None:
@@ -259,11 +259,11 @@ async def test_a_handler_that_awaits_what_was_cancelled_fails_as_any_other() -> 
             await cancelled
 
     world = World(handle)
-    progress = await world.process(*numbered(3))
+    tracker = await world.process(*numbered(3))
 
     assert world.units.effects == [0, 2]
     assert world.dead == ["HandlerCancelled"]
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_a_handler_that_is_cancelled_from_outside_has_not_failed() -> None:
@@ -290,7 +290,7 @@ async def test_a_message_that_is_too_large_to_be_sent_on_stops_nobody(
     policy = RetryPolicy(attempts=1, retry_after=delays)
     world = World(failing_for(lambda event: event.count == 1, ValueError("broken")), retry=policy)
     large = record(body(meter_read(count=1)) + b" " * 2_500_000, offset=1)
-    progress = await world.process(large, record(body(meter_read(count=7)), offset=2))
+    tracker = await world.process(large, record(body(meter_read(count=7)), offset=2))
 
     assert world.units.effects == [7]
     (dead,) = world.producer.on(DLQ)
@@ -298,18 +298,18 @@ async def test_a_message_that_is_too_large_to_be_sent_on_stops_nobody(
     assert header(dead.headers, names.OMITTED_BYTES) == str(len(large.value))
     assert header(dead.headers, names.ORIGIN_OFFSET) == "1"
     assert header(dead.headers, names.ERROR_TYPE) == "ValueError"
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_an_absent_database_is_waited_for_and_counts_no_attempt() -> None:
     world = World(apply, retry=RetryPolicy(attempts=1))
     world.units.failures = [DatabaseUnavailable("away"), DatabaseUnavailable("away")]
-    progress = await world.process(*numbered(1))
+    tracker = await world.process(*numbered(1))
 
     assert world.units.effects == [0]
     assert world.dead == []
-    assert world.status.trouble is None
-    assert progress.complete
+    assert world.status.block_reason is None
+    assert tracker.complete
 
 
 @pytest.mark.parametrize("error", [asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError])
@@ -342,21 +342,21 @@ async def test_a_dead_letter_that_kafka_does_not_take_leaves_the_message_undone(
     world = World(failing_for(lambda _: True, PermanentError("never")))
     world.producer.available = False
     asyncio.get_running_loop().call_later(0.2, world.status.draining.set)
-    progress = await world.process(*numbered(1))
+    tracker = await world.process(*numbered(1))
 
-    assert progress.committable() == {}
-    assert world.status.trouble is not None
-    assert "BrokerUnavailable" in world.status.trouble
+    assert tracker.committable() == {}
+    assert world.status.block_reason is not None
+    assert "BrokerUnavailable" in world.status.block_reason
 
 
 async def test_nothing_begins_once_the_consumer_drains() -> None:
     world = World(apply)
     world.status.draining.set()
-    progress = await world.process(*numbered(3))
+    tracker = await world.process(*numbered(3))
 
     assert world.units.transactions == 0
-    assert progress.committable() == {}
-    assert progress.first_undone() == {PARTITION: 0}
+    assert tracker.committable() == {}
+    assert tracker.first_undone() == {PARTITION: 0}
 
 
 async def test_lanes_keep_the_order_of_each_key() -> None:
@@ -367,12 +367,12 @@ async def test_lanes_keep_the_order_of_each_key() -> None:
         seen.setdefault(event.meter_id, []).append(event.count)
 
     world = World(handle, concurrency=3)
-    progress = await world.process(*numbered(30))
+    tracker = await world.process(*numbered(30))
 
     assert world.units.transactions > 1
     assert all(counts == sorted(counts) for counts in seen.values())
     assert sum(map(len, seen.values())) == 30
-    assert progress.complete
+    assert tracker.complete
 
 
 SENSITIVE = OverloadPolicy(window=3, probe_initial=0, probe_maximum=0, probes=4)
@@ -384,12 +384,12 @@ async def test_when_most_messages_fail_the_topic_is_not_emptied_into_the_dead_le
         overload=OverloadPolicy(window=3, probe_initial=30),
     )
     asyncio.get_running_loop().call_later(0.3, world.status.draining.set)
-    progress = await world.process(*numbered(20))
+    tracker = await world.process(*numbered(20))
 
     assert len(world.dead) == 2
     assert world.status.overload is not None
     assert "100% of the last 3 messages failed" in world.status.overload
-    assert progress.committable() == {PARTITION: 2}
+    assert tracker.committable() == {PARTITION: 2}
 
 
 async def test_a_probe_that_passes_resumes_the_subscription() -> None:
@@ -403,12 +403,12 @@ async def test_a_probe_that_passes_resumes_the_subscription() -> None:
         await apply(event, uow)
 
     world = World(handle, overload=SENSITIVE)
-    progress = await world.process(*numbered(6))
+    tracker = await world.process(*numbered(6))
 
     assert world.status.overload is None
     assert len(world.dead) == 2
     assert world.units.effects == [2, 3, 4, 5]
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_messages_applied_together_count_one_by_one_for_overload() -> None:
@@ -424,10 +424,10 @@ async def test_messages_applied_together_count_one_by_one_for_overload() -> None
 
 async def test_a_message_that_fails_all_its_probes_is_given_up() -> None:
     world = World(failing_for(lambda _: True, ValueError("broken")), overload=SENSITIVE)
-    progress = await world.process(*numbered(4))
+    tracker = await world.process(*numbered(4))
 
     assert len(world.dead) == 4
-    assert progress.complete
+    assert tracker.complete
 
 
 # Its probes would outlast any test.
@@ -438,23 +438,23 @@ async def test_undecodable_messages_hold_nobody_back() -> None:
     world = World(apply, overload=STRICT)
     before = counted("kafka_messages_undecodable_total")
     bad = [record(b"no", offset=n) for n in range(60)]
-    progress = await world.process(*bad, record(body(meter_read()), offset=60))
+    tracker = await world.process(*bad, record(body(meter_read()), offset=60))
 
     assert world.status.overload is None
     assert len(world.dead) == 60
     assert world.units.effects == [1]
-    assert progress.complete
+    assert tracker.complete
     assert counted("kafka_messages_undecodable_total") - before == 60
 
 
 async def test_permanent_errors_hold_nobody_back() -> None:
     world = World(failing_for(lambda e: e.count < 30, PermanentError("never")), overload=STRICT)
-    progress = await world.process(*numbered(31))
+    tracker = await world.process(*numbered(31))
 
     assert world.status.overload is None
     assert len(world.dead) == 30
     assert world.units.effects == [30]
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_a_permanent_error_of_a_probe_is_no_reason_for_another() -> None:
@@ -468,23 +468,23 @@ async def test_a_permanent_error_of_a_probe_is_no_reason_for_another() -> None:
         return event.count < 3
 
     world = World(failing_for(wrong, ValueError("broken")), overload=SENSITIVE)
-    progress = await world.process(*numbered(5))
+    tracker = await world.process(*numbered(5))
 
     assert probes == 1
     assert world.dead == ["ValueError", "ValueError", "PermanentError"]
     assert world.status.overload is None, "the message after it passed"
-    assert progress.complete
+    assert tracker.complete
 
 
 async def test_tombstones_are_skipped_and_counted() -> None:
     world = World(apply, overload=STRICT)
     before = counted("kafka_tombstones_skipped_total")
     nulls = [record(None, offset=n) for n in range(60)]
-    progress = await world.process(*nulls, record(body(meter_read()), offset=60))
+    tracker = await world.process(*nulls, record(body(meter_read()), offset=60))
 
     assert world.dead == []
     assert world.units.effects == [1]
-    assert progress.committable() == {PARTITION: 61}
+    assert tracker.committable() == {PARTITION: 61}
     assert counted("kafka_tombstones_skipped_total") - before == 60
 
 

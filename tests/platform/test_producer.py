@@ -23,8 +23,8 @@ from app.platform.database.commit_outcome import CommitTracker
 from app.platform.dev.servers import MockBroker
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.health import Unhealthy
+from app.platform.kafka import connection, refusals
 from app.platform.kafka import producer as producing
-from app.platform.kafka import refusals
 from app.platform.kafka.codec import Message, decode, header
 from app.platform.kafka.deadline import Deadline
 from app.platform.kafka.errors import (
@@ -409,7 +409,7 @@ def client(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> t
         made: list[Client] = []  # noqa: RUF012  (of the class: all that were made)
         fate = staticmethod(lambda _value: None)
 
-    monkeypatch.setattr(producing, "Client", OfThisTest)
+    monkeypatch.setattr(connection, "Client", OfThisTest)
     return OfThisTest
 
 
@@ -660,7 +660,7 @@ async def test_a_key_keeps_its_order_where_one_batch_has_no_room_for_all(
 async def test_a_key_has_one_partition_whether_its_messages_go_alone_or_with_many() -> None:
     alone = [Message("a", b"k%d" % n, b"alone") for n in range(20)]
     many = [Message("a", b"k%d" % (n % 20), b"%d" % n) for n in range(200)]
-    large = Message("a", b"k0", b"x" * (producing._BATCH_BYTES + 1))
+    large = Message("a", b"k0", b"x" * (connection._BATCH_BYTES + 1))
     keyless = Message("a", None, b"keyless", (("name", b"value"), ("null", None)))
     with MockBroker() as mock:
         async with KafkaProducer(
@@ -966,7 +966,7 @@ async def test_after_its_deadline_an_event_is_lost_counted_and_logged() -> None:
     assert entry["log_level"] == "error"
     assert (entry["topic"], entry["key"]) == (TOPIC, "m-9")
     assert '"meter_id":"m-9"' in entry["value"]
-    assert entry["error"] == "BrokerUnavailable: the fake broker is away"
+    assert entry["error"] == "BrokerUnavailable: the fake broker is unavailable"
 
 
 async def test_what_can_never_pass_is_not_tried_again() -> None:

@@ -17,7 +17,7 @@ import app
 from app.platform.cli.dlq import _line, _summary
 from app.platform.cli.events import show
 from app.platform.kafka import codec as names
-from app.platform.kafka.dlq import DeadLetter
+from app.platform.kafka.dead_letters import DeadLetter
 from app.platform.logs import _escape, _plain_traceback
 from app.platform.terminal import printable
 

@@ -23,10 +23,10 @@ from app.platform.kafka.topics import (
     forwarded_limit,
     is_delay_topic,
     is_replay_topic,
-    origins,
     replay_topic,
+    required_topics,
     retry_topic,
-    wanted,
+    source_topics,
 )
 
 SETTINGS = KafkaSettings(
@@ -101,7 +101,7 @@ def test_a_name_that_kafka_would_refuse_is_refused_here() -> None:
 
 
 def test_a_subscription_reads_its_topics_its_replays_and_its_delays_and_knows_where_from() -> None:
-    assert origins(BILLING, REGISTRY) == {
+    assert source_topics(BILLING, REGISTRY) == {
         TOPIC: TOPIC,
         f"{TOPIC}.billing.replay": TOPIC,
         f"{TOPIC}.billing.retry.5s": TOPIC,
@@ -110,7 +110,7 @@ def test_a_subscription_reads_its_topics_its_replays_and_its_delays_and_knows_wh
 
 
 def test_the_service_wants_its_events_and_every_topic_that_its_consumers_write_to() -> None:
-    names = [topic.name for topic in wanted(SETTINGS, REGISTRY, [BILLING])]
+    names = [topic.name for topic in required_topics(SETTINGS, REGISTRY, [BILLING])]
 
     assert names == [
         TOPIC,
@@ -123,22 +123,22 @@ def test_the_service_wants_its_events_and_every_topic_that_its_consumers_write_t
 
 
 def test_everything_that_a_consumer_reads_or_writes_is_wanted() -> None:
-    names = {topic.name for topic in wanted(SETTINGS, REGISTRY, [BILLING])}
+    names = {topic.name for topic in required_topics(SETTINGS, REGISTRY, [BILLING])}
 
-    assert set(origins(BILLING, REGISTRY)) <= names
-    assert len(names) == len(wanted(SETTINGS, REGISTRY, [BILLING]))
+    assert set(source_topics(BILLING, REGISTRY)) <= names
+    assert len(names) == len(required_topics(SETTINGS, REGISTRY, [BILLING]))
 
 
 def test_a_topic_of_another_service_is_not_wanted_but_its_failures_are() -> None:
     registry = EventRegistry("accounts", [EventType(MeterRead, service="shop")])
-    names = [topic.name for topic in wanted(SETTINGS, registry, [BILLING])]
+    names = [topic.name for topic in required_topics(SETTINGS, registry, [BILLING])]
 
     assert TOPIC not in names
     assert f"{TOPIC}.billing.dlq" in names
 
 
 def test_topics_have_the_settings_of_the_service() -> None:
-    by_name = {topic.name: topic for topic in wanted(SETTINGS, REGISTRY, [BILLING])}
+    by_name = {topic.name: topic for topic in required_topics(SETTINGS, REGISTRY, [BILLING])}
 
     assert {(t.partitions, t.replication_factor) for t in by_name.values()} == {(6, 2)}
     assert by_name[TOPIC].config == {"retention.ms": str(48 * 3_600_000)}
@@ -151,7 +151,7 @@ def test_a_message_of_the_largest_size_still_fits_when_it_is_forwarded() -> None
     limit = forwarded_limit(SETTINGS)
     assert limit > SETTINGS.kafka_max_message_bytes
 
-    for topic in wanted(SETTINGS, REGISTRY, [BILLING]):
+    for topic in required_topics(SETTINGS, REGISTRY, [BILLING]):
         if topic.name not in REGISTRY.owned_topics():
             assert topic.config["max.message.bytes"] == str(limit)
 
@@ -160,7 +160,7 @@ def test_an_unregistered_event_is_found_when_topics_are_listed() -> None:
     other = EventRegistry("shop", [EventType(MeterRead)])
 
     with pytest.raises(LookupError, match="MeterNamed"):
-        wanted(SETTINGS, other, [Subscription("names", {MeterNamed: handle})])
+        required_topics(SETTINGS, other, [Subscription("names", {MeterNamed: handle})])
 
 
 WANTED = [Topic("a", 3, 1), Topic("b", 3, 1, {"retention.ms": "5"}), Topic("c", 3, 1)]
@@ -240,7 +240,7 @@ async def test_wanted_topics_are_compared_with_what_is_there() -> None:
     states = await TopicAdmin(FakeAdminClient({"a": 3, "b": 1, "other": 9})).compare(WANTED)
 
     assert [state.state for state in states] == [State.PRESENT, State.DIFFERENT, State.MISSING]
-    assert states[1].detail == "1 partitions, wanted 3"
+    assert states[1].detail == "1 partitions, expected 3"
 
 
 async def test_a_topic_with_fewer_replicas_differs() -> None:
@@ -251,8 +251,8 @@ async def test_a_topic_with_fewer_replicas_differs() -> None:
 
     assert {state.state for state in states} == {State.DIFFERENT}
     assert [state.detail for state in states] == [
-        "replication 1, wanted 3",
-        "2 partitions, wanted 3; replication 1, wanted 3",
+        "replication 1, expected 3",
+        "2 partitions, expected 3; replication 1, expected 3",
     ]
 
 
@@ -264,7 +264,7 @@ async def test_a_topic_with_other_settings_differs_and_what_is_not_asked_for_doe
     states = await TopicAdmin(client).compare(WANTED[:2])
 
     assert [state.state for state in states] == [State.PRESENT, State.DIFFERENT]
-    assert states[1].detail == "retention.ms 60000, wanted 5"
+    assert states[1].detail == "retention.ms 60000, expected 5"
     client.configs["b"]["retention.ms"] = "5"
     assert (await TopicAdmin(client).compare(WANTED[:2]))[1].state is State.PRESENT
 

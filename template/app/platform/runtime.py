@@ -13,7 +13,7 @@ from app.platform.health import Health
 from app.platform.kafka.producer import Producer
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import Topic, wanted
+from app.platform.kafka.topics import Topic, required_topics
 from app.platform.service import Role, Service
 
 S = TypeVar("S", bound=EnvSettings)
@@ -55,7 +55,7 @@ class Context:
 
     def topics(self) -> list[Topic]:
         """Return every topic that the service owns."""
-        return wanted(self.kafka, self.registry, self.subscriptions)
+        return required_topics(self.kafka, self.registry, self.subscriptions)
 
 
 @dataclass(frozen=True)

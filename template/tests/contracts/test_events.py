@@ -25,8 +25,8 @@ from app.platform.events.schemas import (
     check_compatible,
     export,
     is_exported,
-    kept_versions,
     schema_of,
+    stored_versions,
 )
 from app.platform.kafka.codec import decode
 
@@ -44,14 +44,14 @@ def entry_of(name: str) -> EventType:
 SAMPLES = [
     pytest.param(path.stem, version, kept["sample"], id=f"{path.stem} {version}")
     for path in sorted(KEPT.glob("*.json"))
-    for version, kept in kept_versions(path.stem, KEPT).items()
+    for version, kept in stored_versions(path.stem, KEPT).items()
     if "sample" in kept
 ]
 
 
 @pytest.mark.parametrize("entry", wiring.service.events, ids=lambda entry: entry.name)
 def test_each_version_has_a_golden_sample(entry: EventType) -> None:
-    kept = kept_versions(entry.name, KEPT)
+    kept = stored_versions(entry.name, KEPT)
     missing = [version for version, what in kept.items() if "sample" not in what]
     assert not missing, (
         f"tests/contracts/{entry.name}.json: add a message of version {', '.join(missing)} as the key"
@@ -82,7 +82,7 @@ def test_reading_keeps_what_the_message_said(name: str, version: str, sample: Pa
 
 @pytest.mark.parametrize("entry", wiring.service.events, ids=lambda entry: entry.name)
 def test_the_newest_version_is_published_as_its_sample_shows(entry: EventType) -> None:
-    sample = kept_versions(entry.name, KEPT).get(entry.version, {}).get("sample")
+    sample = stored_versions(entry.name, KEPT).get(entry.version, {}).get("sample")
     assert sample is not None, (
         f'tests/contracts/{entry.name}.json has no "sample" of version {entry.version}:'
         " `app schemas export` makes one up"
@@ -93,7 +93,7 @@ def test_the_newest_version_is_published_as_its_sample_shows(entry: EventType) -
 
 @pytest.mark.parametrize("entry", wiring.service.events, ids=lambda entry: entry.name)
 def test_every_major_version_has_a_golden_sample(entry: EventType) -> None:
-    majors = {int(version.split(".")[0]) for version in kept_versions(entry.name, KEPT)}
+    majors = {int(version.split(".")[0]) for version in stored_versions(entry.name, KEPT)}
     assert majors == set(range(1, entry.major + 1))
 
 
@@ -318,7 +318,7 @@ def test_a_new_minor_version_is_compared_with_those_before(tmp_path: Path) -> No
     export([EventType(Sold)], tmp_path)
     (exported,) = export([EventType(SoldWithMore)], tmp_path)
     assert exported == tmp_path / "thing.sold.json"
-    assert list(kept_versions("thing.sold", tmp_path)) == ["1.0.0", "1.1.0"]
+    assert list(stored_versions("thing.sold", tmp_path)) == ["1.0.0", "1.1.0"]
     with pytest.raises(IncompatibleChange, match="channel is gone"):
         check_compatible(EventType(Sold), tmp_path)
 
@@ -327,7 +327,7 @@ def test_exporting_keeps_the_samples(tmp_path: Path) -> None:
     file = tmp_path / "thing.sold.json"
     file.write_text('{"1.0.0": {"sample": {"id": 7}}}')
     export([EventType(Sold)], tmp_path)
-    kept = kept_versions("thing.sold", tmp_path)["1.0.0"]
+    kept = stored_versions("thing.sold", tmp_path)["1.0.0"]
     assert kept == {"sample": {"id": 7}, "schema": schema_of(EventType(Sold))}
 
 
@@ -347,7 +347,7 @@ class SoldWithEverything(Sold):
 
 def test_a_sample_is_made_up_that_is_read_and_published_alike(tmp_path: Path) -> None:
     export([EventType(SoldWithEverything)], tmp_path)
-    sample = kept_versions("thing.sold", tmp_path)["1.0.0"]["sample"]
+    sample = stored_versions("thing.sold", tmp_path)["1.0.0"]["sample"]
     assert sample["version"] == "1.0.0"
     assert sample["kind"] == "cash"
     event = SoldWithEverything.model_validate_json(json.dumps(sample))
@@ -356,7 +356,7 @@ def test_a_sample_is_made_up_that_is_read_and_published_alike(tmp_path: Path) ->
 
 def test_no_sample_is_made_up_that_the_event_would_refuse(tmp_path: Path) -> None:
     export([EventType(SoldOnAFirst)], tmp_path)
-    assert list(kept_versions("thing.sold", tmp_path)["1.0.0"]) == ["schema"]
+    assert list(stored_versions("thing.sold", tmp_path)["1.0.0"]) == ["schema"]
 
 
 def test_exporting_again_writes_nothing(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from app.platform.kafka.admin import provision
 from app.platform.kafka.codec import encode
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.settings import KafkaSettings
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from app.platform.projections.lag import Lag, Monitor, ProjectionSettings, measure
 from app.platform.projections.rebuild import Rebuild
 from app.platform.tracing import Trace
@@ -179,14 +179,16 @@ async def test_lag_is_measured_and_told(
     kafka_settings: KafkaSettings, producer: KafkaProducer
 ) -> None:
     registry = EventRegistry(kafka_settings.kafka_client_id, wiring.service.events)
-    await provision(kafka_settings, wanted(kafka_settings, registry, wiring.service.projectors))
+    await provision(
+        kafka_settings, required_topics(kafka_settings, registry, wiring.service.projectors)
+    )
     assert await measure(kafka_settings, registry, wiring.service.projectors) == {"sources": Lag()}
     await producer.send_all([encode(event, registry, Trace("story")) for event in BEATS])
     settings = ProjectionSettings(projections_max_lag_seconds=600, _env_file=None)
     monitor = Monitor(kafka_settings, registry, wiring.service.projectors, settings)
-    await monitor.look()
+    await monitor.measure_once()
     await monitor.ready()
-    assert monitor.seen["sources"].events == 4
+    assert monitor.latest["sources"].events == 4
     assert REGISTRY.get_sample_value("projection_lag_events", {"projection": "sources"}) == 4
 
 

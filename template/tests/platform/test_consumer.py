@@ -17,15 +17,15 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.kafka import consumer as consumer_module
-from app.platform.kafka import metrics
+from app.platform.kafka import lag
 from app.platform.kafka.admin import TopicAdmin
 from app.platform.kafka.codec import header
 from app.platform.kafka.consumer import Consumer
-from app.platform.kafka.dlq import DeadLetter
+from app.platform.kafka.dead_letters import DeadLetter
 from app.platform.kafka.errors import PermanentError
-from app.platform.kafka.retry import replayed
+from app.platform.kafka.retry import replay_message
 from app.platform.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from tests.fixtures import eventually
 from tests.world import (
     Counted,
@@ -224,7 +224,7 @@ async def test_topics_are_compared_with_all_that_they_are_made_with(
     async def compared(**settings: int) -> dict[str, str]:
         asked = world.settings.model_copy(update=settings)
         async with TopicAdmin.connected(asked) as admin:
-            states = await admin.compare(wanted(asked, world.registry, [subscription]))
+            states = await admin.compare(required_topics(asked, world.registry, [subscription]))
         return {state.topic.name: f"{state.state}: {state.detail}" for state in states}
 
     await eventually(compared, lambda found: set(found.values()) == {"present: "})
@@ -335,7 +335,7 @@ async def test_a_replayed_message_is_applied_once_however_often_it_is_replayed(
         letters = await world.dead_letters("counter", 3)
     async with world.running(mended):
         for _ in range(2):
-            assert await world.producer.send_all([replayed(x) for x in letters]) == [None] * 3
+            assert await world.producer.send_all([replay_message(x) for x in letters]) == [None] * 3
         await world.has_effects(3)
         await world.send(Counted(name="last", number=99))
         await world.has_effects(4)
@@ -351,7 +351,7 @@ async def test_a_replay_of_what_still_fails_is_no_overload(world: World) -> None
             await world.send(event)
             await world.send_bytes(b"poison", event.key.encode())
         letters = await world.dead_letters("counter", 8)
-        await world.producer.send_all([replayed(letter) for letter in letters])
+        await world.producer.send_all([replay_message(letter) for letter in letters])
         await world.dead_letters("counter", 16)  # one wait for a probe would outlast this test
 
 
@@ -365,11 +365,11 @@ async def test_a_replay_reaches_only_the_consumer_that_failed(world: World) -> N
     async with world.running(broken, Subscription("other", {Counted: note})):
         await world.send(*counted(1))
         (letter,) = await world.dead_letters("broken", 1)
-        await world.producer.send(replayed(letter))
+        await world.producer.send(replay_message(letter))
         await world.has_effects(1)
         await eventually(lambda: world.committed("other"), lambda offset: offset == 1)
     assert seen == [0]
-    assert header(letter.headers, "ce_id") == header(replayed(letter).headers, "ce_id")
+    assert header(letter.headers, "ce_id") == header(replay_message(letter).headers, "ce_id")
 
 
 ONCE = RetryPolicy(attempts=1)
@@ -435,12 +435,12 @@ async def test_a_database_that_is_away_costs_no_attempt_and_no_message(world: Wo
         await world.has_effects(5)
         async with connections_refused(world):
             await world.send(*events[5:])
-            await eventually(lambda: asyncio.sleep(0, consumer.status.trouble is not None))
+            await eventually(lambda: asyncio.sleep(0, consumer.status.block_reason is not None))
             assert (await world.health.ready()).status == "unavailable"
             assert (await world.health.live()).status == "ok"
         effects = await world.has_effects(10)
         assert await world.records(f"{world.topic}.patient.dlq") == []
-        await eventually(lambda: asyncio.sleep(0, consumer.status.trouble is None))
+        await eventually(lambda: asyncio.sleep(0, consumer.status.block_reason is None))
     assert in_order_by_key(effects)
 
 
@@ -451,7 +451,7 @@ async def test_a_table_that_is_not_there_yet_costs_no_attempt_and_no_message(
     async with world.running(subscription) as (consumer,):
         async with missing_table(world.database, "effects"):
             await world.send(*counted(3))
-            await eventually(lambda: asyncio.sleep(0, consumer.status.trouble is not None))
+            await eventually(lambda: asyncio.sleep(0, consumer.status.block_reason is not None))
             said = (await world.health.ready()).checks["consumer early"]
         effects = await world.has_effects(3)
         assert await world.records(f"{world.topic}.early.dlq") == []
@@ -490,11 +490,11 @@ async def test_a_slow_handler_keeps_its_membership(
     monkeypatch.setattr(Consumer, "_client_options", lambda self: {**options(self), **impatient})
     monkeypatch.setattr(consumer_module, "KEEP_ALIVE_SECONDS", 0.3)
     async with world.running(Subscription("slow", {Counted: slow})) as (consumer,):
-        assignments = consumer._assignments
+        assignments = consumer._generation
         await world.send(*counted(1))
         await world.has_effects(1)
         await eventually(lambda: world.committed("slow"), lambda offset: offset == 1)
-        assert consumer._assignments == assignments
+        assert consumer._generation == assignments
     assert await world.effects() == [("key-0", 0)]
 
 
@@ -506,7 +506,7 @@ async def test_a_handler_that_hangs_is_noticed_though_the_broker_answers(
 
     short = {"kafka_stall_timeout_seconds": 2, "kafka_drain_timeout_seconds": 0.1}
     world.settings = world.settings.model_copy(update=short)
-    monkeypatch.setattr(metrics, "LAG_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(lag, "ASSIGNMENT_INTERVAL_SECONDS", 0.1)
     async with world.running(Subscription("hanging", {Counted: hang})):
         await world.send(*counted(1))
         live = await eventually(world.health.live, lambda report: report.status != "ok")

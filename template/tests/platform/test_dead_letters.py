@@ -17,11 +17,11 @@ from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.kafka.admin import provision
 from app.platform.kafka.codec import Message
-from app.platform.kafka.dlq import newest, read
+from app.platform.kafka.dead_letters import current_letters, read_dead_letters
 from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.settings import client_options
 from app.platform.kafka.subscription import RetryPolicy, Subscription
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from app.platform.service import Component, Service
 from tests.fixtures import eventually
 from tests.world import Counted, World, counted, failing, record_effect
@@ -49,7 +49,9 @@ async def test_letters_from_a_recreated_topic_all_count(world: World, real_kafka
     async with world.running(REFUSING):
         await world.send(second)
         await world.dead_letters("counter", 2)
-    letters = newest([x async for x in read(world.settings, [f"{world.topic}.counter.dlq"])])
+    letters = current_letters(
+        [x async for x in read_dead_letters(world.settings, [f"{world.topic}.counter.dlq"])]
+    )
     assert len({(x.origin_partition, x.origin_offset) for x in letters}) == 1
     assert {x.event_id for x in letters} == {first.event_id, second.event_id}
 
@@ -74,7 +76,7 @@ def started(world: World, *arguments: str, **environment: str) -> subprocess.Pop
 async def own_topic(world: World) -> tuple[str, str]:
     """A topic that the command line knows, and the name of the service that has it."""
     registry = EventRegistry(world.registry.service, wiring.service.events)
-    await provision(world.settings, wanted(world.settings, registry, []))
+    await provision(world.settings, required_topics(world.settings, registry, []))
     return registry.owned_topics()[0], registry.service
 
 

@@ -31,7 +31,7 @@ async def test_lag_is_measured_without_a_worker_and_comes_down(world: World) -> 
     assert series(world) == []
     async with world.running(COUNTER):
         await world.has_effects(20)
-    await meter.look()
+    await meter.measure_once()
     assert sum(series(world)) == 0
     assert series(world)
 
@@ -39,8 +39,8 @@ async def test_lag_is_measured_without_a_worker_and_comes_down(world: World) -> 
 async def test_lag_that_cannot_be_measured_has_no_series(world: World) -> None:
     await world.create_topics(COUNTER)
     meter = GroupLagMeter(world.settings, world.registry, [COUNTER])
-    await meter.look()
+    await meter.measure_once()
     assert series(world)
     meter._settings = settings_for("127.0.0.1:9", "nobody")
-    await meter.look()
+    await meter.measure_once()
     assert series(world) == []

@@ -9,12 +9,12 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from prometheus_client import REGISTRY
 
-from app.platform.kafka import metrics
+from app.platform.kafka import lag
 from app.platform.kafka import settings as kafka_settings
 from app.platform.kafka.admin import provision
 from app.platform.kafka.settings import client_options
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from tests.fixtures import eventually
 from tests.world import Counted, World, committed_offsets, counted, record_effect
 
@@ -27,7 +27,7 @@ COUNTER = Subscription("counter", {Counted: record_effect})
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metadata and lag are looked at every second."""
     monkeypatch.setattr(kafka_settings, "METADATA_MAX_AGE_SECONDS", 1.0)
-    monkeypatch.setattr(metrics, "LAG_INTERVAL_SECONDS", 0.5)
+    monkeypatch.setattr(lag, "ASSIGNMENT_INTERVAL_SECONDS", 0.5)
 
 
 @pytest.fixture(params=["earliest", "latest"])
@@ -39,7 +39,7 @@ def reset(request: pytest.FixtureRequest, world: World) -> str:
 
 
 @asynccontextmanager
-async def administering(world: World) -> AsyncIterator[AIOKafkaAdminClient]:
+async def admin_client(world: World) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(**client_options(world.settings))
     await admin.start()
     try:
@@ -87,7 +87,7 @@ async def has_begun(world: World) -> None:
     """Wait until the consumer has committed where it begins to read each partition."""
 
     async def committed() -> set[int]:
-        async with administering(world) as admin:
+        async with admin_client(world) as admin:
             group = f"{world.settings.kafka_group_id}.counter"
             found = await admin.list_consumer_group_offsets(group)
         return {tp.partition for tp, entry in found.items() if tp.topic == world.topic}
@@ -132,7 +132,7 @@ async def test_a_new_partition_is_read_from_its_beginning(world: World, reset: s
         await has_begun(world)
         await world.send(*counted(3))
         await world.has_effects(3)
-        async with administering(world) as admin, transactional(world) as producer:
+        async with admin_client(world) as admin, transactional(world) as producer:
             await admin.create_partitions({world.topic: NewPartitions(total_count=5)})
             await eventually(lambda: has_partitions(producer, world.topic, 5))
             await producer.begin_transaction()
@@ -148,7 +148,7 @@ async def test_a_partition_added_while_nobody_ran_is_read_from_its_beginning(
 ) -> None:
     async with world.running(COUNTER):
         await has_begun(world)
-    async with administering(world) as admin, transactional(world) as producer:
+    async with admin_client(world) as admin, transactional(world) as producer:
         await admin.create_partitions({world.topic: NewPartitions(total_count=4)})
         await eventually(lambda: has_partitions(producer, world.topic, 4))
         await producer.begin_transaction()
@@ -182,7 +182,7 @@ async def test_what_retention_has_left_is_read(world: World, reset: str) -> None
     await world.send(*events)
     (partition,) = {record.partition for record in await world.records(world.topic)}
     before = total("kafka_messages_expired_total", "counter", world.topic) or 0
-    async with administering(world) as admin:
+    async with admin_client(world) as admin:
         oldest = RecordsToDelete(before_offset=3)
         await admin.delete_records({TopicPartition(world.topic, partition): oldest})
     async with world.running(COUNTER):
@@ -197,7 +197,7 @@ async def test_a_topic_made_anew_is_read_from_its_beginning(world: World, reset:
         await has_begun(world)
         await world.send(*counted(20))
         await world.has_effects(20)
-        async with administering(world) as admin:
+        async with admin_client(world) as admin:
             await admin.delete_topics([world.topic])
         # At first it may only say that the group assigns its partitions anew.
         report = await eventually(
@@ -207,7 +207,7 @@ async def test_a_topic_made_anew_is_read_from_its_beginning(world: World, reset:
         )
         assert report.status != "ok"
         assert "app topics create" in report.checks["consumer counter"]
-        await provision(world.settings, wanted(world.settings, world.registry, [COUNTER]))
+        await provision(world.settings, required_topics(world.settings, world.registry, [COUNTER]))
         await world.send(Counted(name="anew", number=99))  # by a producer that knew the old one
         effects = await world.has_effects(21, seconds=30)
         await eventually(world.health.ready, lambda found: found.status == "ok", seconds=30)

@@ -17,17 +17,17 @@ from app.platform.cli.events import one_line
 from app.platform.cli.events import show as show_record
 from app.platform.database.engine import Database
 from app.platform.kafka import inbox
-from app.platform.kafka.dlq import (
+from app.platform.kafka.dead_letters import (
     DeadLetter,
     Filter,
     Identity,
+    current_letters,
     dead_letter_topics,
-    is_readable,
-    newest,
-    read,
+    is_decodable,
+    read_dead_letters,
 )
 from app.platform.kafka.orphans import has_members, orphaned_topics, read_orphaned
-from app.platform.kafka.retry import discarded
+from app.platform.kafka.retry import discard_tombstone
 from app.platform.kafka.topics import FailureTopic, failure_topic
 from app.platform.runtime import Context
 from app.platform.terminal import printable, say, say_block
@@ -124,7 +124,7 @@ def replay(
     found = asyncio.run(_find(context, only, undecodable, to))
     say(_summary(found.letters, found.applied))
     chosen = _of_the_code(context, found) if to is None else _handed_to(context, found, to)
-    todo = [x for x in chosen if undecodable or is_readable(x, context.registry)]
+    todo = [x for x in chosen if undecodable or is_decodable(x, context.registry)]
     if len(todo) < len(chosen):
         say(_left_out(len(chosen) - len(todo)))
     if dry_run:
@@ -163,7 +163,7 @@ def discard(
     for letter in found.letters:
         say(f"{what} {_line(letter, letter.identity in found.applied)}")
     if not dry_run:
-        send(context, found.letters, lambda letter: [discarded(letter.record)], "discarded")
+        send(context, found.letters, lambda letter: [discard_tombstone(letter.record)], "discarded")
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,13 @@ async def _find(context: Context, only: Filter, undecodable: bool, to: str | Non
     orphans = await orphaned_topics(context.kafka, context.registry, context.subscriptions)
     _refuse_unknown(context, only, orphans)
     topics = dead_letter_topics(context.subscriptions, context.registry, only)
-    everything = [letter async for letter in read(context.kafka, topics)]
-    everything += await read_orphaned(context.kafka, filter(only.concerns, orphans))
+    everything = [letter async for letter in read_dead_letters(context.kafka, topics)]
+    everything += await read_orphaned(context.kafka, filter(only.may_match, orphans))
     # A message counts as it failed last: to choose before would find it as it failed earlier.
     letters = [
         letter
-        for letter in newest(everything)
-        if only.matches(letter) and not (undecodable and is_readable(letter, context.registry))
+        for letter in current_letters(everything)
+        if only.matches(letter) and not (undecodable and is_decodable(letter, context.registry))
     ]
     return Found(letters, await _applied(letters, to))
 
@@ -290,7 +290,7 @@ async def _find_one(context: Context, letter_id: str) -> DeadLetter:
     orphans = await orphaned_topics(context.kafka, context.registry, context.subscriptions)
     topics = dead_letter_topics(context.subscriptions, context.registry, Filter())
     topics += [orphan.name for orphan in orphans]
-    async with aclosing(read(context.kafka, topics)) as letters:
+    async with aclosing(read_dead_letters(context.kafka, topics)) as letters:
         async for letter in letters:
             if letter.id == letter_id:
                 return letter

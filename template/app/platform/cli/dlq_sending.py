@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import typer
 
 from app.platform.kafka.codec import Message
-from app.platform.kafka.dlq import DeadLetter
+from app.platform.kafka.dead_letters import DeadLetter
 from app.platform.kafka.errors import BrokerUnavailable, SendError, TopicUnavailable
 from app.platform.kafka.producer import KafkaProducer
-from app.platform.kafka.retry import discarded, replayed
+from app.platform.kafka.retry import discard_tombstone, replay_message
 from app.platform.runtime import Context
 from app.platform.terminal import say
 
@@ -22,9 +22,9 @@ Messages = Callable[[DeadLetter], Sequence[Message]]
 
 def replay_of(letter: DeadLetter, to: str | None) -> Sequence[Message]:
     if to is None:
-        return [replayed(letter.record)]
+        return [replay_message(letter.record)]
     # It is the other consumer's now: what becomes of it is to be seen there.
-    return [replayed(letter.record, to), discarded(letter.record)]
+    return [replay_message(letter.record, to), discard_tombstone(letter.record)]
 
 
 def send(

@@ -8,7 +8,7 @@ import typer
 
 from app.platform.cli.base import context_of, counted
 from app.platform.kafka.admin import State, TopicAdmin, TopicState, provision
-from app.platform.kafka.dlq import newest
+from app.platform.kafka.dead_letters import current_letters
 from app.platform.kafka.orphans import orphaned_topics, read_orphaned
 from app.platform.kafka.topics import Topic
 from app.platform.runtime import Context
@@ -64,7 +64,7 @@ async def _states(context: Context) -> list[TopicState]:
 async def _orphaned(context: Context) -> list[str]:
     """A line for each orphaned topic. They are nothing wrong: Kafka empties them in time."""
     topics = await orphaned_topics(context.kafka, context.registry, context.subscriptions)
-    letters = newest(await read_orphaned(context.kafka, topics))
+    letters = current_letters(await read_orphaned(context.kafka, topics))
     left = Counter(letter.record.topic for letter in letters)
     return [
         f"{'orphaned':<10}{topic.name}  messages={left[topic.name]}"

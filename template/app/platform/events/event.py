@@ -1,4 +1,4 @@
-"""Events, their versions, and the registry that knows which topic carries which."""
+"""Events, their versions, and the registry of events and topics."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 
 Payload = dict[str, Any]
 
-# An id that fits the database. A message beyond it can never be handled, so it is refused when decoded.
+# An id that fits the database. A message with a larger one is undecodable.
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Upcaster = Callable[[Payload], Payload]
 
@@ -29,12 +29,12 @@ class BaseEvent(BaseModel):
     `key_field`, the attribute whose value keys its messages.
     """
 
-    # JSON has no NaN and no infinity: as null, no reader could take them.
+    # JSON has neither NaN nor infinity, and readers could not accept null instead.
     model_config = ConfigDict(
         frozen=True,
         extra="ignore",
         allow_inf_nan=False,
-        # A field with a default is there in every published message.
+        # Published messages always have the fields with defaults.
         json_schema_serialization_defaults_required=True,
     )
 
@@ -51,20 +51,20 @@ class BaseEvent(BaseModel):
         try:
             return value.astimezone(UTC)
         except OverflowError:
-            raise ValueError("the time cannot be told in UTC") from None
+            raise ValueError("the time is out of range in UTC") from None
 
     @property
     def key(self) -> str:
-        """The id of the entity that the event is about: events with one key keep their order."""
+        """The id of the entity. Events of one key keep their order."""
         return str(getattr(self, self.key_field))
 
 
 @dataclass(frozen=True)
 class EventType:
-    """An event as the registry knows it.
+    """An entry of the registry: an event with its upcasters, and its owner.
 
-    `upcasters` maps a major version to a pure function that turns a payload of that major version
-    into one of the next. `service` is the owner of the topic where that is not this service.
+    `upcasters` maps a major version to a pure function from its payload to the next major version's.
+    `service` is the owner of a foreign event's topic; None means this service.
     """
 
     model: type[BaseEvent]
@@ -77,13 +77,13 @@ class EventType:
         names = get_args(self.model.model_fields["event_type"].annotation)
         if len(names) != 1:
             raise ValueError(
-                f'{self.model.__name__}: its event_type is no Literal["entity.action"]'
+                f'{self.model.__name__}: event_type is wrong: use Literal["entity.action"]'
             )
         return str(names[0])
 
     @cached_property
     def version(self) -> str:
-        """The newest version: the one that handlers see and that is published."""
+        """The newest version, which is published and which handlers receive."""
         return str(self.model.model_fields["version"].default)
 
     @cached_property
@@ -91,12 +91,12 @@ class EventType:
         return major_of(self.version)
 
     def check_upcasters(self) -> None:
-        """Raise ValueError unless every earlier major version leads to the newest."""
+        """Raise ValueError unless upcasters lead from every major version to the newest."""
         missing = [str(major) for major in range(1, self.major) if major not in self.upcasters]
         if missing:
             raise ValueError(
-                f"{self.name} {self.version}: no upcaster from version {', '.join(missing)};"
-                " give its EventType one"
+                f"{self.name} {self.version}: no upcaster from version {', '.join(missing)}:"
+                " add one to its EventType"
             )
 
 
@@ -107,7 +107,7 @@ def major_of(version: str) -> int:
 class EventRegistry:
     """The events that a service publishes or reads, by type, by model and by topic.
 
-    Raises ValueError when a topic is not `service.entity.action` or a version cannot be reached.
+    Raises ValueError if a topic is not `service.entity.action` or an upcaster is missing.
     """
 
     def __init__(self, service: str, event_types: Iterable[EventType]) -> None:
@@ -121,7 +121,7 @@ class EventRegistry:
         return iter(self._by_model.values())
 
     def topic(self, model: type[BaseEvent]) -> str:
-        """The topic that carries `model`. Raises LookupError for an event that is not registered."""
+        """Return the topic of `model`. Raises LookupError for an event that is not registered."""
         event_type = self._by_model.get(model)
         if event_type is None:
             raise LookupError(f"{model.__name__} is not registered: add it to EVENTS")
@@ -131,16 +131,16 @@ class EventRegistry:
         return self._by_topic.get(topic)
 
     def owned_topics(self) -> list[str]:
-        """The topics of the events that this service itself publishes."""
+        """Return the topics of the events that this service itself publishes."""
         return [self.topic(entry.model) for entry in self if entry.service is None]
 
     def _add(self, event_type: EventType) -> None:
         topic = f"{event_type.service or self.service}.{event_type.name}"
         check_topic_name(topic)
         if topic in self._by_topic:
-            raise ValueError(f"two events share the topic {topic}")
+            raise ValueError(f"two events share the topic {topic}: rename one of them")
         if event_type.model in self._by_model:
-            raise ValueError(f"{event_type.model.__name__} is registered twice")
+            raise ValueError(f"{event_type.model.__name__} is registered twice: remove one entry")
         event_type.check_upcasters()
         self._by_model[event_type.model] = event_type
         self._by_topic[topic] = event_type

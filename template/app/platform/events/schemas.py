@@ -1,11 +1,10 @@
-"""The contract with readers of the published events: each version's JSON Schema, kept and compared.
+"""Stored JSON Schemas of the published events, and their comparison with the code.
 
-A folder under version control holds a file an event type, `<event type>.json`: for each version that
-was ever published its `schema` and a `sample`, a message as it was sent.
+A folder under version control has a file for each event type, `<event type>.json`. It has, for each
+version that was ever published, the `schema` and a `sample`: the body of a message.
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,28 +15,16 @@ from app.platform.events.event import EventType
 
 Schema = dict[str, Any]
 
-# What a made-up sample holds where nothing else is asked for; the first that fits a pattern is taken.
-_TEXTS = ["text", "1", "1.00", "TEXT"]
-_FORMATS = {
-    "uuid": "00000000-0000-4000-8000-000000000000",
-    "date-time": "2025-01-31T09:30:00.125000Z",
-    "date": "2025-01-31",
-    "email": "ada@example.com",
-    "uri": "https://example.com/",
-}
-
-# These say nothing about which messages are valid, and may be changed in a published version.
-_TEXTS_FOR_PEOPLE = {"title", "description", "examples"}
+# They do not affect which messages are valid, and may change in a published version.
+_ANNOTATIONS = {"title", "description", "examples"}
 
 
 class IncompatibleChange(Exception):
-    """An event changed in a way that its readers could trip over, and kept its major version; or
-    it has a new one, to which no upcaster leads."""
+    """An event changed in a way that breaks its readers, without a new major version and upcaster."""
 
 
 class VersionNotRaised(Exception):
-    """An event changed in a way that its readers can live with, and kept its version. The message
-    names the next one."""
+    """An event changed compatibly, without a new version. The message names the next one."""
 
 
 class UnreadableFile(Exception):
@@ -45,12 +32,12 @@ class UnreadableFile(Exception):
 
 
 def schema_of(event_type: EventType) -> Schema:
-    """The schema of the messages that are published in the newest version."""
+    """Return the schema of the newest version's messages."""
     return event_type.model.model_json_schema(mode="serialization")
 
 
-def kept_versions(name: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """`schema` and `sample` by version, of the event type `name`; empty if nothing is kept.
+def stored_versions(name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return `schema` and `sample` of each stored version of the event type `name`.
 
     Raises UnreadableFile.
     """
@@ -61,16 +48,16 @@ def kept_versions(name: str, folder: Path) -> dict[str, dict[str, Any]]:
         versions: dict[str, dict[str, Any]] = json.loads(path.read_text())
     except ValueError as error:
         raise UnreadableFile(
-            f"{path} is not JSON: {error}. Mend it, or take back its last change"
+            f"{path} is not valid JSON: {error}: correct it, or revert its last change"
         ) from error
     return versions
 
 
 def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
-    """Keep the schema of each newest version; return the files that are new or were changed.
+    """Store the schema of each newest version; return the files that are new or changed.
 
-    A version that has no sample gets one that is made up, if its values can be guessed.
-    Raises what `check_compatible` raises, before anything is written.
+    A version without a sample gets one with placeholder values, if the model accepts those.
+    Raises the errors of `check_compatible`, before anything is written.
     """
     entries = list(event_types)
     for entry in entries:
@@ -79,38 +66,39 @@ def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
 
 
 def check_compatible(event_type: EventType, folder: Path) -> None:
-    """Refuse a change of an event that its version does not tell.
+    """Refuse a change of an event without the new version that it needs.
 
-    Readers of all kept versions of the same major version have to be able to read what is published
-    now, upcasters have to lead to it from all others, kept samples have to be readable, and a kept
-    version stays what it is. Raises IncompatibleChange, VersionNotRaised and UnreadableFile.
+    Readers of each stored version of the same major version must be able to read the newest messages,
+    upcasters must lead from all other major versions to the newest, stored samples must be readable,
+    and a stored version must not change. Raises IncompatibleChange, VersionNotRaised and
+    UnreadableFile.
     """
     try:
         event_type.check_upcasters()
     except ValueError as error:
         raise IncompatibleChange(str(error)) from error
-    kept = {
-        version: what
-        for version, what in kept_versions(event_type.name, folder).items()
-        if "schema" in what and version.split(".")[0] == str(event_type.major)
+    stored = {
+        version: entry
+        for version, entry in stored_versions(event_type.name, folder).items()
+        if "schema" in entry and version.split(".")[0] == str(event_type.major)
     }
-    for version, what in kept.items():
-        _check_readable(event_type, version, what, folder)
-    if event_type.service is None:  # otherwise the version is not ours to raise
-        _check_version(event_type, kept, folder)
+    for version, entry in stored.items():
+        _check_readable(event_type, version, entry, folder)
+    if event_type.service is None:  # the owner raises the version of a foreign event
+        _check_version(event_type, stored, folder)
 
 
 def _check_readable(
-    event_type: EventType, version: str, kept: dict[str, Any], folder: Path
+    event_type: EventType, version: str, stored: dict[str, Any], folder: Path
 ) -> None:
-    problems = list(breaking_changes(kept["schema"], schema_of(event_type)))
-    if not problems and "sample" in kept:
-        problems += _problems_of(event_type, kept["sample"])
+    problems = list(breaking_changes(stored["schema"], schema_of(event_type)))
+    if not problems and "sample" in stored:
+        problems += _problems_of(event_type, stored["sample"])
     if problems:
         raise IncompatibleChange(
-            f"{event_type.name} {version}: {'; '.join(problems)}. Readers would fail: take it"
-            f" back, or make it version {event_type.major + 1}.0.0 with an upcaster from"
-            f" version {event_type.major} and a sample. {_never_published(event_type, folder)}"
+            f"{event_type.name} {version}: {'; '.join(problems)}. Readers would fail: revert it,"
+            f" or make it version {event_type.major + 1}.0.0 with an upcaster from"
+            f" version {event_type.major} and a sample. {_unpublished_hint(event_type, folder)}"
         )
 
 
@@ -119,26 +107,26 @@ def _problems_of(event_type: EventType, sample: Any) -> Iterator[str]:
         event_type.model.model_validate_json(json.dumps(sample))
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_context=False, include_input=False):
-            place = ".".join(str(part) for part in problem["loc"]) or "event"
-            yield f"its sample cannot be read: {place}: {problem['msg']}"
+            path = ".".join(str(part) for part in problem["loc"]) or "event"
+            yield f"its sample cannot be read: {path}: {problem['msg']}"
 
 
-def _check_version(event_type: EventType, kept: dict[str, dict[str, Any]], folder: Path) -> None:
-    """A kept version stays as it is, and a patch of it says nothing else."""
-    for version, what in kept.items():
+def _check_version(event_type: EventType, stored: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Refuse a change of a stored version, or of a patch of it."""
+    for version, entry in stored.items():
         if _minor_of(version) != _minor_of(event_type.version):
             continue
         found = [
             change.text
-            for change in changes(what["schema"], schema_of(event_type))
-            if change.place != "version"
+            for change in changes(entry["schema"], schema_of(event_type))
+            if change.path != "version"
         ]
         if found:
-            latest = max(_minor_of(each) for each in kept)
+            latest = max(_minor_of(each) for each in stored)
             raise VersionNotRaised(
-                f"{event_type.name} {version}: {'; '.join(found)}. A published version stays as it"
-                f" is: raise the version to {event_type.major}.{latest + 1}.0, or take it back."
-                f" {_never_published(event_type, folder)}"
+                f"{event_type.name} {version}: {'; '.join(found)}. A published version must not"
+                f" change: raise the version to {event_type.major}.{latest + 1}.0, or revert it."
+                f" {_unpublished_hint(event_type, folder)}"
             )
 
 
@@ -146,7 +134,7 @@ def _minor_of(version: str) -> int:
     return int(version.split(".")[1])
 
 
-def _never_published(event_type: EventType, folder: Path) -> str:
+def _unpublished_hint(event_type: EventType, folder: Path) -> str:
     return (
         f"A version that was never published may be deleted from {_path(event_type.name, folder)},"
         " or the file if it holds no other, and exported anew"
@@ -154,31 +142,31 @@ def _never_published(event_type: EventType, folder: Path) -> str:
 
 
 def is_exported(event_type: EventType, folder: Path) -> bool:
-    """Whether the newest version's kept schema is that of the code. Raises UnreadableFile."""
-    kept = kept_versions(event_type.name, folder).get(event_type.version, {})
-    return kept.get("schema") == schema_of(event_type)
+    """Return whether the newest version's stored schema equals the code's. Raises UnreadableFile."""
+    stored = stored_versions(event_type.name, folder).get(event_type.version, {})
+    return stored.get("schema") == schema_of(event_type)
 
 
 def has_sample(event_type: EventType, folder: Path) -> bool:
-    """Whether a sample of the newest version is kept. Raises UnreadableFile."""
-    return "sample" in kept_versions(event_type.name, folder).get(event_type.version, {})
+    """Return whether the newest version has a stored sample. Raises UnreadableFile."""
+    return "sample" in stored_versions(event_type.name, folder).get(event_type.version, {})
 
 
 class Change(NamedTuple):
-    """A difference between two schemas, and whether readers of the old one could trip over it."""
+    """A difference between two schemas. A breaking one can make readers of the old schema fail."""
 
-    place: str
+    path: str
     text: str
     breaking: bool
 
 
 def breaking_changes(old: Schema, new: Schema) -> Iterator[str]:
-    """List what a reader who relies on `old` would not find in a message that follows `new`."""
+    """Describe the changes from `old` to `new` that can make readers of `old` fail."""
     return (change.text for change in changes(old, new) if change.breaking)
 
 
 def changes(old: Schema, new: Schema) -> Iterator[Change]:
-    """All differences between two schemas, except in texts for people and in the names of models."""
+    """Yield all differences between two schemas, except in annotations and names of models."""
     return _Comparison(old.get("$defs", {}), new.get("$defs", {})).compare(old, new, "")
 
 
@@ -194,60 +182,58 @@ class _Comparison:
         self._new_definitions = new_definitions
 
     def compare(
-        self, old: Schema, new: Schema, place: str, above: frozenset[tuple[str, str]] = frozenset()
+        self, old: Schema, new: Schema, path: str, visited: frozenset[tuple[str, str]] = frozenset()
     ) -> Iterator[Change]:
         models = (old.get("$ref", ""), new.get("$ref", ""))
-        if models in above:
-            return  # a model that holds itself
+        if models in visited:
+            return  # a recursive model
         if any(models):
-            above |= {models}
+            visited |= {models}
         old, new = _resolved(old, self._old_definitions), _resolved(new, self._new_definitions)
-        compared = {*_TEXTS_FOR_PEOPLE, "$defs", "default"}
-        for keyword, before, after, where in self._inside(old, new, place):
+        compared = {*_ANNOTATIONS, "$defs", "default"}
+        for keyword, before, after, nested in self._inside(old, new, path):
             compared.add(keyword)
-            yield from self.compare(before, after, where, above)
+            yield from self.compare(before, after, nested, visited)
         if "properties" in old and "properties" in new:
             compared |= {"properties", "required"}
-            yield from _fields(old, new, place)
+            yield from _fields(old, new, path)
         if old.get("default") != new.get("default"):
-            text = (
-                f"the default of {place} was {old.get('default')!r} and is {new.get('default')!r}"
-            )
-            yield Change(place, text, False)
+            text = f"the default of {path} was {old.get('default')!r} and is {new.get('default')!r}"
+            yield Change(path, text, False)
         was, now = ({k: v for k, v in each.items() if k not in compared} for each in (old, new))
         if was != now:
-            yield Change(place, f"{place or 'the event'} was {was} and is {now}", True)
+            yield Change(path, f"{path or 'the event'} was {was} and is {now}", True)
 
     def _inside(
-        self, old: Schema, new: Schema, place: str
+        self, old: Schema, new: Schema, path: str
     ) -> Iterator[tuple[str, Schema, Schema, str]]:
-        """The schemas that both have at the same place: keyword, old, new, and where."""
+        """Yield the nested schemas that both have: keyword, old, new, and path."""
         fields, now = old.get("properties", {}), new.get("properties", {})
         for name in [name for name in fields if name in now]:
-            yield "properties", fields[name], now[name], f"{place}.{name}" if place else name
+            yield "properties", fields[name], now[name], f"{path}.{name}" if path else name
         for keyword, mark in _ONE_INSIDE.items():
             if isinstance(old.get(keyword), dict) and isinstance(new.get(keyword), dict):
-                yield keyword, old[keyword], new[keyword], f"{place}{mark}"
+                yield keyword, old[keyword], new[keyword], f"{path}{mark}"
         for keyword in _SEVERAL_INSIDE:
             if len(old.get(keyword, ())) == len(new.get(keyword, ())):
                 for before, after in zip(old.get(keyword, ()), new.get(keyword, ()), strict=True):
-                    yield keyword, before, after, place
+                    yield keyword, before, after, path
 
 
-def _fields(old: Schema, new: Schema, place: str) -> Iterator[Change]:
-    """List the fields of an object that are gone, new, or present in other messages than before."""
+def _fields(old: Schema, new: Schema, path: str) -> Iterator[Change]:
+    """Yield the fields of an object that were removed, added, or became optional or required."""
     before, after = old["properties"].keys(), new["properties"].keys()
     required_before, required_after = set(old.get("required", ())), set(new.get("required", ()))
     for name in [*before, *(name for name in after if name not in before)]:
-        where = f"{place}.{name}" if place else name
+        nested = f"{path}.{name}" if path else name
         if name not in after:
-            yield Change(where, f"{where} is gone", True)
+            yield Change(nested, f"{nested} is gone", True)
         elif name not in before:
-            yield Change(where, f"{where} is new", False)
+            yield Change(nested, f"{nested} is new", False)
         elif name in required_before - required_after:
-            yield Change(where, f"{where} may be missing", True)
+            yield Change(nested, f"{nested} may be missing", True)
         elif name in required_after - required_before:
-            yield Change(where, f"{where} is always there", False)
+            yield Change(nested, f"{nested} is always there", False)
 
 
 def _resolved(schema: Schema, definitions: Schema) -> Schema:
@@ -262,56 +248,52 @@ def _path(name: str, folder: Path) -> Path:
     return folder / f"{name}.json"
 
 
-def made_up(event_type: EventType) -> Any | None:
-    """A message as the newest version is published, with values nobody sent; none if it is refused."""
-    schema = event_type.model.model_json_schema(mode="validation")  # of a Decimal it tells more
+_PLACEHOLDERS = {"string": "text", "integer": 1, "number": 1, "boolean": True, "array": []}
+_FORMATTED = {
+    "uuid": "00000000-0000-4000-8000-000000000000",
+    "date-time": "2025-01-31T09:30:00.125000Z",
+    "date": "2025-01-31",
+    "email": "ada@example.com",
+    "uri": "https://example.com/",
+}
+
+
+def sample_event(event_type: EventType) -> Any | None:
+    """Return a message of the newest version with placeholder values; None if the model refuses it.
+
+    A field takes its first example, if the model has some.
+    """
+    schema = event_type.model.model_json_schema(mode="validation")
     try:
-        event = event_type.model.model_validate(_value(schema, schema.get("$defs", {})))
-    except (ValidationError, RecursionError):  # such as a list of what itself has such a list
+        event = event_type.model.model_validate(_placeholder(schema, schema.get("$defs", {})))
+    except (ValidationError, RecursionError):
         return None
     return event.model_dump(mode="json")
 
 
-def _value(schema: Schema, definitions: Schema) -> Any:
+def _placeholder(schema: Schema, definitions: Schema) -> Any:
     schema = _resolved(schema, definitions)
-    for known in ("const", "default"):
-        if known in schema:
-            return schema[known]
-    for several in ("examples", "enum"):
-        if several in schema:
-            return schema[several][0]
+    for keyword in ("const", "default"):
+        if keyword in schema:
+            return schema[keyword]
+    for keyword in ("examples", "enum"):
+        if keyword in schema:
+            return schema[keyword][0]
     if "anyOf" in schema:
-        return _value(schema["anyOf"][0], definitions)
-    match schema.get("type"):
-        case "object":
-            properties: Schema = schema.get("properties", {})
-            return {name: _value(of, definitions) for name, of in properties.items()}
-        case "array":
-            return [_value(schema["items"], definitions)] if "items" in schema else []
-        case "integer" | "number":
-            return schema.get("minimum", 1)
-        case "boolean":
-            return True
-        case "string":
-            return _text(schema)
-    return None
-
-
-def _text(schema: Schema) -> str:
-    if schema.get("format") in _FORMATS:
-        return _FORMATS[schema["format"]]
-    fitting = (text for text in _TEXTS if re.search(schema.get("pattern", ""), text))
-    return next(fitting, _TEXTS[0])
+        return _placeholder(schema["anyOf"][0], definitions)
+    if "properties" in schema:
+        return {name: _placeholder(of, definitions) for name, of in schema["properties"].items()}
+    return _FORMATTED.get(schema.get("format", ""), _PLACEHOLDERS.get(schema.get("type", "")))
 
 
 def _write(event_type: EventType, folder: Path) -> Path | None:
-    versions = kept_versions(event_type.name, folder)
-    kept = versions.setdefault(event_type.version, {})
-    before = dict(kept)
-    kept["schema"] = schema_of(event_type)
-    if "sample" not in kept and (sample := made_up(event_type)) is not None:
-        kept["sample"] = sample
-    if kept == before:
+    versions = stored_versions(event_type.name, folder)
+    stored = versions.setdefault(event_type.version, {})
+    before = dict(stored)
+    stored["schema"] = schema_of(event_type)
+    if "sample" not in stored and (sample := sample_event(event_type)) is not None:
+        stored["sample"] = sample
+    if stored == before:
         return None
     path = _path(event_type.name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The service's events as an AsyncAPI 3.0 document: what is sent, what is received, and how.
+"""The AsyncAPI 3.0 document of the events that the service sends and receives.
 
 https://www.asyncapi.com/docs/reference/specification/v3.0.0, and the bindings for Kafka, 0.5.0.
 """
@@ -20,9 +20,9 @@ BINDING_VERSION = "0.5.0"
 def document(
     info: Part, registry: EventRegistry, subscriptions: Iterable[Subscription], group_id: str
 ) -> Part:
-    """The same for the same registry and subscriptions. `info` holds at least title and version.
+    """Build the document. `info` has at least title and version.
 
-    The topics for retries and dead letters are the service's own business, and left out.
+    Failure topics are internal, and omitted.
     """
     events = list(registry)
     payloads, schemas = models_json_schema(
@@ -73,10 +73,13 @@ def _headers(entry: EventType, registry: EventRegistry) -> Part:
         names.CE_SOURCE: {"type": "string", "const": f"/{entry.service or registry.service}"},
         names.CE_TIME: {"type": "string", "format": "date-time"},
         names.CONTENT_TYPE: {"type": "string", "const": names.JSON},
-        names.CORRELATION_ID: {"type": "string", "description": "The same through a whole story"},
+        names.CORRELATION_ID: {
+            "type": "string",
+            "description": "Shared by all requests and events with one origin",
+        },
     }
     sometimes = {
-        names.CAUSATION_ID: {"type": "string", "description": "The event that led to this one"},
+        names.CAUSATION_ID: {"type": "string", "description": "The event that caused this one"},
         names.TRACEPARENT: {"type": "string", "description": "W3C Trace Context"},
     }
     return {"type": "object", "properties": always | sometimes, "required": list(always)}
@@ -84,7 +87,10 @@ def _headers(entry: EventType, registry: EventRegistry) -> Part:
 
 def _sends(events: Sequence[EventType], registry: EventRegistry) -> Part:
     return {
-        f"send.{entry.name}": {"action": "send", **_place(entry.name, registry.topic(entry.model))}
+        f"send.{entry.name}": {
+            "action": "send",
+            **_channel_reference(entry.name, registry.topic(entry.model)),
+        }
         for entry in events
         if entry.service is None
     }
@@ -96,7 +102,7 @@ def _receives(
     return {
         f"receive.{subscription.name}.{topic}": {
             "action": "receive",
-            **_place(entry.name, topic),
+            **_channel_reference(entry.name, topic),
             "bindings": {"kafka": _group(f"{group_id}.{subscription.name}")},
         }
         for subscription in subscriptions
@@ -105,7 +111,7 @@ def _receives(
     }
 
 
-def _place(event: str, topic: str) -> Part:
+def _channel_reference(event: str, topic: str) -> Part:
     channel = f"#/channels/{topic}"
     return {"channel": {"$ref": channel}, "messages": [{"$ref": f"{channel}/messages/{event}"}]}
 

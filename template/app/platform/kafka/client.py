@@ -1,7 +1,7 @@
-"""The Kafka client of a producer: a refusal by one topic costs no other topic anything.
+"""The Kafka client of a producer, in which a topic's refusal does not affect other topics.
 
-aiokafka alone repeats what lacks replicas for ever, and everything else for that broker waits with
-it. After any other refusal its sequence numbers no longer fit the broker's.
+Plain aiokafka retries a batch that lacks replicas for ever, and delays all batches of that broker.
+After any other refusal, its sequence numbers no longer match the broker's.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ from aiokafka.producer.sender import Sender, SendProduceReqHandler
 
 from app.platform.kafka.codec import Message
 
-# For the client, too: a key has one partition, however its messages are handed over.
+# The client uses it, too, so that a key has one partition, however its messages are sent.
 choose_partition = DefaultPartitioner()
 
 
 class InvalidRecordError(kafka_errors.BrokerResponseError):  # type: ignore[misc]
-    """The broker does not take the record's format, such as one without a key when it compacts."""
+    """The broker refuses the record's format, such as one without a key on a compacted topic."""
 
-    errno = 87  # which aiokafka does not know
+    errno = 87  # missing in aiokafka
 
 
 class NotSentError(kafka_errors.KafkaError):  # type: ignore[misc]
-    """The partition refused an earlier batch, so this one was not sent: the order would be lost."""
+    """The partition refused an earlier batch, so this one was not sent, to keep the order."""
 
 
 class Client(AIOKafkaProducer):  # type: ignore[misc]
-    """An idempotent client that goes on after a refusal."""
+    """An idempotent client that stays usable after a refusal."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, partitioner=choose_partition)
@@ -48,18 +48,18 @@ class Client(AIOKafkaProducer):  # type: ignore[misc]
 
     @property
     def refusals(self) -> Mapping[str, int]:
-        """Count the refused batches, by topic."""
+        """The number of refused batches, by topic."""
         refusals: Counter[str] = self._sender.refusals
         return refusals
 
     @property
     def out_of_sequence(self) -> bool:
-        """Whether a partition's sequence numbers may no longer fit the broker's."""
+        """Whether a partition's sequence numbers may no longer match the broker's."""
         return bool(self._sender.out_of_sequence)
 
 
 class _Sender(Sender):  # type: ignore[misc]
-    """Forgets a refused batch as if it had never been."""
+    """A sender that rolls its sequence numbers back after a refusal."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -74,19 +74,19 @@ class _Sender(Sender):  # type: ignore[misc]
             self._muted_partitions.remove(partition)
 
     def forget(self, batch: Any) -> None:
-        """Take `batch` back, and give up those behind it: they must not pass it."""
+        """Roll back `batch`, and fail the batches after it, which must not overtake it."""
         self.refusals[batch.tp.topic] += 1
-        for behind in self._message_accumulator._batches.pop(batch.tp, ()):
-            behind.failure(NotSentError("an earlier batch of the partition was refused"))
+        for later in self._message_accumulator._batches.pop(batch.tp, ()):
+            later.failure(NotSentError("an earlier batch of the partition was refused"))
         if batch in self.uncertain:
-            # Had the broker written it, the next batch of this number would pass for a repetition.
+            # If the broker wrote it, the next batch of this number would count as a duplicate.
             self.out_of_sequence = True
         else:
             self._txn_manager.increment_sequence_number(batch.tp, -batch.record_count)
 
 
 class _Request(SendProduceReqHandler):  # type: ignore[misc]
-    """Tells refusals, after which the broker has written nothing, from what may have been written."""
+    """A request that distinguishes refused batches from those that may have been written."""
 
     def __init__(self, sender: _Sender, batches: Mapping[Any, Any]) -> None:
         super().__init__(sender, batches)
@@ -120,7 +120,7 @@ def knows(client: Client, topic: str) -> bool:
 
 
 def hand_over(client: Client, message: Message) -> Awaitable[asyncio.Future[Any]]:
-    """Wait until the partition's batch has room; the acknowledgement to come. Raises KafkaError."""
+    """Enqueue `message`, waiting for room, and return its future acknowledgement. Raises KafkaError."""
     sending: Awaitable[asyncio.Future[Any]] = client.send(
         message.topic, message.value, message.key, headers=list(message.headers)
     )
@@ -128,7 +128,7 @@ def hand_over(client: Client, message: Message) -> Awaitable[asyncio.Future[Any]
 
 
 def is_led(client: Client, topic: str) -> bool:
-    """Whether each partition of `topic` has a leader."""
+    """Return whether each partition of `topic` has a leader."""
     cluster = client.client.cluster
     partitions = cluster.partitions_for_topic(topic)
     return partitions is not None and len(partitions) == len(
@@ -137,7 +137,7 @@ def is_led(client: Client, topic: str) -> bool:
 
 
 def partitions_of(client: Client, topic: str) -> tuple[list[int], list[int]]:
-    """The partitions of `topic`, and those of them that have a leader."""
+    """Return the partitions of `topic`, and those of them that have a leader."""
     cluster = client.client.cluster
     return (
         sorted(cluster.partitions_for_topic(topic)),
@@ -146,7 +146,7 @@ def partitions_of(client: Client, topic: str) -> tuple[list[int], list[int]]:
 
 
 class Batches:
-    """Messages in batches of their own: those of a batch have one acknowledgement in common."""
+    """Explicit batches of messages. Those of a batch share one acknowledgement."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -154,20 +154,20 @@ class Batches:
         self._open: dict[tuple[str, int], _Batch] = {}
 
     async def add(self, message: Message) -> asyncio.Future[Any]:
-        """The acknowledgement to come, once the batches are handed over."""
-        place = message.topic, self._partition_of(message)
-        batch = self._open.get(place)
-        if batch is None or not batch.takes(message):
+        """Append `message`, and return its future acknowledgement."""
+        partition = message.topic, self._partition_of(message)
+        batch = self._open.get(partition)
+        if batch is None or not batch.append(message):
             if batch is not None:
-                await batch.hand_over(self._client, *place)
-            batch = self._open[place] = _Batch(self._client)
-            batch.takes(message)
+                await batch.hand_over(self._client, *partition)
+            batch = self._open[partition] = _Batch(self._client)
+            batch.append(message)
         return batch.acknowledged
 
     async def hand_over(self) -> None:
-        """Give the client what it does not have yet."""
-        for place, batch in self._open.items():
-            await batch.hand_over(self._client, *place)
+        """Enqueue the batches that the client does not have yet."""
+        for partition, batch in self._open.items():
+            await batch.hand_over(self._client, *partition)
 
     def _partition_of(self, message: Message) -> int:
         if message.topic not in self._partitions:
@@ -177,32 +177,32 @@ class Batches:
 
 
 class _Batch:
-    """A batch of one partition."""
+    """A batch of messages for one partition."""
 
     def __init__(self, client: Client) -> None:
         self._builder = client.create_batch()
         self.acknowledged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def takes(self, message: Message) -> bool:
-        """Whether it had room for `message`; an empty one has."""
+    def append(self, message: Message) -> bool:
+        """Append `message` if there is room, as in an empty batch; return whether there was."""
         added = self._builder.append(
             timestamp=None, key=message.key, value=message.value, headers=list(message.headers)
         )
         return added is not None
 
     async def hand_over(self, client: Client, topic: str, partition: int) -> None:
-        """Wait until the partition's last batch is on its way."""
+        """Enqueue the batch, once the client has sent the partition's previous one."""
         try:
             sent = await client.send_batch(self._builder, topic, partition=partition)
-        except Exception as error:  # an AssertionError too, where the partition is gone meanwhile
+        except Exception as error:  # including AssertionError, if the partition no longer exists
             self.acknowledged.set_exception(error)
         else:
-            sent.add_done_callback(self._pass_on)
+            sent.add_done_callback(self._copy_result)
 
-    def _pass_on(self, sent: asyncio.Future[Any]) -> None:
+    def _copy_result(self, sent: asyncio.Future[Any]) -> None:
         error = sent.exception()
         if self.acknowledged.done():
-            return  # given up
+            return  # cancelled by its sender
         if error is None:
             self.acknowledged.set_result(None)
         else:

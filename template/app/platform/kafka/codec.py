@@ -1,4 +1,4 @@
-"""Events to messages and back: JSON body, CloudEvents headers, versions brought up to date."""
+"""Encoding events as messages, and decoding them: JSON body, CloudEvents headers, upcasting."""
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -20,10 +20,10 @@ from app.platform.events.event import (
 from app.platform.kafka.errors import MessageTooLarge, UndecodableMessage
 from app.platform.tracing import Trace, trace_from
 
-# The client's own count, which is compiled: it is asked for every message.
+# The client's own function, which is compiled, because it is called for every message.
 _size_of: Callable[..., int] = DefaultRecordBatchBuilder.estimate_size_in_bytes
 
-# A header's value may be null in Kafka, as a key or a value may be.
+# The value of a header may be null in Kafka, like a key or a value.
 Header = tuple[str, bytes | None]
 
 # CloudEvents 1.0, Kafka protocol binding, binary content mode.
@@ -38,7 +38,7 @@ TRACEPARENT = "traceparent"
 CORRELATION_ID = "correlation-id"
 CAUSATION_ID = "causation-id"
 
-# What a failed message carries into delay topics and the dead letter topic.
+# Headers that a failed message gets for delay topics and the dead letter topic.
 ORIGIN_TOPIC = "origin-topic"
 ORIGIN_PARTITION = "origin-partition"
 ORIGIN_OFFSET = "origin-offset"
@@ -53,14 +53,14 @@ DUE_AT = "due-at"
 REPLAYED_AT = "replayed-at"
 REPLAYS = "replays"
 
-# What a record in a dead letter topic has that says of another one there that it is given up.
+# Headers of a tombstone, which marks another record of a dead letter topic as discarded.
 DISCARDS = "discards"
 DISCARDS_TIMESTAMP = "discards-timestamp"
 
-# How many bytes of the message a dead letter lacks, because its topic does not take so much.
+# The number of bytes that a dead letter lacks, because they exceeded its topic's limit.
 OMITTED_BYTES = "omitted-bytes"
 
-# All that the service itself says of a failed message.
+# All headers of a failed message that the service itself writes.
 HISTORY = frozenset(
     [
         ORIGIN_TOPIC,
@@ -80,10 +80,10 @@ HISTORY = frozenset(
 
 
 class Message(NamedTuple):
-    """Bytes for a topic. Nothing in it is interpreted any more.
+    """An encoded message for a topic.
 
-    `forwarded` marks a message that Kafka had already accepted once: with the headers that tell
-    its story it may exceed the limit for new messages.
+    `forwarded` marks one that Kafka accepted before. With the headers of its history, it may exceed the
+    limit for new messages.
     """
 
     topic: str
@@ -99,7 +99,7 @@ class Message(NamedTuple):
 
 
 def header(headers: Iterable[Header], name: str) -> str | None:
-    """The last value of header `name` as text, or None. Bytes that are no UTF-8 are replaced."""
+    """Return the last value of header `name` as text, with invalid UTF-8 replaced, or None."""
     found = None
     for key, value in headers:
         if key == name and value is not None:
@@ -108,14 +108,14 @@ def header(headers: Iterable[Header], name: str) -> str | None:
 
 
 def header_number(headers: Iterable[Header], name: str) -> int:
-    """Header `name` as a number; 0 where it is missing or none that a consumer would write."""
+    """Return header `name` as a number; 0 if it is missing or invalid."""
     value = header(headers, name) or ""
-    # Longer ones are not from here, and int() refuses to read thousands of digits.
+    # Consumers write no longer ones, and int() refuses thousands of digits.
     return int(value) if value.isdecimal() and len(value) <= 18 else 0
 
 
 def header_time(headers: Iterable[Header], name: str) -> datetime | None:
-    """Header `name` as an aware time; None where it is missing or is none."""
+    """Return header `name` as an aware time; None if it is missing or invalid."""
     try:
         found = datetime.fromisoformat(header(headers, name) or "")
     except ValueError:
@@ -124,7 +124,7 @@ def header_time(headers: Iterable[Header], name: str) -> datetime | None:
 
 
 def with_headers(headers: Iterable[Header], changes: dict[str, str | None]) -> tuple[Header, ...]:
-    """`headers` with `changes` in place of what had their names; None removes."""
+    """Return `headers` with `changes` applied; None removes a header."""
     kept: list[Header] = [(name, value) for name, value in headers if name not in changes]
     added = [
         (name, value.encode("utf-8", "replace"))
@@ -139,7 +139,7 @@ JSON = "application/json"
 
 
 def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
-    """The message that carries `event`, with everything that its readers need to follow the story.
+    """Encode `event`, with the headers of its trace.
 
     Raises LookupError for an event that is not registered.
     """
@@ -165,7 +165,7 @@ def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
 def encode_within(
     max_bytes: int, event: BaseEvent, registry: EventRegistry, trace: Trace
 ) -> Message:
-    """`encode` for publishers: an event that Kafka will not take fails the transaction.
+    """Encode `event` for a publisher, whose transaction has to fail if Kafka would refuse the size.
 
     Raises MessageTooLarge, and LookupError for an event that is not registered.
     """
@@ -179,31 +179,30 @@ def encode_within(
 
 
 def decode(topic: str, value: bytes | None, registry: EventRegistry) -> BaseEvent:
-    """The event in `value`, in its newest version.
+    """Decode the event in `value`, and upcast it to the newest version.
 
-    Raises UndecodableMessage for anything that is no event of `topic`: not JSON, another type,
-    a wrong schema, or a major version that this service does not know.
+    Raises UndecodableMessage for anything else than an event of `topic`: invalid JSON, another type, a
+    wrong schema, or an unknown major version.
     """
     event_type = registry.on_topic(topic)
     if event_type is None:
         raise UndecodableMessage(f"no event is registered for the topic {topic}")
-    event = _newest(value, event_type)
+    event = _decode_newest(value, event_type)
     if event is not None:
         return event
     try:
-        return _decoded(_payload(value), event_type)
+        return _decode_payload(_parse(value), event_type)
     except UndecodableMessage:
         raise
     except Exception as error:
-        # An upcaster or a validator that this payload broke in a way of its own: anything else
-        # than UndecodableMessage would stop the consumer at this message for ever.
+        # An upcaster or a validator failed unexpectedly. Any other exception than UndecodableMessage
+        # would block the consumer at this message for ever.
         raise UndecodableMessage(f"{event_type.name}: cannot be read: {error!r}") from error
 
 
-def _decoded(payload: Payload, event_type: EventType) -> BaseEvent:
+def _decode_payload(payload: Payload, event_type: EventType) -> BaseEvent:
     payload = _upcast(payload, event_type)
-    # Both have defaults for new events; a message without them cannot be recognised when it comes
-    # a second time.
+    # Both have defaults for new events; without them a duplicate could not be recognised.
     missing = [name for name in ("event_id", "timestamp") if name not in payload]
     if missing:
         raise UndecodableMessage(f"{event_type.name}: {' and '.join(missing)} missing")
@@ -216,26 +215,26 @@ def _decoded(payload: Payload, event_type: EventType) -> BaseEvent:
 _REQUIRED = {"event_id", "timestamp", "version"}
 
 
-def _newest(value: bytes | None, event_type: EventType) -> BaseEvent | None:
-    # By far the most messages are well formed and of the newest version: pydantic parses those
-    # straight from the bytes. All others take the long way, which finds out what is wrong.
+def _decode_newest(value: bytes | None, event_type: EventType) -> BaseEvent | None:
+    # Nearly all messages are valid and of the newest version: pydantic parses them from the bytes.
+    # All others take the slow path, which finds the error.
     if value is None:
         return None
     try:
         event = event_type.model.model_validate_json(value)
         same = event.version == event_type.version or major_of(event.version) == event_type.major
         newest = same and event.model_fields_set >= _REQUIRED
-    except Exception:  # most often a ValidationError; the long way tells
+    except Exception:  # the slow path reports it
         return None
     return event if newest else None
 
 
-def _payload(value: bytes | None) -> Payload:
+def _parse(value: bytes | None) -> Payload:
     if value is None:
         raise UndecodableMessage("the message has no value")
     try:
-        # The parser of the quick way, so that both take the same: Python's own would take lone
-        # surrogates, too, which neither the database nor another message can hold.
+        # The same parser as the fast path. Python's own accepts lone surrogates, which neither the
+        # database nor another message can hold.
         payload = from_json(value)
     except ValueError as error:
         raise UndecodableMessage(f"not JSON: {error}") from error
@@ -248,24 +247,24 @@ def _upcast(payload: Payload, event_type: EventType) -> Payload:
     major = _major(payload, event_type)
     if major > event_type.major or major not in {*event_type.upcasters, event_type.major}:
         raise UndecodableMessage(
-            f"{event_type.name}: version {payload['version']} is not known here;"
-            f" the newest is {event_type.version}"
+            f"{event_type.name}: version {payload['version']} is unknown;"
+            f" the newest known one is {event_type.version}"
         )
     while major < event_type.major:
         before = payload["version"]
-        payload = _step(payload, event_type, major)
+        payload = _upcast_once(payload, event_type, major)
         major += 1
-        if payload.get("version", before) == before:  # an upcaster need not mind the version
+        if payload.get("version", before) == before:  # upcasters may ignore the version
             payload = payload | {"version": f"{major}.0.0"}
     return payload
 
 
-def _step(payload: Payload, event_type: EventType, major: int) -> Payload:
+def _upcast_once(payload: Payload, event_type: EventType, major: int) -> Payload:
     try:
         return event_type.upcasters[major](payload)
-    except Exception as error:  # whatever it is, the payload will not change
+    except Exception as error:  # a retry would fail in the same way
         raise UndecodableMessage(
-            f"{event_type.name}: cannot be brought from version {major} to {major + 1}: {error!r}"
+            f"{event_type.name}: upcasting from version {major} to {major + 1} failed: {error!r}"
         ) from error
 
 
@@ -275,21 +274,21 @@ def _major(payload: Payload, event_type: EventType) -> int:
         return major_of(version)
     except (AttributeError, ValueError):
         raise UndecodableMessage(
-            f"{event_type.name}: {version!r} is no version; use MAJOR.MINOR.PATCH"
+            f"{event_type.name}: {version!r} is not a version; use MAJOR.MINOR.PATCH"
         ) from None
 
 
 def _explain(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems[:5])
+    return "; ".join(f"{_path_of(problem['loc'])}: {problem['msg']}" for problem in problems[:5])
 
 
-def _place(location: tuple[Any, ...]) -> str:
+def _path_of(location: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in location) or "event"
 
 
 def trace_of(headers: Iterable[Header], event_id: UUID | None) -> Trace:
-    """The trace under which a message's handler works: same story, caused by this event."""
+    """Return the trace of a message's handler: the same correlation, caused by this event."""
     headers = list(headers)
     return trace_from(
         header(headers, CORRELATION_ID),

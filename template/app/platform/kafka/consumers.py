@@ -1,4 +1,4 @@
-"""The consumers of a process: started together, watched, and stopped within a deadline."""
+"""The consumers of a process: started together, monitored, and stopped within a deadline."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -32,7 +32,7 @@ async def consuming(
 ) -> AsyncIterator[list[Consumer]]:
     """Run a consumer for each subscription; at the end, drain them all within the time-out.
 
-    Raises ValueError when two subscriptions have one name.
+    Raises ValueError if two subscriptions have the same name.
     """
     check_names(subscriptions)
     check_inbox_retention(settings, subscriptions)
@@ -70,11 +70,11 @@ def _add_checks(
             raise Unhealthy(f"no progress for {stalled:.0f} s")
 
     async def ready() -> None:
-        for trouble in (consumer.status.trouble, consumer.status.overload):
-            if trouble is not None:
-                raise Unhealthy(trouble)
-        if consumer.status.missing:
-            raise Unhealthy(consumer.status.missing)
+        for block_reason in (consumer.status.block_reason, consumer.status.overload):
+            if block_reason is not None:
+                raise Unhealthy(block_reason)
+        if consumer.status.missing_topics:
+            raise Unhealthy(consumer.status.missing_topics)
         if not consumer.status.assigned:
             raise Unhealthy("waiting for the consumer group to assign partitions")
 
@@ -83,18 +83,17 @@ def _add_checks(
 
 
 def check_inbox_retention(settings: KafkaSettings, subscriptions: Sequence[Subscription]) -> bool:
-    """Warn, and return False, when an event could come again after its inbox row is gone."""
+    """Warn, and return False, if an event can be delivered again after its inbox row is deleted."""
     delays = [sum(s.retry.retry_after, timedelta()) for s in subscriptions]
     needed = max(
         timedelta(hours=settings.kafka_topic_retention_hours) + max(delays, default=timedelta()),
-        # A letter that was replayed stays where it is, and is known by its inbox row only.
+        # A replayed letter stays in its topic, where only its inbox row identifies it.
         timedelta(hours=settings.kafka_dlq_retention_hours) + DEAD_LETTER_OVERTIME,
     )
     if timedelta(hours=settings.inbox_retention_hours) >= needed:
         return True
     log.warning(
-        "INBOX_RETENTION_HOURS is too short: a message that is still in its topic, or a dead letter"
-        " that was replayed, could be applied twice",
+        "INBOX_RETENTION_HOURS is too short: messages and replayed dead letters can be applied twice",
         inbox_retention_hours=settings.inbox_retention_hours,
         needed_hours=needed.total_seconds() / 3600,
     )

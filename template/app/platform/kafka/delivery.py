@@ -1,4 +1,4 @@
-"""A message as the consumer finds it: with an event in it, or without one."""
+"""Records after decoding: with an event, or with the reason why there is none."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ from app.platform.kafka.errors import UndecodableMessage
 
 
 class Delivery(NamedTuple):
-    """A record and the event in it."""
+    """A record and its event."""
 
     record: ConsumerRecord
     event: BaseEvent
 
 
 class Undecodable(NamedTuple):
-    """A record in which there is no event, and why not."""
+    """A record that cannot be decoded, and the error."""
 
     record: ConsumerRecord
     error: UndecodableMessage

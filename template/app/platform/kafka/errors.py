@@ -1,37 +1,37 @@
-"""Errors of messages. Their classes decide what the service does about them."""
+"""Errors of messages. Their classes decide how the service handles them."""
 
 
 class MessagingError(Exception):
-    """Base of every error raised by app.platform.kafka."""
+    """The base of the errors of app.platform.kafka."""
 
 
 class PermanentError(MessagingError):
-    """Trying again cannot help: the message goes to the dead letter topic at once.
+    """A retry cannot help: the message goes to the dead letter topic at once.
 
-    Handlers raise it (or a class of their own derived from it).
+    Handlers raise it, or a subclass.
     """
 
 
 class UndecodableMessage(PermanentError):
-    """The bytes are no event that this service can read."""
+    """The service cannot decode an event from the bytes."""
 
 
 class SendError(MessagingError):
-    """A message was not delivered. `retriable` tells whether the same message may pass later."""
+    """A message was not delivered. `retriable` says whether the same message may succeed later."""
 
     retriable = False
 
 
 class MessageTooLarge(SendError):
-    """The message exceeds KAFKA_MAX_MESSAGE_BYTES; it was refused before it reached the client."""
+    """The message exceeds KAFKA_MAX_MESSAGE_BYTES, and was not sent."""
 
 
 class MessageRejected(SendError):
-    """The topic does not take this message, for its own size or format: it is refused for good."""
+    """The topic permanently refuses the message, because of its size or format."""
 
 
 class BrokerUnavailable(SendError):
-    """No broker took the message within the deadline; it may or may not have been written."""
+    """No broker acknowledged the message within the deadline; it may or may not be written."""
 
     retriable = True
 
@@ -41,10 +41,7 @@ class NotSent(BrokerUnavailable):
 
 
 class TopicUnavailable(BrokerUnavailable):
-    """The topic refuses messages for now, whatever is in them; other topics may take theirs.
-
-    `kind` is the name of Kafka's error.
-    """
+    """The topic refuses all messages at present. `kind` is the name of Kafka's error."""
 
     def __init__(self, topic: str, reason: str, kind: str) -> None:
         super().__init__(reason)
@@ -53,8 +50,8 @@ class TopicUnavailable(BrokerUnavailable):
 
 
 class UnknownTopic(TopicUnavailable):
-    """The topic does not exist. `app topics create` makes the service's topics."""
+    """The topic does not exist. `app topics create` creates the service's topics."""
 
     def __init__(self, topic: str) -> None:
-        reason = f"the topic {topic} does not exist: `app topics create` makes it"
+        reason = f"the topic {topic} does not exist: run `app topics create`"
         super().__init__(topic, reason, type(self).__name__)

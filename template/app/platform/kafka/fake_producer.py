@@ -1,4 +1,4 @@
-"""A producer for tests, which keeps what is sent."""
+"""A producer for tests, which keeps the messages."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,15 @@ from app.platform.kafka.errors import (
     TopicUnavailable,
     UnknownTopic,
 )
-from app.platform.kafka.producer import Outcome, RefusedKeys
+from app.platform.kafka.producer import BlockedKeys, Outcome
 from app.platform.kafka.topics import FORWARDED_HEADROOM_BYTES
 
 
 class FakeProducer:
-    """Delivers into `sent`, in order. `available`, `refusing` (topics, each with the reason) and
-    `topics` make it fail as a broker would."""
+    """A producer that delivers into `sent`, in order.
+
+    `available`, `refusing` (topics, each with a reason) and `topics` make it fail as a broker would.
+    """
 
     def __init__(self, topics: Sequence[str] | None = None, max_bytes: int = 1_000_000) -> None:
         self.sent: list[Message] = []
@@ -28,7 +30,7 @@ class FakeProducer:
 
     async def ping(self) -> None:
         if not self.available:
-            raise BrokerUnavailable("the fake broker is away")
+            raise BrokerUnavailable("the fake broker is unavailable")
 
     async def check_topics(self) -> None:
         if self.refusing:
@@ -40,11 +42,11 @@ class FakeProducer:
             raise outcome
 
     async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
-        refused = RefusedKeys()
+        blocked = BlockedKeys()
         outcomes: list[Outcome] = []
         for message in messages:
-            outcomes.append(refused.before(message) or self._refusal(message))
-            refused.note(message, outcomes[-1])
+            outcomes.append(blocked.error_for(message) or self._refusal(message))
+            blocked.record(message, outcomes[-1])
         self.sent += [m for m, refusal in zip(messages, outcomes, strict=True) if refusal is None]
         return outcomes
 
@@ -54,7 +56,7 @@ class FakeProducer:
 
     def _refusal(self, message: Message) -> SendError | None:
         if not self.available:
-            return BrokerUnavailable("the fake broker is away")
+            return BrokerUnavailable("the fake broker is unavailable")
         limit = self._max_bytes + (FORWARDED_HEADROOM_BYTES if message.forwarded else 0)
         if message.size > limit:
             return MessageTooLarge(f"{message.size} bytes are more than {limit}")

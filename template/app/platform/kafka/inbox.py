@@ -1,6 +1,6 @@
-"""The inbox: which events a consumer has already applied.
+"""The inbox: the events that each consumer has already applied.
 
-A row is inserted in the transaction of the event's effects, so both are there or neither is.
+A row is inserted in the transaction of the event's effects, so either both exist or neither.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ _NEW = (
     .returning(_INBOX.c.event_id)
     .cte("new")
 )
-# Most often all are new, and then none of thousands has to come back to say so.
+# Usually all are new; then no ids have to be returned.
 _ALL_NEW = func.count() == func.cardinality(_EVENT_IDS)
 _CLAIM = select(_ALL_NEW, case((~_ALL_NEW, func.array_agg(_NEW.c.event_id)))).select_from(_NEW)
 
@@ -69,8 +69,8 @@ _CLAIM = select(_ALL_NEW, case((~_ALL_NEW, func.array_agg(_NEW.c.event_id)))).se
 async def claim(session: AsyncSession, consumer: str, event_ids: Sequence[UUID]) -> set[UUID]:
     """Record `event_ids` as applied by `consumer`; return those that were not applied before.
 
-    The ids are inserted in one statement and in sorted order, so that two transactions that claim
-    overlapping sets wait for each other instead of deadlocking.
+    One statement inserts the ids in sorted order, so that transactions with overlapping sets wait for
+    each other instead of deadlocking.
     """
     asked = set(event_ids)
     parameters = {"consumer": consumer, "event_ids": sorted(asked, key=attrgetter("int"))}
@@ -79,7 +79,7 @@ async def claim(session: AsyncSession, consumer: str, event_ids: Sequence[UUID])
 
 
 async def applied(session: AsyncSession, consumer: str, event_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of `event_ids` that `consumer` has applied."""
+    """Return those of `event_ids` that `consumer` has applied."""
     rows = select(InboxEntry.event_id).where(
         InboxEntry.consumer == consumer, InboxEntry.event_id == func.any(list(event_ids))
     )
@@ -91,7 +91,7 @@ log = structlog.get_logger(__name__)
 BATCH = 5_000
 RETENTION_INTERVAL_SECONDS = 600.0
 PAUSE_SECONDS = 0.1
-# Any number will do; it only has to be this job's own.
+# An arbitrary number that no other advisory lock of the service uses.
 _LOCK = 0x1B0C5
 
 
@@ -100,7 +100,7 @@ async def inbox_retention(
     sessions: async_sessionmaker[AsyncSession], keep: timedelta
 ) -> AsyncIterator[None]:
     """Delete inbox rows older than `keep`, every few minutes, for the length of the block."""
-    task = asyncio.create_task(_forever(sessions, keep), name="inbox-retention")
+    task = asyncio.create_task(_run_retention(sessions, keep), name="inbox-retention")
     try:
         yield
     finally:
@@ -108,22 +108,22 @@ async def inbox_retention(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _forever(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> None:
+async def _run_retention(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> None:
     while True:
         try:
             deleted = await delete_expired(sessions, keep)
             if deleted:
                 log.info("inbox rows deleted", rows=deleted, older_than=str(keep))
-        except Exception as error:  # the next round tries again; the inbox only grows meanwhile
+        except Exception as error:  # the next round retries; meanwhile the inbox grows
             level = log.info if is_unavailable(error) else log.exception
             level("inbox retention failed", error=summary(error))
         await asyncio.sleep(RETENTION_INTERVAL_SECONDS)
 
 
 async def delete_expired(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
-    """Delete the rows older than `keep`, a batch a transaction; return how many.
+    """Delete the rows older than `keep`, in one transaction for each batch; return their number.
 
-    Returns at once when another process is at it.
+    Returns 0 at once if another process is deleting.
     """
     total = 0
     while True:

@@ -1,29 +1,30 @@
-"""The lag of consumer groups, measured from outside: it is there when no worker runs."""
+"""The lag of consumers: of whole groups, measured without a worker, and of assigned partitions."""
 
 import asyncio
-import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import GroupLoadInProgressError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from app.platform.events.event import EventRegistry
 from app.platform.kafka import metrics
-from app.platform.kafka.admin import reading
-from app.platform.kafka.errors import BrokerUnavailable, MessagingError
-from app.platform.kafka.settings import KafkaSettings, client_options, reason_for
+from app.platform.kafka.admin import TopicAdmin, reading
+from app.platform.kafka.errors import MessagingError
+from app.platform.kafka.settings import KafkaSettings, reason_for
+from app.platform.kafka.status import BlockSource, ConsumerStatus
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import begins_at_the_oldest, origins
+from app.platform.kafka.topics import reads_from_earliest, source_topics
 
 log = structlog.get_logger(__name__)
 
 MEASURE_TIMEOUT_SECONDS = 30.0
-COORDINATOR_SECONDS, COORDINATOR_POLL_SECONDS = 10.0, 0.1
+ASSIGNMENT_INTERVAL_SECONDS = 5.0
+# The broker counts as unavailable when it has not answered for so long.
+ANSWER_TIMEOUT_SECONDS = 10.0
 
 # Consumer, topic and partition, as labels of the gauge.
 Series = tuple[str, str, str]
@@ -32,58 +33,15 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-@asynccontextmanager
-async def administering(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """An admin client for the length of the block. Raises BrokerUnavailable."""
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    try:
-        await admin.start()
-        yield admin
-    except KafkaError as error:
-        reason = await reason_for(error, settings)
-        raise BrokerUnavailable(f"lag cannot be measured: {reason}") from error
-    finally:
-        await admin.close()
-
-
-async def committed_offsets(
-    admin: AIOKafkaAdminClient,
-    group: str,
-    partitions: Sequence[TopicPartition],
-    patience: float = COORDINATOR_SECONDS,
-) -> dict[TopicPartition, int]:
-    """Fetch the offsets that `group` has committed in `partitions`; those without one are left out.
-
-    A cluster whose first group this is has to make the topic of the offsets, and a coordinator that
-    has just begun to be one loads it: for `patience` seconds that is waited for. Raises KafkaError.
-    """
-    if not partitions:
-        return {}
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            found = await admin.list_consumer_group_offsets(group, partitions=[*partitions])
-            # aiokafka overlooks an error of the answer as a whole. Then nothing is in it, where
-            # otherwise each partition is, with -1 for those of which nothing was committed.
-            if found.keys() >= set(partitions):
-                return {tp: entry.offset for tp, entry in found.items() if entry.offset >= 0}
-            trouble: KafkaError = GroupLoadInProgressError(f"no offsets of {group} were told")
-        except KafkaError as error:
-            trouble = error
-        if not trouble.retriable or time.monotonic() >= deadline:
-            raise trouble
-        await asyncio.sleep(COORDINATOR_POLL_SECONDS)
-
-
 async def pending_offsets(
     client: AIOKafkaConsumer,
     partitions: Sequence[TopicPartition],
     committed: Mapping[TopicPartition, int],
 ) -> dict[TopicPartition, tuple[int, int]]:
-    """For each partition: the offset that its group has reached, and the end."""
+    """Return the offset that the group has reached, and the end, for each partition."""
     starts = await client.beginning_offsets(partitions) if partitions else {}
     ends = await client.end_offsets(partitions) if partitions else {}
-    # Nothing committed, or nothing that is still kept: it is counted from the beginning.
+    # Without a committed offset, or with one that retention has deleted, count from the beginning.
     positions = {tp: max(committed.get(tp, 0), starts[tp]) for tp in partitions}
     return {tp: (min(positions[tp], ends[tp]), ends[tp]) for tp in partitions}
 
@@ -91,34 +49,34 @@ async def pending_offsets(
 async def measure(
     settings: KafkaSettings, registry: EventRegistry, subscriptions: Sequence[Subscription]
 ) -> dict[Series, int]:
-    """Count the messages that each subscription has not handled. Raises BrokerUnavailable."""
-    topics = sorted({topic for s in subscriptions for topic in origins(s, registry)})
+    """Count the messages that each subscription has not handled. Raises MessagingError or KafkaError."""
+    topics = sorted({topic for s in subscriptions for topic in source_topics(s, registry)})
     found = {}
-    async with reading(settings, topics) as client, administering(settings) as admin:
+    async with reading(settings, topics) as client, TopicAdmin.connected(settings) as admin:
         client.pause(*client.assignment())
         for subscription in subscriptions:
-            own = origins(subscription, registry)
+            own = source_topics(subscription, registry)
             partitions = [tp for tp in client.assignment() if tp.topic in own]
             group = f"{settings.kafka_group_id}.{subscription.name}"
-            committed = await committed_offsets(admin, group, partitions)
+            committed = await admin.committed_offsets(group, partitions)
             pending = await pending_offsets(client, partitions, committed)
             for tp, (position, end) in pending.items():
-                # A new group that begins at the end is not behind what is there already.
-                if tp in committed or begins_at_the_oldest(tp.topic, settings):
+                # A new group that starts at the end has no lag behind older messages.
+                if tp in committed or reads_from_earliest(tp.topic, settings):
                     found[(subscription.name, tp.topic, str(tp.partition))] = end - position
     return found
 
 
 class LagMeter(ABC, Generic[Key, Value]):
-    """Measures every few seconds; without a measurement there is no series."""
+    """A lag that is measured every few seconds. Its series exist only while it can be measured."""
 
     name: str
     interval_seconds: float
 
     def __init__(self) -> None:
-        self.seen: Mapping[Key, Value] = {}
-        self.trouble: str | None = "not measured yet"
-        self._reason: str | None = None
+        self.latest: Mapping[Key, Value] = {}
+        self.failure: str | None = "not measured yet"
+        self._logged: str | None = None
 
     @abstractmethod
     async def _measure(self) -> Mapping[Key, Value]:
@@ -126,11 +84,11 @@ class LagMeter(ABC, Generic[Key, Value]):
 
     @abstractmethod
     def _export(self, found: Mapping[Key, Value]) -> None:
-        """Let the gauges have these series, and no others of an earlier measurement."""
+        """Set the gauges, and remove the series of earlier measurements."""
 
     @asynccontextmanager
     async def measuring(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._watch(), name=self.name.replace(" ", "-"))
+        task = asyncio.create_task(self._run(), name=self.name.replace(" ", "-"))
         try:
             yield
         finally:
@@ -138,35 +96,35 @@ class LagMeter(ABC, Generic[Key, Value]):
             await asyncio.gather(task, return_exceptions=True)
             self._export({})
 
-    async def _watch(self) -> None:
+    async def _run(self) -> None:
         while True:
-            await self.look()
+            await self.measure_once()
             await asyncio.sleep(self.interval_seconds)
 
-    async def look(self) -> None:
-        """Measure now. A failure is logged once, and the next look may succeed."""
+    async def measure_once(self) -> None:
+        """Measure now. Log a failure once; the next measurement may succeed."""
         try:
             async with asyncio.timeout(MEASURE_TIMEOUT_SECONDS):
-                self.seen = await self._measure()
+                self.latest = await self._measure()
         except (MessagingError, KafkaError, TimeoutError) as error:
-            self._fails(str(error) or "no answer")
+            self._record_failure(str(error) or "no answer")
         except Exception as error:
-            trouble = f"{type(error).__name__}: {error}"
-            log.exception(f"{self.name} not measured", error=trouble)
-            self._fails(trouble)
+            failure = f"{type(error).__name__}: {error}"
+            log.exception(f"{self.name} not measured", error=failure)
+            self._record_failure(failure)
         else:
-            self._reason = self.trouble = None
-            self._export(self.seen)
+            self._logged = self.failure = None
+            self._export(self.latest)
 
-    def _fails(self, trouble: str) -> None:
-        if trouble != self._reason:
-            log.info(f"{self.name} unknown", reason=trouble)
-        self._reason, self.trouble = trouble, f"not measured: {trouble}"
-        self._export({})  # a value that is no longer measured would keep an alert silent
+    def _record_failure(self, failure: str) -> None:
+        if failure != self._logged:
+            log.info(f"{self.name} unknown", reason=failure)
+        self._logged, self.failure = failure, f"not measured: {failure}"
+        self._export({})  # a stale value would keep an alert silent
 
 
 class GroupLagMeter(LagMeter[Series, int]):
-    """The lag of consumers, measured."""
+    """The lag of the consumer groups."""
 
     name = "consumer lag"
     interval_seconds = 15.0
@@ -192,3 +150,82 @@ class GroupLagMeter(LagMeter[Series, int]):
         for series, messages in found.items():
             metrics.lag.labels(*series).set(messages)
         self._exported = set(found)
+
+
+class AssignmentLag:
+    """The lag of a consumer in its assigned partitions, measured every few seconds.
+
+    It is also how an idle consumer notices an outage: fetching from an absent broker returns nothing.
+    """
+
+    def __init__(self, status: ConsumerStatus, settings: KafkaSettings) -> None:
+        self._consumer = status.consumer
+        self._status = status
+        self._settings = settings
+        self._handled: dict[TopicPartition, int | None] = {}
+        self._measured: set[TopicPartition] = set()
+
+    def assigned(self, partitions: Iterable[TopicPartition]) -> None:
+        self._handled = dict.fromkeys(partitions)
+
+    def revoked(self) -> None:
+        for tp in self._measured:
+            metrics.lag.remove(self._consumer, tp.topic, str(tp.partition))
+        self._measured.clear()
+        self._handled = {}
+
+    def handled(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self._handled.update(offsets)
+
+    @asynccontextmanager
+    async def measuring(self, client: AIOKafkaConsumer) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._measure(client), name=f"consumer-{self._consumer}-lag")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self._status.unblock(BlockSource.BROKER_CHECK)
+            self.revoked()
+
+    async def _measure(self, client: AIOKafkaConsumer) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
+                    await self._measure_once(client)
+            except (TimeoutError, KafkaTimeoutError, KafkaConnectionError):
+                reason = await reason_for(KafkaConnectionError(), self._settings)
+                self._status.block(f"Kafka does not answer: {reason}", BlockSource.BROKER_CHECK)
+            except KafkaError as error:  # the broker did answer, for example during a rebalance
+                log.debug("lag not measured", consumer=self._consumer, error=repr(error))
+            else:
+                self._status.unblock(BlockSource.BROKER_CHECK)
+            await asyncio.sleep(ASSIGNMENT_INTERVAL_SECONDS)
+
+    async def _measure_once(self, client: AIOKafkaConsumer) -> None:
+        # For a deleted topic, the client would wait as it does for an absent broker.
+        partitions = [
+            tp
+            for tp in self._handled
+            if tp.partition in (client.partitions_for_topic(tp.topic) or ())
+        ]
+        if not partitions:
+            return
+        for tp in partitions:
+            if self._handled.get(tp) is None:
+                await self._seed(client, tp)
+        beginnings = await client.beginning_offsets(partitions)
+        ends = await client.end_offsets(partitions)
+        for tp, end in ends.items():
+            handled = self._handled.get(tp)
+            if handled is not None:
+                # Messages that retention has deleted no longer count.
+                gauge = metrics.lag.labels(self._consumer, tp.topic, tp.partition)
+                gauge.set(max(0, end - max(handled, beginnings[tp])))
+                self._measured.add(tp)
+
+    async def _seed(self, client: AIOKafkaConsumer, tp: TopicPartition) -> None:
+        # Where nothing is committed, `handled` tells the start position.
+        offset = await client.committed(tp)
+        if tp in self._handled and self._handled[tp] is None:
+            self._handled[tp] = offset

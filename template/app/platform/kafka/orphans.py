@@ -1,7 +1,7 @@
-"""Topics for failures that no consumer reads any more, and the messages that wait in them.
+"""Failure topics that no consumer reads any more, and the messages that wait in them.
 
-They are left behind when a consumer is renamed or removed, when it stops to handle an event, and when a
-delay is taken from its policy.
+They remain when a consumer is renamed or removed, when it stops handling an event, and when a delay is
+removed from its policy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,21 +10,22 @@ from aiokafka import TopicPartition
 
 from app.platform.events.event import EventRegistry
 from app.platform.kafka.admin import TopicAdmin
-from app.platform.kafka.dlq import DeadLetter, read
+from app.platform.kafka.dead_letters import DeadLetter, read_dead_letters
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import FailureTopic, failure_topic, group_of, wanted
+from app.platform.kafka.topics import FailureTopic, failure_topic, group_of, required_topics
 
 
 async def orphaned_topics(
     settings: KafkaSettings, registry: EventRegistry, subscriptions: Sequence[Subscription]
 ) -> list[FailureTopic]:
-    """The topics for failures that are this service's, and none of the code's. Raises BrokerUnavailable.
+    """Return this service's failure topics that belong to none of the code's consumers.
 
-    A topic's name does not tell whose its consumer is. The offsets that the consumer's group
-    committed do, as long as Kafka keeps them: a week after the group's last member has gone.
+    A topic's name does not say which service its consumer belongs to. The committed offsets of the
+    consumer's group do, for as long as Kafka keeps them: a week after the last member left.
+    Raises BrokerUnavailable.
     """
-    known = {topic.name for topic in wanted(settings, registry, subscriptions)}
+    known = {topic.name for topic in required_topics(settings, registry, subscriptions)}
     async with TopicAdmin.connected(settings) as admin:
         names = set(await admin.names())
         found = [topic for name in sorted(names - known) if (topic := failure_topic(name))]
@@ -34,8 +35,9 @@ async def orphaned_topics(
             group = group_of(consumer, settings)
             about = {n for t in found if t.consumer == consumer for n in (t.origin, t.name)}
             if group in groups:
-                offsets = await admin.committed(group, sorted(about & names))
-                read_topics |= {(consumer, place.topic) for place in offsets}
+                partitions = await admin.partitions(sorted(about & names))
+                offsets = await admin.committed_offsets(group, partitions)
+                read_topics |= {(consumer, tp.topic) for tp in offsets}
     return [
         topic
         for topic in found
@@ -49,7 +51,7 @@ def _is_likely_ours(
 ) -> bool:
     others = groups - {group_of(topic.consumer, settings)}
     if any(group.endswith(f".{topic.consumer}") for group in others):
-        return False  # another service's consumer, which reads the same events
+        return False  # it is another service's consumer of the same events
     own = topic.origin.startswith(f"{registry.service}.")
     return own or registry.on_topic(topic.origin) is not None
 
@@ -57,32 +59,35 @@ def _is_likely_ours(
 async def read_orphaned(
     settings: KafkaSettings, topics: Iterable[FailureTopic]
 ) -> list[DeadLetter]:
-    """Read the messages in `topics` that their consumer had not taken before it went."""
+    """Read the messages in `topics` that their consumer had not yet read when it ended."""
     chosen = list(topics)
-    passing = [topic for topic in chosen if not topic.keeps]
-    taken: dict[TopicPartition, int] = {}
-    if passing:
+    forwarding = [topic for topic in chosen if not topic.is_dead_letter]
+    consumed: dict[TopicPartition, int] = {}
+    if forwarding:
         async with TopicAdmin.connected(settings) as admin:
             groups = await admin.groups()
-            for topic in passing:
+            for topic in forwarding:
                 if (group := group_of(topic.consumer, settings)) in groups:
-                    taken |= await admin.committed(group, [topic.name])
+                    partitions = await admin.partitions([topic.name])
+                    consumed |= await admin.committed_offsets(group, partitions)
     names = [topic.name for topic in chosen]
     return [
         letter
-        async for letter in read(settings, names)
-        if not _is_taken(letter, taken, {topic.name for topic in passing})
+        async for letter in read_dead_letters(settings, names)
+        if not _is_consumed(letter, consumed, {topic.name for topic in forwarding})
     ]
 
 
-def _is_taken(letter: DeadLetter, taken: Mapping[TopicPartition, int], passing: set[str]) -> bool:
+def _is_consumed(
+    letter: DeadLetter, consumed: Mapping[TopicPartition, int], forwarding: set[str]
+) -> bool:
     record = letter.record
-    place = TopicPartition(record.topic, record.partition)
-    return record.topic in passing and record.offset < taken.get(place, 0)
+    tp = TopicPartition(record.topic, record.partition)
+    return record.topic in forwarding and record.offset < consumed.get(tp, 0)
 
 
 async def has_members(settings: KafkaSettings, consumer: str) -> bool:
-    """Whether a process still runs `consumer`, as one of an older version of the service may."""
+    """Return whether a process, perhaps of an older version of the service, still runs `consumer`."""
     async with TopicAdmin.connected(settings) as admin:
         group = group_of(consumer, settings)
         return group in await admin.groups() and await admin.has_members(group)

@@ -1,4 +1,4 @@
-"""The position at which a consumer begins to read a partition, and how far it has passed markers."""
+"""The positions of a consumer: where it starts to read a partition, and what it skips."""
 
 from collections.abc import Collection, Mapping
 
@@ -7,7 +7,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from app.platform.kafka import metrics
 from app.platform.kafka.settings import KafkaSettings
-from app.platform.kafka.topics import begins_at_the_oldest
+from app.platform.kafka.topics import reads_from_earliest
 
 log = structlog.get_logger(__name__)
 
@@ -22,62 +22,61 @@ class Positions:
         self._topics = topics
         self._settings = settings
         self._committed: dict[TopicPartition, int] = {}
-        self._begun: set[TopicPartition] = set()
+        self._started: set[TopicPartition] = set()
         self._group_is_new: bool | None = None
 
     def revoked(self) -> None:
         self._committed.clear()
-        self._begun.clear()
+        self._started.clear()
         self._group_is_new = None
 
     def committed(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._committed.update(offsets)
 
-    async def begin(self, client: AIOKafkaConsumer, tp: TopicPartition, lost: int | None) -> int:
-        """Begin to read `tp` and return the offset; `lost` is a position that is no longer there.
+    async def start(self, client: AIOKafkaConsumer, tp: TopicPartition, lost: int | None) -> int:
+        """Seek to the start position of `tp` and return it; `lost` is a committed one out of range.
 
-        Without one, the group has committed nothing. `KAFKA_AUTO_OFFSET_RESET=latest` is for new
-        groups only: to an older one, such a partition was added, or made anew, and nobody has read
-        what is in there.
+        `KAFKA_AUTO_OFFSET_RESET=latest` is for new groups only. For any other group, a partition
+        without a committed offset was added or created again, and nobody has read its messages.
         """
-        # Asked for the first partition already: what this member commits makes no group older.
+        # Determined at the first partition, before this member's own commits could count.
         from_end = self._settings.kafka_auto_offset_reset == "latest" and await self._is_new(client)
-        oldest = lost is not None or begins_at_the_oldest(tp.topic, self._settings)
+        oldest = lost is not None or reads_from_earliest(tp.topic, self._settings)
         if oldest or not from_end:
             await client.seek_to_beginning(tp)
         else:
             await client.seek_to_end(tp)
-        begun = int(await client.position(tp))
-        self._begun.add(tp)
+        start = int(await client.position(tp))
+        self._started.add(tp)
         if lost is not None:
-            self._warn(tp, lost, begun)
-        return begun
+            self._report_lost(tp, lost, start)
+        return start
 
-    def _warn(self, tp: TopicPartition, lost: int, begun: int) -> None:
-        # Retention deletes what a position points to; a topic that was made anew is shorter.
-        expired = max(0, begun - lost)
+    def _report_lost(self, tp: TopicPartition, lost: int, start: int) -> None:
+        # Retention has deleted messages, or the topic was created again and is shorter.
+        expired = max(0, start - lost)
         metrics.messages_expired.labels(self._consumer, tp.topic).inc(expired)
         log.warning(
-            "position lost, reading on from the oldest message",
+            "position lost, reading from the oldest message",
             consumer=self._consumer,
             topic=tp.topic,
             partition=tp.partition,
             position=lost,
-            oldest=begun,
+            oldest=start,
             expired=expired,
         )
 
-    async def passed(
+    async def skipped(
         self, client: AIOKafkaConsumer, unhandled: Collection[TopicPartition]
     ) -> dict[TopicPartition, int]:
-        """The offsets to commit of partitions in which nothing is `unhandled`.
+        """Return the uncommitted positions of all partitions that are not in `unhandled`.
 
-        The client passes control records and aborted transactions without a word. Uncommitted, they
-        would be lag for ever; and a group that has read nothing yet would be new at each start.
+        The client skips control records and aborted transactions silently. Without a commit they would
+        count as lag for ever, and a group that has read no message would be new at each start.
         """
         found = {}
         for tp in client.assignment().difference(unhandled):
-            if tp not in self._begun and client.last_poll_timestamp(tp) is None:
+            if tp not in self._started and client.last_poll_timestamp(tp) is None:
                 continue  # it has no position yet
             position = await client.position(tp)
             if position != self._committed.get(tp):
@@ -86,8 +85,8 @@ class Positions:
 
     async def _is_new(self, client: AIOKafkaConsumer) -> bool:
         if self._group_is_new is None:
-            # Members that start together are all new, though one of them may commit first. Which
-            # generation it is, aiokafka tells nowhere else.
+            # Members that start together are all new, though one of them may commit first. aiokafka
+            # has no public name for the generation.
             first = client._coordinator.generation == FIRST_GENERATION
             self._group_is_new = first or not await self._has_committed(client)
         return self._group_is_new

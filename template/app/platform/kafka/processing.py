@@ -1,8 +1,7 @@
-"""The processing of a fetched batch: group commit first, one by one where that fails.
+"""The processing of a fetched batch: a group commit, and one message at a time where that fails.
 
-Whichever way a message takes, its inbox row and its effects are committed in one transaction, and
-it counts as done only after that commit, or after Kafka has confirmed it in a retry or dead letter
-topic.
+Either way, a message's inbox row and its effects are committed in one transaction. It counts as done
+after that commit, or once Kafka has confirmed it in a delay topic or dead letter topic.
 """
 
 import asyncio
@@ -30,11 +29,11 @@ from app.platform.kafka.delivery import Delivery, Undecodable
 from app.platform.kafka.errors import BrokerUnavailable, UndecodableMessage
 from app.platform.kafka.forwarding import Forwarder
 from app.platform.kafka.inbox import claim
-from app.platform.kafka.metrics import ConsumerStatus, Draining
+from app.platform.kafka.offsets import OffsetTracker, split_into_lanes
 from app.platform.kafka.producer import Producer
-from app.platform.kafka.progress import Progress, split
 from app.platform.kafka.reporting import Reporter
-from app.platform.kafka.retry import Breaker, attempts_so_far, backoff, due_at
+from app.platform.kafka.retry import CircuitBreaker, backoff, due_at, previous_attempts
+from app.platform.kafka.status import ConsumerStatus, Draining
 from app.platform.kafka.subscription import Subscription
 from app.platform.kafka.topics import is_replay_topic
 
@@ -42,21 +41,21 @@ log = structlog.get_logger(__name__)
 
 
 class InboxUnavailable(Exception):
-    """Nothing can be recorded as applied. `app db upgrade` makes a missing table."""
+    """The inbox cannot be written. `app db upgrade` creates a missing table."""
 
 
 class HandlerCancelled(Exception):
-    """A handler awaited something that had been cancelled. Nobody cancelled the handler."""
+    """A handler awaited something that was cancelled. The handler itself was not."""
 
 
 class Processor:
-    """Applies the messages of one subscription."""
+    """The part of a consumer that applies messages, retries them, and gives up on them."""
 
     def __init__(
         self,
         subscription: Subscription,
         registry: EventRegistry,
-        origins: Mapping[str, str],
+        source_topics: Mapping[str, str],
         units: UnitOfWorkFactory,
         producer: Producer,
         status: ConsumerStatus,
@@ -64,113 +63,115 @@ class Processor:
         self._subscription = subscription
         self._name = subscription.name
         self._registry = registry
-        self._origins = origins
+        self._source_topics = source_topics
         self._units = units
         self._status = status
-        self._breaker = Breaker(subscription.overload)
+        self._breaker = CircuitBreaker(subscription.overload)
         self._reporter = Reporter(subscription)
-        self._forwarder = Forwarder(subscription, origins, producer, status, self._reporter)
+        self._forwarder = Forwarder(subscription, source_topics, producer, status, self._reporter)
         self._probing = asyncio.Lock()
 
     async def process(
-        self, batch: Mapping[TopicPartition, Sequence[ConsumerRecord]], progress: Progress
+        self, batch: Mapping[TopicPartition, Sequence[ConsumerRecord]], tracker: OffsetTracker
     ) -> None:
-        """Apply `batch` lane by lane and note in `progress` what is done.
+        """Apply `batch` in lanes, and mark in `tracker` what is done.
 
-        Returns early when the consumer drains; what was not begun by then is not noted.
+        Returns early when the consumer drains, with the rest of the batch unmarked.
         """
         records = [record for part in batch.values() for record in part]
         metrics.batch_size.labels(self._name).observe(len(records))
-        lanes = split(records, self._subscription.concurrency)
+        lanes = split_into_lanes(records, self._subscription.concurrency)
         async with asyncio.TaskGroup() as group:
             for number, lane in enumerate(lanes):
                 group.create_task(
-                    self._lane(lane, progress), name=f"consumer-{self._name}-lane-{number}"
+                    self._process_lane(lane, tracker), name=f"consumer-{self._name}-lane-{number}"
                 )
 
-    async def _lane(self, records: Sequence[ConsumerRecord], progress: Progress) -> None:
+    async def _process_lane(
+        self, records: Sequence[ConsumerRecord], tracker: OffsetTracker
+    ) -> None:
         tombstones = [record for record in records if record.value is None]
-        self._skip(tombstones, progress)
-        opened = [self._open(record) for record in records if record.value is not None]
-        deliveries = [entry for entry in opened if isinstance(entry, Delivery)]
+        self._skip_tombstones(tombstones, tracker)
+        decoded = [self._decode(record) for record in records if record.value is not None]
+        deliveries = [entry for entry in decoded if isinstance(entry, Delivery)]
         try:
-            together = await self._apply_together(deliveries, progress)
-            if together and len(deliveries) == len(opened):
-                self._succeeded(len(deliveries))
+            together = await self._apply_together(deliveries, tracker)
+            if together and len(deliveries) == len(decoded):
+                self._record_success(len(deliveries))
                 return
-            # In the order of arrival: it is by this order that overload is recognised.
-            for entry in opened:
+            # In the order of arrival, which the detection of overload depends on.
+            for entry in decoded:
                 if isinstance(entry, Undecodable):
                     await self._give_up_undecodable(entry)
                 elif together:
-                    self._succeeded()
+                    self._record_success()
                 else:
                     await self._apply_alone(entry)
-                progress.done(entry.record)
+                tracker.mark_done(entry.record)
         except Draining:
             log.debug("lane drained", consumer=self._name)
 
-    def _skip(self, tombstones: Sequence[ConsumerRecord], progress: Progress) -> None:
-        """A null value says that what was there is deleted: no event, and no fault of anybody's."""
+    def _skip_tombstones(
+        self, tombstones: Sequence[ConsumerRecord], tracker: OffsetTracker
+    ) -> None:
+        """Skip records without a value, which mark a key as deleted and carry no event."""
         for record in tombstones:
             metrics.tombstones_skipped.labels(self._name, record.topic).inc()
-            log.debug("tombstone skipped", **self._reporter.place(record))
-        progress.done(*tombstones)
+            log.debug("tombstone skipped", **self._reporter.record_fields(record))
+        tracker.mark_done(*tombstones)
 
-    def _open(self, record: ConsumerRecord) -> "Delivery | Undecodable":
+    def _decode(self, record: ConsumerRecord) -> Delivery | Undecodable:
         try:
             return Delivery(
-                record, decode(self._origins[record.topic], record.value, self._registry)
+                record, decode(self._source_topics[record.topic], record.value, self._registry)
             )
         except UndecodableMessage as error:
             return Undecodable(record, error)
 
     # Group commit
 
-    async def _apply_together(self, deliveries: list[Delivery], progress: Progress) -> bool:
-        """Apply all in one transaction. False, with nothing applied, when a handler failed."""
+    async def _apply_together(self, deliveries: list[Delivery], tracker: OffsetTracker) -> bool:
+        """Apply all in one transaction; return False, with nothing applied, if a handler failed."""
         alone = not deliveries or (len(deliveries) == 1 and not self._subscription.batch)
         if alone or self._breaker.is_open:
             return False
         try:
-            await self._forwarder.patiently(lambda: self._transaction(deliveries), _holds_up_all)
+            await self._forwarder.retry_while_unavailable(
+                lambda: self._apply_in_transaction(deliveries), _blocks_batch
+            )
         except Draining:
             raise
         except Exception as error:
-            # Which message it was, and what is to be done about it, is found out one by one.
-            log.info(
-                "batch rolled back, taking its messages one by one", **self._reporter.about(error)
-            )
+            # Handling the messages one at a time shows which of them failed, and why.
+            log.info("batch rolled back", **self._reporter.error_fields(error))
             return False
-        progress.done(*(delivery.record for delivery in deliveries))
+        tracker.mark_done(*(delivery.record for delivery in deliveries))
         return True
 
-    async def _transaction(self, deliveries: Sequence[Delivery]) -> None:
-        """One transaction: inbox rows for all, then the handlers, in order, for what is new."""
+    async def _apply_in_transaction(self, deliveries: Sequence[Delivery]) -> None:
+        """Insert the inbox rows of all, then call the handlers, in order, for those that are new."""
         self._status.check_draining()
         async with self._units.begin() as uow:
             ids = [delivery.event.event_id for delivery in deliveries]
             new = await self._claim(uow, ids)
-            fresh = _first_of_each(deliveries, new)
+            fresh = _deduplicate(deliveries, new)
             try:
                 await self._handle(fresh, uow)
             except asyncio.CancelledError as error:
                 if _is_being_cancelled():
                     raise
-                # As it is, it would end the lane without a word: no attempt, no dead letter.
-                raise HandlerCancelled("the handler awaited what had been cancelled") from error
-        self._reporter.count(deliveries, fresh)
-        self._reporter.tell(fresh)
-        self._status.progressed()
+                # Unconverted, it would silently end the lane: no attempt, no dead letter.
+                raise HandlerCancelled("the handler awaited something cancelled") from error
+        self._reporter.count_consumed(deliveries, fresh)
+        self._reporter.log_applied(fresh)
+        self._status.record_progress()
 
     async def _claim(self, uow: UnitOfWork, ids: Sequence[UUID]) -> set[UUID]:
         try:
             return await claim(uow.session, self._name, ids)
         except DBAPIError as error:
-            # Whatever is wrong with the inbox (its table is missing, say), no message is at fault.
-            raise InboxUnavailable(
-                f"the inbox cannot be written: {error_message(error)}"
-            ) from error
+            # No message is at fault for an error of the inbox, such as a missing table.
+            raise InboxUnavailable(f"the inbox cannot be written: {error_message(error)}") from error
 
     async def _handle(self, deliveries: Sequence[Delivery], uow: UnitOfWork) -> None:
         if not self._subscription.batch:
@@ -181,7 +182,7 @@ class Processor:
             part = list(run)
             events = [delivery.event for delivery in part]
             with (
-                _stories_of(part),
+                _trace_scope(part),
                 metrics.handler_time.labels(self._name, events[0].event_type).time(),
             ):
                 await self._subscription.handlers[model](events, uow)
@@ -189,16 +190,16 @@ class Processor:
     async def _handle_one(self, delivery: Delivery, uow: UnitOfWork) -> None:
         event = delivery.event
         with (
-            _stories_of([delivery]),
+            _trace_scope([delivery]),
             metrics.handler_time.labels(self._name, event.event_type).time(),
         ):
             await self._subscription.handler(event)(event, uow)
 
-    # One by one
+    # One at a time
 
     async def _apply_alone(self, delivery: Delivery) -> None:
-        """Apply one message, with retries in place; give it up when they are exhausted."""
-        attempts = attempts_so_far(delivery.record)
+        """Apply one message, with retries in place; give up when they are exhausted."""
+        attempts = previous_attempts(delivery.record)
         if self._breaker.is_open:
             await self._probe(delivery, attempts)
             return
@@ -207,46 +208,49 @@ class Processor:
         for attempt in range(1, in_place + 1):
             error = await self._attempt(delivery)
             if error is None:
-                self._succeeded()
+                self._record_success()
                 return
             if self._reporter.is_permanent(error) or attempt == in_place:
-                await self._exhausted(delivery, error, attempts + attempt)
+                await self._give_up(delivery, error, attempts + attempt)
                 return
             metrics.messages_retried.labels(self._name, delivery.record.topic, "in_place").inc()
             await self._status.wait(backoff(policy, attempt))
 
-    async def _exhausted(self, delivery: Delivery, error: Exception, attempts: int) -> None:
-        # A permanent error is the message's own: it says nothing about what comes after it.
-        if not self._reporter.is_permanent(error) and self._paused_by(delivery.record, error):
+    async def _give_up(self, delivery: Delivery, error: Exception, attempts: int) -> None:
+        # A permanent error concerns this message only, and predicts nothing about the next ones.
+        if not self._reporter.is_permanent(error) and self._is_overloaded(delivery.record, error):
             await self._probe(delivery, attempts)
         else:
             await self._forwarder.give_up(delivery.record, error, attempts)
 
     async def _attempt(self, delivery: Delivery) -> Exception | None:
-        """Apply one message once; the error of its handler, or None. Infrastructure is waited for."""
+        """Apply one message once, waiting out outages; return the error of its handler, if any."""
         try:
-            await self._forwarder.patiently(
-                lambda: retry_transaction(lambda: self._transaction([delivery])), _is_away
+            await self._forwarder.retry_while_unavailable(
+                lambda: retry_transaction(lambda: self._apply_in_transaction([delivery])),
+                _is_unavailable,
             )
         except Draining:
             raise
         except Exception as error:
             kind = "permanent" if self._reporter.is_permanent(error) else "transient"
-            self._reporter.failed(delivery.record, error, kind)
+            self._reporter.record_failure(delivery.record, error, kind)
             return error
         return None
 
     async def _give_up_undecodable(self, entry: Undecodable) -> None:
         self._status.check_draining()
-        # Not throttled, and no sign of overload: nothing that the service waits for would help.
-        self._reporter.failed(entry.record, entry.error, "permanent")
+        # Neither throttled nor a sign of overload, because waiting cannot help.
+        self._reporter.record_failure(entry.record, entry.error, "permanent")
         metrics.messages_undecodable.labels(self._name, entry.record.topic).inc()
-        await self._forwarder.give_up(entry.record, entry.error, attempts_so_far(entry.record) + 1)
+        await self._forwarder.give_up(
+            entry.record, entry.error, previous_attempts(entry.record) + 1
+        )
 
     # Overload
 
     async def _probe(self, delivery: Delivery, attempts: int) -> None:
-        """Try the message slowly, alone, until it passes or has had its share of probes."""
+        """Retry the message with growing waits, until it succeeds or has used up its probes."""
         error: Exception | None = None
         async with self._probing:
             for _ in range(self._subscription.overload.probes):
@@ -256,19 +260,19 @@ class Processor:
                 error = await self._attempt(delivery)
                 attempts += 1
                 if error is None:
-                    self._succeeded()
+                    self._record_success()
                     return
                 if self._reporter.is_permanent(error):
                     break
-        if error is None:  # another message closed the breaker while this one waited its turn
+        if error is None:  # another message closed the breaker meanwhile
             await self._apply_alone(delivery)
         else:
             await self._forwarder.give_up(delivery.record, error, attempts)
 
-    def _paused_by(self, record: ConsumerRecord, error: Exception) -> bool:
-        """Count a message that is to be given up; whether the subscription is paused now."""
+    def _is_overloaded(self, record: ConsumerRecord, error: Exception) -> bool:
+        """Count a failed message; return whether the subscription is paused now."""
         if is_replay_topic(record.topic):
-            return False  # it has failed before: however many of them fail again, that is no news
+            return False  # it had failed before: a repetition is no sign of overload
         return self._breaker.is_open or self._open_breaker(error)
 
     def _open_breaker(self, error: Exception) -> bool:
@@ -282,15 +286,15 @@ class Processor:
             log.error("subscription paused", consumer=self._name, reason=self._status.overload)
         return self._breaker.is_open
 
-    def _succeeded(self, messages: int = 1) -> None:
+    def _record_success(self, messages: int = 1) -> None:
         if self._breaker.succeeded(messages):
             self._status.overload = None
             metrics.paused.labels(self._name, "overload").set(0)
             log.info("subscription resumed", consumer=self._name)
 
 
-def _stories_of(deliveries: Sequence[Delivery]) -> AbstractContextManager[object]:
-    """The tracing context in which handlers run: what an event caused is part of its story."""
+def _trace_scope(deliveries: Sequence[Delivery]) -> AbstractContextManager[object]:
+    """Return the tracing context of handlers, so that their events refer to the handled one."""
     if len(deliveries) == 1:
         (only,) = deliveries
         return tracing.bind_trace(trace_of(only.record.headers, only.event.event_id))
@@ -298,15 +302,15 @@ def _stories_of(deliveries: Sequence[Delivery]) -> AbstractContextManager[object
     return tracing.bind_batch(lambda id: trace_of(headers[id], id) if id in headers else None)
 
 
-def _first_of_each(deliveries: Sequence[Delivery], new: set[UUID]) -> Sequence[Delivery]:
-    """Those whose event is new; of an event that is there twice, the first."""
+def _deduplicate(deliveries: Sequence[Delivery], new: set[UUID]) -> Sequence[Delivery]:
+    """Return the deliveries whose event is new, and only the first of each event."""
     if len(new) == len(deliveries):
         return deliveries
     fresh = []
-    left = set(new)
+    remaining = set(new)
     for delivery in deliveries:
-        if delivery.event.event_id in left:
-            left.discard(delivery.event.event_id)
+        if delivery.event.event_id in remaining:
+            remaining.discard(delivery.event.event_id)
             fresh.append(delivery)
     return fresh
 
@@ -316,10 +320,10 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _is_away(error: Exception) -> bool:
+def _is_unavailable(error: Exception) -> bool:
     return isinstance(error, BrokerUnavailable | InboxUnavailable) or is_unavailable(error)
 
 
-def _holds_up_all(error: Exception) -> bool:
-    # Alone, a message holds fewer locks, and meets fewer of others.
-    return _is_away(error) and not is_retryable(error)
+def _blocks_batch(error: Exception) -> bool:
+    # After a deadlock, single messages do better: they take fewer locks.
+    return _is_unavailable(error) and not is_retryable(error)

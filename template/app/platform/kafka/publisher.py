@@ -1,9 +1,9 @@
 """Publishing without an outbox: events go out after the transaction has committed.
 
-What this cannot promise: when the process dies, or no broker answers, between the commit and the
-acknowledgement, the event is lost. Unless the process died, the error log and
-`kafka_events_lost_total` say which; the outbox module is for those who cannot afford it. If the
-answer to COMMIT is lost, the server is asked for the outcome (app/platform/database/commit_outcome.py).
+If the process dies, or no broker answers, between the commit and the acknowledgement, the event is
+lost. Unless the process died, the error log and `kafka_events_lost_total` show it. The outbox module
+avoids such losses. If the answer to COMMIT is lost, the server is asked for the outcome
+(app/platform/database/commit_outcome.py).
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class CommitOutcomeUnknown(Exception):
 
 
 class DirectPublisher:
-    """Keeps the events of one transaction and sends them once it is durable."""
+    """A publisher that keeps the events of one transaction and sends them after its commit."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class DirectPublisher:
         self._pending: list[Message] = []
 
     async def publish(self, event: BaseEvent) -> None:
-        """Raises MessageTooLarge, so that a transaction whose event cannot be sent fails."""
+        """Keep `event` until the commit. Raises MessageTooLarge, so that the transaction fails."""
         message = encode_within(self._max_bytes, event, self._registry, tracing.current())
         if not self._pending:
             self._tracker.track()
@@ -63,7 +63,7 @@ class DirectPublisher:
         outcome = CommitOutcome.UNKNOWN
         try:
             outcome = await self._tracker.outcome(self._deadline)
-        finally:  # it may be cancelled, by whoever does not wait any longer
+        finally:  # the caller may cancel it
             log.warning("answer to COMMIT lost", outcome=outcome, error=summary(error))
             if outcome is CommitOutcome.UNKNOWN:
                 messages, self._pending = self._pending, []
@@ -95,22 +95,22 @@ class DirectPublisher:
         while loop.time() < deadline and any(o is not None and o.retriable for o in outcomes):
             await asyncio.sleep(min(wait, max(0.0, deadline - loop.time())))
             wait = min(wait * 2, longest)
-            again = _to_repeat(messages, outcomes)
+            again = _indexes_to_resend(messages, outcomes)
             results = await self._producer.send_all([messages[i] for i in again])
             for index, result in zip(again, results, strict=True):
                 outcomes[index] = result
         return outcomes
 
 
-def _to_repeat(messages: Sequence[Message], outcomes: Sequence[Outcome]) -> list[int]:
-    # With a message, those after it that have its key are sent again: so the first time that each
-    # is seen is in order. The inbox absorbs the repetition.
+def _indexes_to_resend(messages: Sequence[Message], outcomes: Sequence[Outcome]) -> list[int]:
+    # Later messages of a failed message's key are sent again, too, so that consumers first see each in
+    # order. The inbox skips the duplicates.
     repeated: list[int] = []
     keys: set[tuple[str, bytes | None]] = set()
     for index, (message, outcome) in enumerate(zip(messages, outcomes, strict=True)):
-        place = (message.topic, message.key)
-        if place in keys or (outcome is not None and outcome.retriable):
-            keys.add(place)
+        key = (message.topic, message.key)
+        if key in keys or (outcome is not None and outcome.retriable):
+            keys.add(key)
             repeated.append(index)
     return repeated
 
@@ -133,9 +133,9 @@ def _text(value: bytes | None) -> str:
 def bind(
     settings: KafkaSettings, registry: EventRegistry, producer: Producer, _published: asyncio.Event
 ) -> BindPublisher:
-    """Publishing after commit, for each transaction of a process."""
+    """Return the factory of publishers after commit, one for each transaction."""
     for topic in registry.owned_topics():
-        metrics.events_lost.labels(topic)  # `increase` sees no first event that makes a series
+        metrics.events_lost.labels(topic)  # `increase` misses the first event of a new series
 
     def bind_session(session: AsyncSession) -> DirectPublisher:
         return DirectPublisher(

@@ -1,8 +1,8 @@
-"""The meaning of Kafka's errors for a message, and the topics that refuse messages now."""
+"""Refused messages: the fault behind each of Kafka's errors, and the topics that refuse at present."""
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
 
 import structlog
@@ -24,75 +24,75 @@ from app.platform.kafka.errors import BrokerUnavailable, SendError, TopicUnavail
 
 log = structlog.get_logger(__name__)
 
-# Before each question for a topic. The first answer may have been under way before the question, and
-# a topic that was made a moment ago is not known to every broker yet.
+# The pause before each request for a topic's metadata. The first answer may be older than the request,
+# and not every broker knows a new topic at once.
 _PAUSES = (0.0, 0.0, 0.1, 0.2, 0.2)
 
 
-class Meaning(Enum):
-    """The party at fault for an error. Only a record's own fault is never waited for."""
+class Fault(Enum):
+    """The cause of an error. Waiting helps unless it is the record itself."""
 
-    RECORD = auto()  # this record has a size or a format that its topic does not take
-    PRODUCER = auto()  # the client is of no use any more: it is replaced
-    TOPIC = auto()  # the topic refuses messages for now, whatever is in them
-    BROKER = auto()  # no broker answers, or the answer is that it cannot yet
-    BEHIND = auto()  # not sent, because an earlier message was refused
-    UNFORESEEN = auto()  # the client failed: it is replaced, in case the reason lies there
+    RECORD = auto()  # the topic does not accept the record's size or format
+    PRODUCER = auto()  # the client cannot be used any more, and is replaced
+    TOPIC = auto()  # the topic refuses all messages at present
+    BROKER = auto()  # no broker answers, or it is not ready
+    PREDECESSOR = auto()  # not sent, because an earlier message was refused
+    UNKNOWN = auto()  # the client failed, and is replaced in case it is the cause
 
 
-_MEANINGS: Mapping[type[kafka_errors.KafkaError], Meaning] = {
-    # The same bytes are refused until somebody changes the topic.
-    kafka_errors.MessageSizeTooLargeError: Meaning.RECORD,
-    kafka_errors.RecordListTooLargeError: Meaning.RECORD,
-    InvalidRecordError: Meaning.RECORD,
-    # Sequence numbers that do not fit the broker's: each later message would be refused.
-    kafka_errors.ProducerFenced: Meaning.PRODUCER,
-    kafka_errors.OutOfOrderSequenceNumber: Meaning.PRODUCER,
-    kafka_errors.InvalidProducerEpoch: Meaning.PRODUCER,
-    kafka_errors.InvalidProducerIdMapping: Meaning.PRODUCER,
-    kafka_errors.UnknownProducerId: Meaning.PRODUCER,
-    kafka_errors.ProducerClosed: Meaning.PRODUCER,
-    # Rights are given and taken while services run.
-    kafka_errors.TopicAuthorizationFailedError: Meaning.TOPIC,
-    kafka_errors.ClusterAuthorizationFailedError: Meaning.TOPIC,
-    # A clock is set right, here or at the broker. The client stamps a message when it sends it.
-    kafka_errors.InvalidTimestampError: Meaning.TOPIC,
-    # A policy of the cluster, or a quota, is not about one record.
-    kafka_errors.PolicyViolationError: Meaning.TOPIC,
+_FAULTS: Mapping[type[kafka_errors.KafkaError], Fault] = {
+    # The topic refuses these bytes until its settings change.
+    kafka_errors.MessageSizeTooLargeError: Fault.RECORD,
+    kafka_errors.RecordListTooLargeError: Fault.RECORD,
+    InvalidRecordError: Fault.RECORD,
+    # The sequence numbers do not match the broker's, which would refuse all later messages.
+    kafka_errors.ProducerFenced: Fault.PRODUCER,
+    kafka_errors.OutOfOrderSequenceNumber: Fault.PRODUCER,
+    kafka_errors.InvalidProducerEpoch: Fault.PRODUCER,
+    kafka_errors.InvalidProducerIdMapping: Fault.PRODUCER,
+    kafka_errors.UnknownProducerId: Fault.PRODUCER,
+    kafka_errors.ProducerClosed: Fault.PRODUCER,
+    # Permissions change while services run.
+    kafka_errors.TopicAuthorizationFailedError: Fault.TOPIC,
+    kafka_errors.ClusterAuthorizationFailedError: Fault.TOPIC,
+    # Clocks are corrected, here or at the broker. The client sets the timestamp when it sends.
+    kafka_errors.InvalidTimestampError: Fault.TOPIC,
+    # Policies and quotas of the cluster concern all records.
+    kafka_errors.PolicyViolationError: Fault.TOPIC,
     # Too few replicas are in sync, or none leads the partition.
-    kafka_errors.NotEnoughReplicasError: Meaning.TOPIC,
-    kafka_errors.NotEnoughReplicasAfterAppendError: Meaning.TOPIC,
-    kafka_errors.NotLeaderForPartitionError: Meaning.TOPIC,
-    kafka_errors.LeaderNotAvailableError: Meaning.TOPIC,
-    kafka_errors.KafkaStorageError: Meaning.TOPIC,
-    # The topic is made, or made anew.
-    kafka_errors.UnknownTopicOrPartitionError: Meaning.TOPIC,
-    kafka_errors.InvalidTopicError: Meaning.TOPIC,
-    # Its checksum was wrong on arrival: damaged on the way, not by its own format.
-    kafka_errors.CorruptRecordException: Meaning.TOPIC,
-    # These are about what client and broker can do together: a change of either heals them.
-    kafka_errors.UnsupportedForMessageFormatError: Meaning.TOPIC,
-    kafka_errors.UnsupportedVersionError: Meaning.TOPIC,
-    kafka_errors.InvalidRequiredAcksError: Meaning.TOPIC,
-    kafka_errors.InvalidRequestError: Meaning.TOPIC,
-    NotSentError: Meaning.BEHIND,
-    kafka_errors.KafkaTimeoutError: Meaning.BROKER,
+    kafka_errors.NotEnoughReplicasError: Fault.TOPIC,
+    kafka_errors.NotEnoughReplicasAfterAppendError: Fault.TOPIC,
+    kafka_errors.NotLeaderForPartitionError: Fault.TOPIC,
+    kafka_errors.LeaderNotAvailableError: Fault.TOPIC,
+    kafka_errors.KafkaStorageError: Fault.TOPIC,
+    # The topic is being created, perhaps again.
+    kafka_errors.UnknownTopicOrPartitionError: Fault.TOPIC,
+    kafka_errors.InvalidTopicError: Fault.TOPIC,
+    # The checksum was wrong on arrival: damaged in transit, not malformed.
+    kafka_errors.CorruptRecordException: Fault.TOPIC,
+    # Client and broker are incompatible, until either is upgraded.
+    kafka_errors.UnsupportedForMessageFormatError: Fault.TOPIC,
+    kafka_errors.UnsupportedVersionError: Fault.TOPIC,
+    kafka_errors.InvalidRequiredAcksError: Fault.TOPIC,
+    kafka_errors.InvalidRequestError: Fault.TOPIC,
+    NotSentError: Fault.PREDECESSOR,
+    kafka_errors.KafkaTimeoutError: Fault.BROKER,
 }
 
-# A topic that nobody has sent to for so long may take messages again.
+# A topic without new attempts for so long may have recovered.
 _REMEMBERED_SECONDS = 10.0
 
 
 class Obstacles:
-    """The known obstacles to messages before they are handed over."""
+    """Reasons not to send a message, known before the client gets it."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._refusals: dict[str, SendError] = {}
         self._leaderless: set[str] = set()
 
-    def before(self, message: Message) -> SendError | None:
-        """The error with which `message` ends at once."""
+    def error_for(self, message: Message) -> SendError | None:
+        """Return the error of `message` if it cannot be sent now."""
         topic = message.topic
         if topic in self._leaderless:
             partitions, led = partitions_of(self._client, topic)
@@ -103,7 +103,7 @@ class Obstacles:
         return self._refusals.get(topic)
 
     async def look_up(self, topic: str, seconds: float) -> None:
-        """Ask the broker for a topic that is not known whole."""
+        """Ask the broker for a topic whose partitions or leaders are not all known."""
         try:
             async with asyncio.timeout(seconds):
                 await self._ask(topic)
@@ -129,48 +129,70 @@ class Obstacles:
                 return
 
 
-async def obstacles(client: Client, topics: Iterable[str], seconds: float) -> Obstacles:
-    """Look up those of `topics` that are not known whole, for up to `seconds`."""
+async def find_obstacles(client: Client, topics: Iterable[str], seconds: float) -> Obstacles:
+    """Look up those of `topics` that are not fully known, for up to `seconds`."""
     found = Obstacles(client)
-    doubtful = [topic for topic in topics if not is_led(client, topic)]
-    if doubtful:
-        await asyncio.gather(*(found.look_up(topic, seconds) for topic in doubtful))
+    unknown = [topic for topic in topics if not is_led(client, topic)]
+    if unknown:
+        await asyncio.gather(*(found.look_up(topic, seconds) for topic in unknown))
     return found
 
 
-def meaning_of(error: BaseException) -> Meaning:
-    """Classify `error`, with which a send ended."""
-    if meaning := _MEANINGS.get(type(error)):
-        return meaning
+def fault_of(error: BaseException) -> Fault:
+    """Classify the error of a send."""
+    if fault := _FAULTS.get(type(error)):
+        return fault
     if getattr(error, "retriable", False):
-        return Meaning.BROKER
-    # A refusal that this list does not name, such as one of a newer broker, is waited for, too.
-    return (
-        Meaning.TOPIC if isinstance(error, kafka_errors.BrokerResponseError) else Meaning.UNFORESEEN
-    )
+        return Fault.BROKER
+    # Refusals that are not in the table, such as those of newer brokers, may be temporary.
+    return Fault.TOPIC if isinstance(error, kafka_errors.BrokerResponseError) else Fault.UNKNOWN
 
 
-class RefusingTopics:
-    """The topics that refuse messages, each with the reason."""
+class SendMonitor:
+    """Metrics of sends, and the topics that refuse messages at present."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
         self._until: dict[str, float] = {}
 
-    def refused(self, error: TopicUnavailable) -> None:
+    def record(self, topic: str, error: SendError | None, seconds: float) -> None:
+        """Count a send that took `seconds`."""
+        if error is None:
+            metrics.deliveries.add(topic, seconds)
+            self._accepted(topic)
+            return
+        metrics.send_failures.labels(topic, type(error).__name__).inc()
+        if isinstance(error, TopicUnavailable):
+            self._refused(error)
+
+    def record_all(
+        self, messages: Sequence[Message], errors: Sequence[SendError | None], seconds: float
+    ) -> None:
+        delivered: dict[str, int] = {}
+        for message, error in zip(messages, errors, strict=True):
+            if error is None:
+                delivered[message.topic] = delivered.get(message.topic, 0) + 1
+        for topic, count in delivered.items():
+            metrics.deliveries.add(topic, seconds, count)
+            self._accepted(topic)
+        if sum(delivered.values()) < len(messages):
+            for message, error in zip(messages, errors, strict=True):
+                if error is not None:
+                    self.record(message.topic, error, seconds)
+
+    def _refused(self, error: TopicUnavailable) -> None:
         if error.topic not in self._reasons:
-            log.warning("topic refuses messages", topic=error.topic, reason=str(error))
+            log.warning("topic refused messages", topic=error.topic, reason=str(error))
         metrics.topic_refusals.labels(error.topic, error.kind).inc()
         self._reasons[error.topic] = str(error)
         self._until[error.topic] = time.monotonic() + _REMEMBERED_SECONDS
 
-    def took(self, topic: str) -> None:
-        """A message was delivered to `topic`."""
+    def _accepted(self, topic: str) -> None:
         if self._reasons and self._reasons.pop(topic, ""):
-            log.info("topic takes messages again", topic=topic)
+            log.info("topic accepts messages again", topic=topic)
 
     async def check(self) -> None:
-        """Raises Unhealthy for as long as a topic refuses what is sent to it."""
+        """Raise Unhealthy while a topic refuses messages."""
         now = time.monotonic()
         for topic in [topic for topic in self._reasons if self._until[topic] < now]:
             del self._reasons[topic]

@@ -1,41 +1,43 @@
-"""The fate of messages, in logs and metrics."""
+"""Logs and metrics of the messages of a subscription."""
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import structlog
 from aiokafka import ConsumerRecord
 
+from app.platform.database.errors import error_message
 from app.platform.kafka import metrics
 from app.platform.kafka.codec import CE_ID, CORRELATION_ID, header
 from app.platform.kafka.delivery import Delivery
 from app.platform.kafka.errors import PermanentError
-from app.platform.kafka.subscription import Subscription, describe
+from app.platform.kafka.subscription import Subscription
 
 log = structlog.get_logger(__name__)
 
-# Up to so many events a transaction get a log line each; more would cost more than the work.
-STORY_LENGTH = 10
+# Larger transactions get one log line, because a line for each event would cost more than the work.
+MAX_LOGGED_EVENTS = 10
 
 
 class Reporter:
-    """Logs and counts what becomes of the messages of one subscription."""
+    """Logs and counts the outcomes of the messages of one subscription."""
 
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
         self._name = subscription.name
 
     def is_permanent(self, error: Exception) -> bool:
-        """Whether the message would fail again, however often it is tried."""
+        """Return whether every further attempt would fail, too."""
         return isinstance(error, (PermanentError, *self._subscription.retry.permanent))
 
-    def failed(self, record: ConsumerRecord, error: Exception, kind: str) -> None:
+    def record_failure(self, record: ConsumerRecord, error: Exception, kind: str) -> None:
         metrics.messages_failed.labels(self._name, record.topic, kind).inc()
-        if kind == "transient":  # a permanent error is told when the message is given up
-            log.warning("handling failed", **self.about(error, record))
+        if kind == "transient":  # a permanent error is logged with the dead letter
+            log.warning("handling failed", **self.error_fields(error, record))
 
-    def count(self, deliveries: Sequence[Delivery], fresh: Sequence[Delivery]) -> None:
-        """Count what was consumed; of the deliveries, those that are not fresh are duplicates."""
+    def count_consumed(self, deliveries: Sequence[Delivery], fresh: Sequence[Delivery]) -> None:
+        """Count consumed messages; those that are not in `fresh` are duplicates."""
         for topic, group in groupby(d.record.topic for d in deliveries):
             metrics.messages_consumed.labels(self._name, topic).inc(len(list(group)))
         if len(fresh) == len(deliveries):
@@ -44,26 +46,28 @@ class Reporter:
         for delivery in deliveries:
             if id(delivery) not in applied:
                 metrics.inbox_duplicates.labels(self._name, delivery.record.topic).inc()
-                log.info("duplicate skipped", **self.place(delivery.record))
+                log.info("duplicate skipped", **self.record_fields(delivery.record))
 
-    def tell(self, applied: Sequence[Delivery]) -> None:
-        if len(applied) > STORY_LENGTH:
+    def log_applied(self, applied: Sequence[Delivery]) -> None:
+        if len(applied) > MAX_LOGGED_EVENTS:
             log.info("events applied", consumer=self._name, events=len(applied))
             return
         for delivery in applied:
-            log.info("event applied", **self.place(delivery.record))
+            log.info("event applied", **self.record_fields(delivery.record))
 
-    def about(self, error: Exception, record: ConsumerRecord | None = None) -> dict[str, object]:
-        place = {} if record is None else self.place(record)
-        return {"consumer": self._name, **place, **describe(error)}
+    def error_fields(
+        self, error: Exception, record: ConsumerRecord | None = None
+    ) -> dict[str, object]:
+        fields = {} if record is None else self.record_fields(record)
+        return {"consumer": self._name, **fields, **error_fields(error)}
 
-    def at_last(self, error: Exception, record: ConsumerRecord) -> dict[str, object]:
-        """Describe the error that a message is given up for."""
-        # Where it was raised, once a message; a permanent error says why by itself.
-        raised = {} if self.is_permanent(error) else {"exc_info": error}
-        return {**self.about(error, record), **raised}
+    def final_error_fields(self, error: Exception, record: ConsumerRecord) -> dict[str, object]:
+        """Return the log fields of the error for which a message is given up."""
+        # The traceback once for each message; a permanent error explains itself.
+        traceback = {} if self.is_permanent(error) else {"exc_info": error}
+        return {**self.error_fields(error, record), **traceback}
 
-    def place(self, record: ConsumerRecord) -> dict[str, object]:
+    def record_fields(self, record: ConsumerRecord) -> dict[str, object]:
         return {
             "consumer": self._name,
             "topic": record.topic,
@@ -72,3 +76,8 @@ class Reporter:
             "event_id": header(record.headers, CE_ID),
             "correlation_id": header(record.headers, CORRELATION_ID),
         }
+
+
+def error_fields(error: BaseException) -> dict[str, Any]:
+    """Return the log fields of an exception."""
+    return {"error_type": type(error).__name__, "error": error_message(error)[:1000]}

@@ -1,4 +1,4 @@
-"""Retries: how long to wait, where a message goes when that did not help, and when to stop taking more."""
+"""Retries: waits, the messages for delay and dead letter topics, and the circuit breaker."""
 
 import random
 from collections import deque
@@ -27,33 +27,33 @@ from app.platform.kafka.topics import (
 )
 
 ERROR_MESSAGE_LENGTH = 2000
-_BRIEF_BYTES = 250  # the longest name of a topic
+_BRIEF_BYTES = 250  # the longest possible topic name
 
 
 def backoff(
     policy: RetryPolicy, attempt: int, chance: Callable[[], float] = random.random
 ) -> float:
-    """Seconds to wait after the failed attempt number `attempt` (the first is 1)."""
-    # The exponent is bounded, so that a message retried for days does not overflow a float.
+    """Return the seconds to wait after the failed attempt number `attempt` (the first is 1)."""
+    # The exponent is bounded, so that days of retries do not overflow a float.
     wait = min(policy.maximum, policy.initial * policy.multiplier ** min(attempt - 1, 64))
     return wait * (1 - policy.jitter * chance())
 
 
-def stages(subscription: Subscription, origin: str) -> list[str]:
-    """The topics that a failing message passes, from its own to the last delay topic."""
+def retry_path(subscription: Subscription, origin: str) -> list[str]:
+    """Return the topics that a failing message passes, from its own to the last delay topic."""
     delays = subscription.retry.retry_after
     return [origin, *(retry_topic(origin, subscription.name, delay) for delay in delays)]
 
 
-def delay_after(subscription: Subscription, origin: str, topic: str) -> timedelta | None:
-    """The delay that comes next for a message that failed on `topic`; None: dead letter."""
-    passed = stages(subscription, origin)
-    stage = passed.index(topic) if topic in passed else 0  # a replayed message begins anew
+def next_delay(subscription: Subscription, origin: str, topic: str) -> timedelta | None:
+    """Return the next delay of a message that failed on `topic`; None: dead letter."""
+    path = retry_path(subscription, origin)
+    stage = path.index(topic) if topic in path else 0  # a replayed message starts again
     delays = subscription.retry.retry_after
     return delays[stage] if stage < len(delays) else None
 
 
-def delayed(
+def delayed_message(
     record: ConsumerRecord,
     subscription: Subscription,
     origin: str,
@@ -61,7 +61,7 @@ def delayed(
     attempts: int,
     error: BaseException,
 ) -> Message:
-    """`record` on its way to a delay topic."""
+    """Build the message that takes `record` to a delay topic."""
     now = datetime.now(UTC)
     topic = retry_topic(origin, subscription.name, delay)
     history = _history(record, subscription, origin, attempts, error, now)
@@ -71,14 +71,14 @@ def delayed(
     )
 
 
-def dead_letter(
+def dead_letter_message(
     record: ConsumerRecord,
     subscription: Subscription,
     origin: str,
     attempts: int,
     error: BaseException,
 ) -> Message:
-    """`record` on its way to the dead letter topic: key, bytes and headers as they were."""
+    """Build the message that takes `record`, with its key, bytes and headers, to the dead letters."""
     history = _history(record, subscription, origin, attempts, error, datetime.now(UTC))
     history |= dict.fromkeys(
         (names.DUE_AT, names.DISCARDS, names.DISCARDS_TIMESTAMP, names.OMITTED_BYTES)
@@ -86,35 +86,35 @@ def dead_letter(
     return Message(
         dead_letter_topic(origin, subscription.name),
         record.key,
-        # A record with neither key nor value is legal, but the client sends none.
+        # A record with neither key nor value is legal, but the client refuses to send one.
         b"" if record.key is None and record.value is None else record.value,
         with_headers(record.headers, history),
         forwarded=True,
     )
 
 
-def shortened(letter: Message) -> list[Message]:
-    """A dead letter whole, and with ever less of its message, for a topic that takes no more.
+def reduced_letters(letter: Message) -> list[Message]:
+    """Return the dead letter followed by ever smaller versions, for topics with a low size limit.
 
-    The last one says little more than where the message is: on its own topic, for as long as that
-    keeps it.
+    The last one has little more than the position of the message on its own topic, which keeps it until
+    its retention ends.
     """
     own = [(name, text) for name, text in letter.headers if name in names.HISTORY]
     brief = [(name, (text or b"")[:_BRIEF_BYTES]) for name, text in own]
     letters = [letter]
     for key, headers in [(letter.key, letter.headers), (letter.key, own), (None, brief)]:
-        less = _reduced(letter, key, headers)
-        if less.size < letters[-1].size:
-            letters.append(less)
+        reduced = _without_value(letter, key, headers)
+        if reduced.size < letters[-1].size:
+            letters.append(reduced)
     return letters
 
 
-def _reduced(letter: Message, key: bytes | None, headers: Sequence[Header]) -> Message:
-    less = letter._replace(key=key, value=b"", headers=tuple(headers))
-    omitted = _content_bytes(letter) - _content_bytes(less)
-    # A letter without its value is not whole, however little that was.
+def _without_value(letter: Message, key: bytes | None, headers: Sequence[Header]) -> Message:
+    reduced = letter._replace(key=key, value=b"", headers=tuple(headers))
+    omitted = _content_bytes(letter) - _content_bytes(reduced)
+    # Even an empty value was replaced, so at least one byte is reported.
     changes: dict[str, str | None] = {names.OMITTED_BYTES: str(max(1, omitted))}
-    return less._replace(headers=with_headers(headers, changes))
+    return reduced._replace(headers=with_headers(headers, changes))
 
 
 def _content_bytes(letter: Message) -> int:
@@ -122,24 +122,24 @@ def _content_bytes(letter: Message) -> int:
     return sum(len(text or b"") for text in (letter.key, letter.value, *texts))
 
 
-def replayed(record: ConsumerRecord, to: str | None = None) -> Message:
-    """A dead letter on its way back to the consumer that it failed in, or `to` another one.
+def replay_message(record: ConsumerRecord, to: str | None = None) -> Message:
+    """Build the message that takes a dead letter back to its consumer, or `to` another one.
 
-    Raises ValueError when the record does not say where it came from, or is not whole.
+    Raises ValueError if the record lacks its origin, or part of its message.
     """
     origin = header(record.headers, names.ORIGIN_TOPIC)
     consumer = header(record.headers, names.CONSUMER)
     if origin is None or consumer is None:
         raise ValueError(
             f"offset {record.offset} of {record.topic} has no {names.ORIGIN_TOPIC} and"
-            f" {names.CONSUMER} headers: it is no dead letter of this service"
+            f" {names.CONSUMER} headers: it is not a dead letter of this service"
         )
     if size := header_number(record.headers, names.OMITTED_BYTES):
         place = f"{origin}[{header_number(record.headers, names.ORIGIN_PARTITION)}]"
+        offset = header_number(record.headers, names.ORIGIN_OFFSET)
         raise ValueError(
-            f"offset {record.offset} of {record.topic} is not whole, because its topic does not take"
-            f" {size} bytes more: the message is at offset {header_number(record.headers, names.ORIGIN_OFFSET)} of"
-            f" {place}, for as long as that is kept"
+            f"offset {record.offset} of {record.topic} lacks {size} bytes of its message, because they"
+            f" exceeded the topic's limit: read offset {offset} of {place} while retention keeps it"
         )
     consumer = to or consumer
     changes: dict[str, str | None] = {
@@ -157,32 +157,32 @@ def replayed(record: ConsumerRecord, to: str | None = None) -> Message:
     )
 
 
-def discarded(record: ConsumerRecord) -> Message:
-    """The marker of a discarded dead letter: nothing can be taken out of Kafka."""
+def discard_tombstone(record: ConsumerRecord) -> Message:
+    """Build the tombstone that marks a dead letter as discarded; Kafka records cannot be deleted."""
     headers: dict[str, str | None] = {
         names.DISCARDS: dead_letter_id(record),
         # After an unclean leader election another record may have this one's offset.
         names.DISCARDS_TIMESTAMP: str(record.timestamp),
     }
-    found = failure_topic(record.topic)  # what waits for a delay is discarded in the same topic
+    found = failure_topic(record.topic)  # of orphaned delay topics, too, in the dead letter topic
     topic = dead_letter_topic(found.origin, found.consumer) if found else record.topic
     return Message(topic, record.key, b"", with_headers((), headers), forwarded=True)
 
 
 def dead_letter_id(record: ConsumerRecord) -> str:
-    """The name of a dead letter on the command line: topic:partition:offset."""
+    """Return the name of a dead letter on the command line: topic:partition:offset."""
     return f"{record.topic}:{record.partition}:{record.offset}"
 
 
-def attempts_so_far(record: ConsumerRecord) -> int:
-    """Attempts made before this delivery, over all topics that the message has passed."""
+def previous_attempts(record: ConsumerRecord) -> int:
+    """Return the number of attempts before this delivery, in all topics of the message."""
     return header_number(record.headers, names.ATTEMPTS)
 
 
 def due_at(record: ConsumerRecord) -> datetime | None:
-    """Return when a delayed message may be handled; None if at once.
+    """Return the time from which a delayed message may be handled; None if at once.
 
-    Elsewhere than on a delay topic the header is somebody else's, and must not hold a partition.
+    Outside delay topics the header is somebody else's, and must not delay a partition.
     """
     return header_time(record.headers, names.DUE_AT) if is_delay_topic(record.topic) else None
 
@@ -217,8 +217,8 @@ def _history(
     return history
 
 
-class Breaker:
-    """Opens when most of the last messages failed for good; closes at the first success after."""
+class CircuitBreaker:
+    """A breaker that opens when most of the last messages failed, and closes at the next success."""
 
     def __init__(self, policy: OverloadPolicy) -> None:
         self._policy = policy
@@ -228,7 +228,7 @@ class Breaker:
         self.is_open = False
 
     def succeeded(self, messages: int = 1) -> bool:
-        """Count messages whose effects are committed; True when that closed the breaker."""
+        """Count messages whose effects are committed; return True if that closed the breaker."""
         if self.is_open:
             self.is_open = False
             self._failures.clear()
@@ -237,7 +237,7 @@ class Breaker:
         return False
 
     def failed(self, error: BaseException) -> bool:
-        """Count a message that is to be given up; True when that opened the breaker."""
+        """Count a message that failed for good; return True if that opened the breaker."""
         self.last_error = summary(error)
         self._failures.append(True)
         full = len(self._failures) == self._policy.window
@@ -252,7 +252,7 @@ class Breaker:
         return sum(self._failures) / len(self._failures) if self._failures else 0.0
 
     def probe_wait(self) -> float:
-        """Seconds until the next probe; each is twice as far away as the one before."""
+        """Return the seconds until the next probe, twice as many as before the last one."""
         wait: float = self._policy.probe_initial * 2 ** min(self._probes, 32)
         self._probes += 1
         return min(wait, self._policy.probe_maximum)

@@ -1,4 +1,4 @@
-"""Settings of Kafka: addresses, identity, sizes and times."""
+"""Kafka's settings, and the options of its clients."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 
 
 class KafkaSettings(EnvSettings):
-    """Settings of producer and consumers. Times are in seconds, sizes in bytes."""
+    """Settings of the producer and the consumers. Times are in seconds, sizes in bytes."""
 
     kafka_bootstrap_servers: str = "localhost:9092"
     kafka_client_id: str = SERVICE_NAME
@@ -69,8 +69,8 @@ class KafkaSettings(EnvSettings):
     def _commits_are_explicit(cls, value: bool) -> bool:
         if value:
             raise ValueError(
-                "leave it false: offsets are committed after a message's effects are,"
-                " and auto-commit would lose messages"
+                "auto-commit would lose messages, because offsets may only be committed after the"
+                " effects: leave it false"
             )
         return value
 
@@ -114,9 +114,9 @@ _REFUSED = (
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Keyword arguments that aiokafka's producer, consumer and admin client have in common.
+    """Return the options that aiokafka's producer, consumer and admin client share.
 
-    Raises ConfigurationError when a certificate file cannot be used.
+    Raises ConfigurationError if a certificate file cannot be used.
     """
     options: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap_servers,
@@ -131,21 +131,21 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def consumer_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Keyword arguments of every client that reads, in a group or without one."""
+    """Return the options of every client that reads, in a group or without one."""
     return {
         **client_options(settings),
         "enable_auto_commit": False,
-        # A transaction of somebody else's counts once it is committed, and not if it is aborted.
+        # Transactions of other producers count once they are committed.
         "isolation_level": "read_committed",
-        # So soon a topic that was made anew, or has more partitions, is noticed.
+        # The time within which new partitions, and topics that were created again, are noticed.
         "metadata_max_age_ms": int(METADATA_MAX_AGE_SECONDS * 1000),
     }
 
 
 async def reason_for(error: Exception, settings: KafkaSettings) -> str:
-    """Why a client of `settings` could not start, and which settings to look at.
+    """Return why a client of `settings` could not start, and which settings to check.
 
-    When no broker lets it in, aiokafka raises only that, and keeps the reason to its own log.
+    aiokafka raises a generic error and only logs the reason, so each broker is asked again.
     """
     if not isinstance(error, kafka_errors.KafkaConnectionError):
         return f"{type(error).__name__}: {error}"
@@ -160,7 +160,7 @@ async def _refusal(host: str, port: int, options: dict[str, Any], settings: Kafk
     try:
         async with asyncio.timeout(REASON_TIMEOUT_SECONDS):
             connection = await create_conn(host, port, **options)
-    except Exception as cause:  # whatever it is, it is the answer
+    except Exception as cause:  # any error is the reason
         return f"{host}:{port}: {_explain(cause, settings)}"
     connection.close()
     return f"{host}:{port}: answers again"
@@ -212,7 +212,7 @@ def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
 
 
 class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is not typed
-    """OAuth 2.0 client credentials (RFC 6749, section 4.4): a token, kept until it is nearly over."""
+    """A provider of OAuth 2.0 tokens by client credentials (RFC 6749, section 4.4), with a cache."""
 
     REQUEST_TIMEOUT_SECONDS = 10
     RENEW_BEFORE_SECONDS = 60
@@ -224,7 +224,7 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # aiokafk
         self._lock = asyncio.Lock()
 
     async def token(self) -> str:
-        """A token that is valid for a while. Raises OSError or ValueError when none is issued."""
+        """Return a token that does not expire soon. Raises OSError or ValueError if none is issued."""
         async with self._lock:
             if time.monotonic() >= self._expires - self.RENEW_BEFORE_SECONDS:
                 self._token, lifetime = await asyncio.to_thread(self._request)
@@ -247,5 +247,5 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # aiokafk
         with urllib.request.urlopen(request, timeout=self.REQUEST_TIMEOUT_SECONDS) as response:
             answer = json.load(response)
         if not isinstance(answer, dict) or "access_token" not in answer:
-            raise ValueError("the token endpoint gave no access_token")
+            raise ValueError("the token endpoint returned no access_token")
         return str(answer["access_token"]), float(answer.get("expires_in") or 300)

@@ -1,4 +1,4 @@
-"""The topics of the service: their names, and with what settings they are made."""
+"""The topics of the service: their names and settings."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,18 +9,18 @@ from app.platform.events.event import TOPIC_MAX_LENGTH, EventRegistry
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription, check_names
 
-# Kafka deletes whole segments, once their last record is old enough. Its own default is a week.
+# Kafka deletes whole segments, once their last record is old enough. Its default is a week.
 DEAD_LETTER_SEGMENT = timedelta(days=1)
-# How much longer than its retention a dead letter may stay: Kafka looks every few minutes.
+# The time that a dead letter may outlive its retention; Kafka checks every few minutes.
 DEAD_LETTER_OVERTIME = DEAD_LETTER_SEGMENT + timedelta(hours=1)
 
-# What the headers of a failed message may add to it.
+# The headers of a failed message may add so much to its size.
 FORWARDED_HEADROOM_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as the service wants it. `config` holds Kafka's own settings."""
+    """A topic that the service requires. `config` has Kafka's own settings."""
 
     name: str
     partitions: int
@@ -29,64 +29,64 @@ class Topic:
 
 
 def dead_letter_topic(topic: str, consumer: str) -> str:
-    return _checked(f"{topic}.{consumer}.dlq")
+    return _check_length(f"{topic}.{consumer}.dlq")
 
 
 def replay_topic(topic: str, consumer: str) -> str:
-    """The topic of `app dlq replay`: only the consumer that the messages failed in reads it."""
-    return _checked(f"{topic}.{consumer}.replay")
+    """Return the topic of `app dlq replay`, which only the consumer of the failures reads."""
+    return _check_length(f"{topic}.{consumer}.replay")
 
 
 def retry_topic(topic: str, consumer: str, delay: timedelta) -> str:
-    return _checked(f"{topic}.{consumer}.retry.{format_delay(delay)}")
+    return _check_length(f"{topic}.{consumer}.retry.{format_delay(delay)}")
 
 
 def group_of(consumer: str, settings: KafkaSettings) -> str:
-    """The consumer group of the consumer."""
+    """Return the consumer group of `consumer`."""
     return f"{settings.kafka_group_id}.{consumer}"
 
 
 class FailureTopic(NamedTuple):
-    """A topic for what a consumer failed at; `keeps` of dead letters, others pass messages on."""
+    """A topic for messages that failed in a consumer: of dead letters, of a delay, or of replays."""
 
     name: str
     origin: str
     consumer: str
-    keeps: bool
+    is_dead_letter: bool
 
 
 def failure_topic(name: str) -> FailureTopic | None:
-    """The topic as one that the functions above name; None if it is another's."""
+    """Parse the name of a failure topic; return None for other topics."""
     parts = name.split(".")
-    keeps = len(parts) == 5 and parts[4] == "dlq"
-    if not (keeps or is_replay_topic(name) or is_delay_topic(name)):
+    is_dead_letter = len(parts) == 5 and parts[4] == "dlq"
+    if not (is_dead_letter or is_replay_topic(name) or is_delay_topic(name)):
         return None
-    return FailureTopic(name, ".".join(parts[:3]), parts[3], keeps)
+    return FailureTopic(name, ".".join(parts[:3]), parts[3], is_dead_letter)
 
 
 def is_delay_topic(topic: str) -> bool:
-    """Whether `topic` is one of those that `retry_topic` names."""
+    """Return whether `retry_topic` made the name."""
     parts = topic.split(".")
     return len(parts) == 6 and parts[4] == "retry"
 
 
 def is_replay_topic(topic: str) -> bool:
-    """Whether `topic` is one of those that `replay_topic` names."""
+    """Return whether `replay_topic` made the name."""
     parts = topic.split(".")
     return len(parts) == 5 and parts[4] == "replay"
 
 
-def begins_at_the_oldest(topic: str, settings: KafkaSettings) -> bool:
-    """Whether a consumer that has committed nothing reads what is in `topic` already.
+def reads_from_earliest(topic: str, settings: KafkaSettings) -> bool:
+    """Return whether a consumer without a committed offset reads the existing messages of `topic`.
 
-    What has failed is never passed over, whatever KAFKA_AUTO_OFFSET_RESET says of other topics.
+    Failed messages are never skipped; KAFKA_AUTO_OFFSET_RESET is for other topics only.
     """
     has_failed = is_delay_topic(topic) or is_replay_topic(topic)
     return has_failed or settings.kafka_auto_offset_reset == "earliest"
 
 
 def format_delay(delay: timedelta) -> str:
-    """A delay as people write it: 5s, 10m, 2h."""
+    """Format a delay for people: 5s, 10m, 2h."""
     seconds = int(delay.total_seconds())
     for unit, size in (("h", 3600), ("m", 60)):
         if seconds % size == 0:
@@ -94,8 +94,8 @@ def format_delay(delay: timedelta) -> str:
     return f"{seconds}s"
 
 
-def origins(subscription: Subscription, registry: EventRegistry) -> dict[str, str]:
-    """Every topic that the subscription reads, with the topic that its messages first came from."""
+def source_topics(subscription: Subscription, registry: EventRegistry) -> dict[str, str]:
+    """Map each topic that the subscription reads to the topic its messages first came from."""
     found = {}
     for topic in subscription.topics(registry):
         found[topic] = topic
@@ -105,12 +105,12 @@ def origins(subscription: Subscription, registry: EventRegistry) -> dict[str, st
     return found
 
 
-def wanted(
+def required_topics(
     settings: KafkaSettings, registry: EventRegistry, subscriptions: Sequence[Subscription]
 ) -> list[Topic]:
-    """The topics that the service owns: of its events, and of its consumers' failures.
+    """Return the topics that the service owns: of its events, and of its consumers' failures.
 
-    Raises ValueError when names of consumers or topics collide.
+    Raises ValueError if names of consumers or topics collide.
     """
     check_names(subscriptions)
     topics = [
@@ -118,13 +118,13 @@ def wanted(
         for name in registry.owned_topics()
     ]
     for subscription in subscriptions:
-        topics += _of_consumer(settings, registry, subscription)
+        topics += _consumer_topics(settings, registry, subscription)
     _check_distinct(topics)
     return topics
 
 
 def _check_distinct(topics: Iterable[Topic]) -> None:
-    # Kafka names metrics after topics, with '_' in the place of '.': it refuses the second of two.
+    # Kafka names metrics after topics, with '_' for '.', and refuses a second topic of that name.
     taken: dict[str, str] = {}
     for topic in topics:
         other = taken.setdefault(topic.name.replace(".", "_"), topic.name)
@@ -135,10 +135,10 @@ def _check_distinct(topics: Iterable[Topic]) -> None:
             )
 
 
-def _of_consumer(
+def _consumer_topics(
     settings: KafkaSettings, registry: EventRegistry, subscription: Subscription
 ) -> Iterator[Topic]:
-    # A forwarded message carries more headers than it had: it must still fit.
+    # A forwarded message has more headers than before, and must still fit.
     roomy = {"max.message.bytes": str(forwarded_limit(settings))}
     for origin in subscription.topics(registry):
         yield _topic(
@@ -147,17 +147,17 @@ def _of_consumer(
             settings.kafka_dlq_retention_hours,
             {"segment.ms": _milliseconds(DEAD_LETTER_SEGMENT), **roomy},
         )
-        passing = [replay_topic(origin, subscription.name)]
-        passing += [
+        forwarding = [replay_topic(origin, subscription.name)]
+        forwarding += [
             retry_topic(origin, subscription.name, delay)
             for delay in subscription.retry.retry_after
         ]
-        for name in passing:
+        for name in forwarding:
             yield _topic(settings, name, settings.kafka_topic_retention_hours, roomy)
 
 
 def forwarded_limit(settings: KafkaSettings) -> int:
-    """The size, in bytes, up to which a message can go to a retry or dead letter topic."""
+    """Return the largest size, in bytes, of a message for a failure topic."""
     return settings.kafka_max_message_bytes + FORWARDED_HEADROOM_BYTES
 
 
@@ -176,7 +176,10 @@ def _milliseconds(time: timedelta) -> str:
     return str(time // timedelta(milliseconds=1))
 
 
-def _checked(topic: str) -> str:
+def _check_length(topic: str) -> str:
     if len(topic) > TOPIC_MAX_LENGTH:
-        raise ValueError(f"the topic name {topic} is longer than {TOPIC_MAX_LENGTH} characters")
+        raise ValueError(
+            f"the topic name {topic} is longer than {TOPIC_MAX_LENGTH} characters: shorten the names of"
+            " the service, the event or the consumer"
+        )
     return topic

@@ -12,8 +12,8 @@ from pydantic import Field
 from app.platform.config import EnvSettings
 from app.platform.events.event import EventRegistry
 from app.platform.health import Unhealthy
-from app.platform.kafka.admin import reading
-from app.platform.kafka.lag import LagMeter, administering, committed_offsets, pending_offsets
+from app.platform.kafka.admin import TopicAdmin, reading
+from app.platform.kafka.lag import LagMeter, pending_offsets
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
 from app.platform.runtime import Runtime
@@ -47,16 +47,16 @@ class Lag:
 async def measure(
     settings: KafkaSettings, registry: EventRegistry, projectors: Sequence[Subscription]
 ) -> dict[str, Lag]:
-    """The lag of each projection, by name. Raises BrokerUnavailable."""
+    """The lag of each projection, by name. Raises MessagingError or KafkaError."""
     topics = sorted({topic for s in projectors for topic in s.topics(registry)})
     found = {}
-    async with reading(settings, topics) as client, administering(settings) as admin:
+    async with reading(settings, topics) as client, TopicAdmin.connected(settings) as admin:
         client.pause(*client.assignment())  # nothing is fetched but what is asked for
         for subscription in projectors:
             group = f"{settings.kafka_group_id}.{subscription.name}"
             of_it = subscription.topics(registry)
             partitions = [tp for tp in client.assignment() if tp.topic in of_it]
-            committed = await committed_offsets(admin, group, partitions)
+            committed = await admin.committed_offsets(group, partitions)
             reached = await pending_offsets(client, partitions, committed)
             pending = {tp: (at, end) for tp, (at, end) in reached.items() if at < end}
             found[subscription.name] = await _lag(client, pending)
@@ -112,9 +112,9 @@ class Monitor(LagMeter[str, Lag]):
         """Raises Unhealthy while a projection is further behind than the settings allow."""
         if self._limit is None:
             return
-        if self.trouble is not None:
-            raise Unhealthy(f"lag {self.trouble}")
-        for name, lag in self.seen.items():
+        if self.failure is not None:
+            raise Unhealthy(f"lag {self.failure}")
+        for name, lag in self.latest.items():
             if lag.seconds > self._limit:
                 raise Unhealthy(f"{name} is {lag.seconds:.0f} s behind, {lag.events} events")
 

@@ -32,13 +32,12 @@ from app.platform.cli import command_line
 from app.platform.database.engine import Database
 from app.platform.events.event import EventRegistry
 from app.platform.health import Health, Unhealthy
-from app.platform.kafka.admin import provision
+from app.platform.kafka.admin import TopicAdmin, provision
 from app.platform.kafka.codec import encode
 from app.platform.kafka.consumers import consuming
-from app.platform.kafka.lag import committed_offsets
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.settings import KafkaSettings, client_options
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from app.platform.projections.lag import Lag, Monitor, ProjectionSettings, measure
 from app.platform.service import Service
 from app.platform.tracing import Trace
@@ -318,7 +317,7 @@ NAMES = {subscription.name for subscription in SUBSCRIPTIONS}
 @pytest.fixture
 async def registry(kafka_settings: KafkaSettings) -> EventRegistry:
     registry = EventRegistry(kafka_settings.kafka_client_id, wiring.service.events)
-    await provision(kafka_settings, wanted(kafka_settings, registry, SUBSCRIPTIONS))
+    await provision(kafka_settings, required_topics(kafka_settings, registry, SUBSCRIPTIONS))
     return registry
 
 
@@ -378,10 +377,10 @@ async def test_a_transaction_marker_is_no_lag(
     finally:
         await neighbour.stop()
     strict = monitor(kafka_settings, registry, 0.001)
-    await strict.look()
+    await strict.measure_once()
 
     await strict.ready()
-    assert strict.seen == dict.fromkeys(NAMES, Lag())
+    assert strict.latest == dict.fromkeys(NAMES, Lag())
 
 
 async def test_readiness_depends_on_lag_only_where_it_is_asked_for(
@@ -396,7 +395,7 @@ async def test_readiness_depends_on_lag_only_where_it_is_asked_for(
     await producer.send_all([encode(event, registry, Trace("story")) for event in shop.events])
     await asyncio.sleep(1)
     for each in (strict, patient, careless):
-        await each.look()
+        await each.measure_once()
     with pytest.raises(Unhealthy, match=r"customer-names is \d+ s behind, 1 events"):
         await strict.ready()
     await patient.ready()
@@ -425,7 +424,7 @@ KNOWN = {FIRST: OffsetAndMetadata(7, ""), SECOND: OffsetAndMetadata(-1, "")}
 
 async def test_a_coordinator_that_is_found_and_loaded_only_now_is_waited_for() -> None:
     late = Coordinator(GroupCoordinatorNotAvailableError(), NodeNotReadyError(), {}, KNOWN)
-    assert await committed_offsets(late, "views", [FIRST, SECOND]) == {FIRST: 7}
+    assert await TopicAdmin(late).committed_offsets("views", [FIRST, SECOND]) == {FIRST: 7}
 
 
 @pytest.mark.parametrize("answer", [GroupCoordinatorNotAvailableError(), {}])
@@ -433,20 +432,20 @@ async def test_a_coordinator_that_stays_away_is_an_error(
     answer: KafkaError | dict[TopicPartition, OffsetAndMetadata],
 ) -> None:
     with pytest.raises(KafkaError):
-        await committed_offsets(Coordinator(answer), "views", [FIRST], patience=0.2)
+        await TopicAdmin(Coordinator(answer)).committed_offsets("views", [FIRST], max_wait=0.2)
 
 
 async def test_who_may_not_see_the_offsets_is_told_at_once() -> None:
     refusing = Coordinator(GroupAuthorizationFailedError(), KNOWN)
     with pytest.raises(GroupAuthorizationFailedError):
-        await committed_offsets(refusing, "views", [FIRST])
+        await TopicAdmin(refusing).committed_offsets("views", [FIRST])
 
 
 async def test_a_broker_that_is_away_makes_the_lag_unknown(registry: EventRegistry) -> None:
     away = settings_for("127.0.0.1:9", "nobody")
     strict, careless = monitor(away, registry, 600.0), monitor(away, registry, None)
     for each in (strict, careless):
-        await each.look()
+        await each.measure_once()
     with pytest.raises(Unhealthy, match="lag not measured"):
         await strict.ready()
     await careless.ready()
@@ -466,10 +465,10 @@ async def test_lag_that_cannot_be_measured_any_more_has_no_series(
     kafka_settings: KafkaSettings, registry: EventRegistry
 ) -> None:
     measuring = monitor(kafka_settings, registry, None)
-    await measuring.look()
+    await measuring.measure_once()
     assert series() == {"projection_lag_events", "projection_lag_seconds"}
     measuring._kafka = settings_for("127.0.0.1:9", "nobody")
-    await measuring.look()
+    await measuring.measure_once()
     assert series() == set()
 
 

@@ -31,7 +31,7 @@ from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import RetryPolicy, Subscription
-from app.platform.kafka.topics import wanted
+from app.platform.kafka.topics import required_topics
 from app.platform.outbox import monitor, relay, store
 from app.platform.outbox.monitor import Monitor
 from app.platform.outbox.store import oldest
@@ -311,7 +311,7 @@ async def test_a_relay_without_a_broker_is_not_ready_until_there_is_one(
     producer.available = False
     await world.write(*moved(1))
     async with serving(migrated_database_url, producer) as http:
-        await has_said(http, "the fake broker is away")
+        await has_said(http, "the fake broker is unavailable")
         assert (await http.get("/health/live")).json()["checks"]["relay"] == "ok"
         producer.available = True
         await has_said(http, "ok")
@@ -334,7 +334,7 @@ async def test_readiness_without_kafka_depends_on_the_role(
     async with serving(migrated_database_url, producer, roles) as http:
         answer = await http.get("/health/ready")
         assert answer.status_code == status, answer.text
-        assert "the fake broker is away" in answer.json()["checks"]["producer"]
+        assert "the fake broker is unavailable" in answer.json()["checks"]["producer"]
         assert ("not needed" in answer.json()["checks"]["producer"]) is (status == 200)
         assert answer.json()["status"] == ("ok" if status == 200 else "unavailable")
         assert (await http.get("/health/live")).status_code == 200
@@ -578,7 +578,7 @@ async def test_what_handlers_write_and_publish_is_there_exactly_once(
         Subscription("seller", {Moved: selling}, retry=FAST),
         Subscription("books", {Sold: note_sale}),
     ]
-    topics = wanted(kafka_settings, service.registry, subscriptions)
+    topics = required_topics(kafka_settings, service.registry, subscriptions)
     await provision(kafka_settings, topics)
 
     async def effects(what: str) -> list[tuple[str, int]]:

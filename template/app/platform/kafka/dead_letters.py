@@ -1,4 +1,4 @@
-"""Dead letters: reading them, and choosing among those that still count."""
+"""Dead letters: reading and filtering them."""
 
 import json
 from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -23,10 +23,10 @@ from app.platform.kafka.topics import FailureTopic, dead_letter_topic
 
 
 class Identity(NamedTuple):
-    """A message that failed in a consumer, however often it did.
+    """The identity of a message that failed in a consumer, the same after each failure.
 
-    A topic that is deleted and made anew counts its offsets from 0 again, so the offset alone does
-    not tell two messages apart. A replay changes neither key nor value.
+    The offset alone is not enough, because a topic that is deleted and created again counts from 0.
+    A replay changes neither key nor value.
     """
 
     consumer: str
@@ -39,7 +39,7 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message in a dead letter topic, and what its headers tell of its way there."""
+    """A message in a dead letter topic, with its history from the headers."""
 
     record: ConsumerRecord
     consumer: str
@@ -53,12 +53,12 @@ class DeadLetter:
     omitted_bytes: int
     first_failed_at: datetime | None
     last_failed_at: datetime | None
-    discards: str | None  # another's id: that one is given up, and this is no dead letter itself
-    discards_timestamp: str | None  # of the record that is given up; None in older services'
+    discards: str | None  # the id of a discarded letter, of which this record is the tombstone
+    discards_timestamp: str | None  # of the discarded record; None in tombstones of older services
 
     @classmethod
     def of(cls, record: ConsumerRecord) -> "DeadLetter":
-        """Missing headers read as empty: what is in the topic can be looked at in any case."""
+        """Read the headers of `record`; missing ones count as empty, so that it can be shown."""
 
         def text(name: str) -> str:
             return header(record.headers, name) or ""
@@ -82,12 +82,12 @@ class DeadLetter:
 
     @property
     def id(self) -> str:
-        """The name of this dead letter on the command line: topic:partition:offset."""
+        """The name of the dead letter on the command line: topic:partition:offset."""
         return dead_letter_id(self.record)
 
     @cached_property
     def identity(self) -> Identity:
-        """The message itself, however often it came here."""
+        """The identity of the message, which its other dead letters share."""
         return Identity(
             self.consumer,
             self.origin,
@@ -103,8 +103,8 @@ class DeadLetter:
 
     @property
     def event_id(self) -> UUID | None:
-        """The id under which the inbox would know the event; None when it has none."""
-        # The body is what the consumer goes by.
+        """The event id that the inbox would have; None if the message has none."""
+        # The consumer reads the id from the body.
         candidates = [_event_id_of(self.record.value), header(self.record.headers, names.CE_ID)]
         for candidate in candidates:
             try:
@@ -116,7 +116,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Filter:
-    """A choice of dead letters. A field that is None does not restrict; `error_type` ignores case."""
+    """Criteria for dead letters. None means any; `error_type` ignores case."""
 
     consumer: str | None = None
     topic: str | None = None
@@ -125,8 +125,8 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
 
-    def concerns(self, topic: FailureTopic) -> bool:
-        """Whether anything in the topic can match."""
+    def may_match(self, topic: FailureTopic) -> bool:
+        """Return whether a letter in `topic` can match."""
         return self.consumer in (None, topic.consumer) and self.topic in (None, topic.origin)
 
     def matches(self, letter: DeadLetter) -> bool:
@@ -144,7 +144,7 @@ class Filter:
 def dead_letter_topics(
     subscriptions: Iterable[Subscription], registry: EventRegistry, only: Filter
 ) -> list[str]:
-    """The dead letter topics in which `only` can find anything."""
+    """Return the dead letter topics whose letters can match `only`."""
     return [
         dead_letter_topic(topic, subscription.name)
         for subscription in subscriptions
@@ -154,17 +154,19 @@ def dead_letter_topics(
     ]
 
 
-async def read(settings: KafkaSettings, topics: Sequence[str]) -> AsyncGenerator[DeadLetter, None]:
-    """All that is in `topics`, which are dead letter topics. Raises BrokerUnavailable."""
+async def read_dead_letters(
+    settings: KafkaSettings, topics: Sequence[str]
+) -> AsyncGenerator[DeadLetter, None]:
+    """Yield all letters, and tombstones, in `topics`. Raises BrokerUnavailable."""
     async with reading(settings, topics) as client:
         async for record in read_to_end(client):
             yield DeadLetter.of(record)
 
 
-def newest(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
-    """The dead letters that count: one a message, and none that was discarded.
+def current_letters(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
+    """Return the newest letter of each message, without those that were discarded.
 
-    Without this, each replay of what keeps failing would double it.
+    Without this, each failed replay would double a message.
     """
     found: dict[object, DeadLetter] = {}
     discarded: set[tuple[str, str | None]] = set()
@@ -172,10 +174,10 @@ def newest(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
         if letter.discards is not None:
             discarded.add((letter.discards, letter.discards_timestamp))
             continue
-        # Without its origin a letter cannot be told from others: each one counts.
+        # Letters without an origin cannot be compared, so each of them counts.
         identity = letter.identity if letter.origin else letter.id
         other = found.get(identity)
-        if other is None or _age(letter) > _age(other):
+        if other is None or _written_at(letter) > _written_at(other):
             found[identity] = letter
     return [
         letter
@@ -184,8 +186,8 @@ def newest(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
     ]
 
 
-def is_readable(letter: DeadLetter, registry: EventRegistry) -> bool:
-    """Whether this version of the service finds an event in it. Otherwise a replay is in vain."""
+def is_decodable(letter: DeadLetter, registry: EventRegistry) -> bool:
+    """Return whether this version of the service can decode the event, so that a replay makes sense."""
     try:
         decode(letter.origin, letter.record.value, registry)
     except UndecodableMessage:
@@ -193,13 +195,13 @@ def is_readable(letter: DeadLetter, registry: EventRegistry) -> bool:
     return True
 
 
-def _age(letter: DeadLetter) -> tuple[int, int]:
-    # Without a key, a message may come back to another partition: offsets alone tell nothing.
+def _written_at(letter: DeadLetter) -> tuple[int, int]:
+    # A message without a key may return to another partition, so offsets alone do not compare.
     return (letter.record.timestamp, letter.record.offset)
 
 
 def _digest(key: bytes | None, value: bytes | None) -> bytes:
-    # The digest of the key has one length: no key and value together look like another pair.
+    # The fixed length of the key's digest keeps different pairs apart.
     return sha256(sha256(key or b"").digest() + (value or b"")).digest()
 
 
