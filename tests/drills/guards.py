@@ -89,12 +89,12 @@ GUARDS = [
     Guard(
         "commit-after-effects",
         CONSUMER,
-        "        await self._processor.process(batch, progress)\n",
+        "        await self._processor.process(batch, tracker)\n",
         "        for part in batch.values():\n"
         "            for record in part:\n"
-        "                progress.done(record)\n"
-        "        await self._commit(client, progress)\n"
-        "        await self._processor.process(batch, progress)\n",
+        "                tracker.mark_done(record)\n"
+        "        await self._committer.commit_all(client, tracker)\n"
+        "        await self._processor.process(batch, tracker)\n",
         "test_worker_killed_ten_times",
     ),
     Guard(
@@ -171,16 +171,16 @@ GUARDS = [
     Guard(
         "keep-alive",
         CONSUMER,
-        "                    await self._keep_alive(client, progress)\n",
+        "                    await self._keep_alive(client, tracker)\n",
         "                    pass\n",
         "test_slow_database",
     ),
     Guard(
         "confirmed-before-commit",
         FORWARDING,
-        "            await self.patiently(\n"
+        "            await self.retry_while_unavailable(\n"
         "                lambda: self._producer.send(message),\n"
-        "                lambda error: _is_unsent(error) and not isinstance(error, _REFUSED_FOR_GOOD),\n"
+        "                lambda error: _is_send_error(error) and not isinstance(error, _PERMANENT_REFUSALS),\n"
         "            )\n",
         "            try:\n"
         "                await self._producer.send(message)\n"
@@ -191,24 +191,24 @@ GUARDS = [
     Guard(
         "refusals-that-pass-are-waited-for",
         REFUSALS,
-        "    kafka_errors.TopicAuthorizationFailedError: Meaning.TOPIC,\n",
-        "    kafka_errors.TopicAuthorizationFailedError: Meaning.RECORD,\n",
+        "    kafka_errors.TopicAuthorizationFailedError: Fault.TOPIC,\n",
+        "    kafka_errors.TopicAuthorizationFailedError: Fault.RECORD,\n",
         "test_refusals_that_pass",
         words=r"\d+ events lost",
     ),
     Guard(
         "any-size-refused-is-too-large",
         FORWARDING,
-        "_REFUSED_FOR_GOOD = (MessageTooLarge, MessageRejected)\n",
-        "_REFUSED_FOR_GOOD = (MessageTooLarge,)\n",
+        "_PERMANENT_REFUSALS = (MessageTooLarge, MessageRejected)\n",
+        "_PERMANENT_REFUSALS = (MessageTooLarge,)\n",
         "test_dead_letters_that_their_topic_takes_only_in_part",
         words="a letter of a refused size is sent again",
     ),
     Guard(
         "outbox-refusals-park-nothing",
         REFUSALS,
-        "    kafka_errors.InvalidTimestampError: Meaning.TOPIC,\n",
-        "    kafka_errors.InvalidTimestampError: Meaning.RECORD,\n",
+        "    kafka_errors.InvalidTimestampError: Fault.TOPIC,\n",
+        "    kafka_errors.InvalidTimestampError: Fault.RECORD,\n",
         "test_refusals_that_pass",
         OUTBOX,
         words=r"\d+ events parked",
@@ -225,7 +225,8 @@ GUARDS = [
     Guard(
         "clients-are-replaced",
         CONSUMER,
-        "                await self._pause(wait)\n                wait = min(wait * 2, longest)\n",
+        "                if not await wait_for_event(self._stopping, backoff.next()):\n"
+        "                    self.status.record_progress()\n",
         "                return\n",
         "test_restart_of_the_only_broker",
     ),
@@ -253,7 +254,7 @@ GUARDS = [
     Guard(
         "markers-are-committed",
         CONSUMER,
-        "                await self._commit_offsets(client, passed)\n",
+        "                await self._committer.commit(client, skipped)\n",
         "                pass\n",
         "test_transactional_neighbour",
     ),
@@ -280,7 +281,7 @@ GUARDS = [
     ),
     Guard(
         "never-early",
-        CONSUMER,
+        "app/platform/kafka/buffer.py",
         "        if due is not None and due > now:\n            return index\n",
         "",
         "test_failures_are_retried",

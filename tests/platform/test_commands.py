@@ -279,7 +279,7 @@ METERS = [EventType(MeterRead)]
 MISTAKES: dict[str, tuple[list[EventType], list[Subscription]]] = {
     "no upcaster from version 2": ([EventType(MeterNamed, upcasters={1: named_2})], [BILLING]),
     "MeterRead is not registered: add it to EVENTS": ([], [BILLING]),
-    "BaseEvent: its event_type is no Literal": ([EventType(BaseEvent)], [BILLING]),
+    "BaseEvent: event_type is wrong: use Literal": ([EventType(BaseEvent)], [BILLING]),
     "two subscriptions are named billing": (METERS, [BILLING, BILLING]),
     "MeterRead is registered twice": ([*METERS, EventType(MeterRead, service="b")], [BILLING]),
     "differ only in '.' and '_'": ([EventType(SoldOfOrder), EventType(OrderOfSold)], []),

@@ -234,8 +234,8 @@ async def test_topics_are_compared_with_all_that_they_are_made_with(
         "kafka_topic_retention_hours": 1,
     }
     assert (await compared(**asked_for))[world.topic] == (
-        "different: 3 partitions, wanted 4; replication 1, wanted 2;"
-        " retention.ms 604800000, wanted 3600000"
+        "different: 3 partitions, expected 4; replication 1, expected 2;"
+        " retention.ms 604800000, expected 3600000"
     )
 
 

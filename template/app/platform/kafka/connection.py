@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from app.platform.backoff import Backoff
 from app.platform.kafka import metrics
 from app.platform.kafka.client import Client
 from app.platform.kafka.settings import KafkaSettings, client_options, reason_for
@@ -68,7 +69,7 @@ class Connection:
         self._connecting = asyncio.create_task(self._connect(), name="kafka-producer-connect")
 
     async def _connect(self) -> None:
-        wait, longest = _RECONNECT_SECONDS
+        backoff = Backoff(*_RECONNECT_SECONDS)
         while True:
             client = Client(**self._options)
             try:
@@ -79,8 +80,7 @@ class Connection:
             except Exception as error:  # whatever the reason, the service stays up and reports it
                 await _close(client)
                 self._report(await reason_for(error, self._settings))
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, longest)
+                await backoff.pause()
             else:
                 self.client = client
                 self._connected.set()

@@ -12,6 +12,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka import errors as kafka_errors
 
+from app.platform.backoff import Backoff, wait_for_event
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.kafka.admin import hidden_topics, not_authorized
@@ -79,7 +80,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 
     async def run(self) -> None:
         """Consume until `stop`, replacing clients that fail."""
-        wait, longest = RESTART_SECONDS
+        backoff = Backoff(*RESTART_SECONDS)
         while not self._stopping.is_set():
             started = time.monotonic()
             try:
@@ -90,23 +91,16 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
                 if not isinstance(error, kafka_errors.KafkaError | TopicsMissing):
                     log.exception("consumer failed", consumer=self.name)
                 self.status.block(await reason_for(error, self._settings))
-                if time.monotonic() - started > longest:
-                    wait = RESTART_SECONDS[0]
-                await self._pause(wait)
-                wait = min(wait * 2, longest)
+                if time.monotonic() - started > backoff.maximum:
+                    backoff.reset()
+                if not await wait_for_event(self._stopping, backoff.next()):
+                    self.status.record_progress()
 
     async def stop(self) -> None:
         """Begin no new batch, give the one in progress the drain time-out, and let `run` end."""
         self._stopping.set()
         self.status.draining.set()
         await self._drain()
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            self.status.record_progress()
 
     async def _run_client(self) -> None:
         client = AIOKafkaConsumer(**self._client_options())

@@ -1,11 +1,11 @@
 """Forwarding failed messages: to the next delay topic, or to the dead letter topic."""
 
-import random
 from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 from aiokafka import ConsumerRecord
 
+from app.platform.backoff import Backoff
 from app.platform.database.errors import summary
 from app.platform.kafka import metrics
 from app.platform.kafka.codec import Message
@@ -23,7 +23,6 @@ from app.platform.kafka.subscription import Subscription
 
 log = structlog.get_logger(__name__)
 
-INFRASTRUCTURE_WAIT_SECONDS = (0.1, 5.0)
 # Waiting cannot make the topic accept the message.
 _PERMANENT_REFUSALS = (MessageTooLarge, MessageRejected)
 
@@ -96,7 +95,7 @@ class Forwarder:
         self, work: Callable[[], Awaitable[None]], is_infrastructure: Callable[[Exception], bool]
     ) -> None:
         """Do `work`, and repeat it, uncounted, while the database or the broker is unavailable."""
-        wait, longest = INFRASTRUCTURE_WAIT_SECONDS
+        backoff = Backoff(0.1, 5.0, jitter=0.3)
         while True:
             try:
                 await work()
@@ -105,8 +104,7 @@ class Forwarder:
                     raise
                 metrics.infrastructure_waits.labels(self._name).inc()
                 self._status.block(summary(error))
-                await self._status.wait(wait * (1 - 0.3 * random.random()))
-                wait = min(wait * 2, longest)
+                await self._status.wait(backoff.next())
             else:
                 if self._status.block_reason is not None:
                     self._status.unblock()

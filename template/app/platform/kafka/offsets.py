@@ -11,6 +11,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka import errors as kafka_errors
 
+from app.platform.backoff import Backoff
 from app.platform.kafka.lag import AssignmentLag
 from app.platform.kafka.positions import Positions
 from app.platform.kafka.status import ConsumerStatus, Draining
@@ -83,15 +84,14 @@ class OffsetCommitter:
 
     async def commit_all(self, client: AIOKafkaConsumer, tracker: OffsetTracker) -> None:
         """Commit what is done; while the broker refuses it, wait until the consumer drains."""
-        wait, longest = COMMIT_RETRY_SECONDS
+        backoff = Backoff(*COMMIT_RETRY_SECONDS)
         while (refusal := await self.try_commit(client, tracker)) is not None:
             if self._status.draining.is_set():
                 log.warning("offsets not committed before the end", consumer=self._status.consumer)
                 return
             self._status.block(f"the broker refuses offset commits: {type(refusal).__name__}")
             with suppress(Draining):  # one last attempt follows
-                await self._status.wait(wait)
-            wait = min(wait * 2, longest)
+                await self._status.wait(backoff.next())
         if self._status.block_reason is not None:
             self._status.unblock()
 

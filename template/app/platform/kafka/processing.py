@@ -32,7 +32,7 @@ from app.platform.kafka.inbox import claim
 from app.platform.kafka.offsets import OffsetTracker, split_into_lanes
 from app.platform.kafka.producer import Producer
 from app.platform.kafka.reporting import Reporter
-from app.platform.kafka.retry import CircuitBreaker, backoff, due_at, previous_attempts
+from app.platform.kafka.retry import CircuitBreaker, due_at, previous_attempts
 from app.platform.kafka.status import ConsumerStatus, Draining
 from app.platform.kafka.subscription import Subscription
 from app.platform.kafka.topics import is_replay_topic
@@ -204,6 +204,7 @@ class Processor:
             await self._probe(delivery, attempts)
             return
         policy = self._subscription.retry
+        backoff = policy.backoff()
         in_place = policy.attempts if due_at(delivery.record) is None else 1
         for attempt in range(1, in_place + 1):
             error = await self._attempt(delivery)
@@ -214,7 +215,7 @@ class Processor:
                 await self._give_up(delivery, error, attempts + attempt)
                 return
             metrics.messages_retried.labels(self._name, delivery.record.topic, "in_place").inc()
-            await self._status.wait(backoff(policy, attempt))
+            await self._status.wait(backoff.next())
 
     async def _give_up(self, delivery: Delivery, error: Exception, attempts: int) -> None:
         # A permanent error concerns this message only, and predicts nothing about the next ones.

@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.platform import tracing
+from app.platform.backoff import Backoff
 from app.platform.database.commit_outcome import CommitOutcome, CommitTracker
 from app.platform.database.errors import summary
 from app.platform.database.unit_of_work import BindPublisher
@@ -91,10 +92,9 @@ class DirectPublisher:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._deadline
         outcomes = await self._producer.send_all(messages)
-        wait, longest = _RETRY_SECONDS
+        backoff = Backoff(*_RETRY_SECONDS)
         while loop.time() < deadline and any(o is not None and o.retriable for o in outcomes):
-            await asyncio.sleep(min(wait, max(0.0, deadline - loop.time())))
-            wait = min(wait * 2, longest)
+            await asyncio.sleep(min(backoff.next(), max(0.0, deadline - loop.time())))
             again = _indexes_to_resend(messages, outcomes)
             results = await self._producer.send_all([messages[i] for i in again])
             for index, result in zip(again, results, strict=True):

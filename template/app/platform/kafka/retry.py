@@ -1,13 +1,13 @@
 """Retries: waits, the messages for delay and dead letter topics, and the circuit breaker."""
 
-import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from aiokafka import ConsumerRecord
 
-from app.platform.database.errors import error_message, summary
+from app.platform.backoff import Backoff
+from app.platform.database.errors import summary, error_message
 from app.platform.kafka import codec as names
 from app.platform.kafka.codec import (
     Header,
@@ -17,7 +17,7 @@ from app.platform.kafka.codec import (
     header_time,
     with_headers,
 )
-from app.platform.kafka.subscription import OverloadPolicy, RetryPolicy, Subscription
+from app.platform.kafka.subscription import OverloadPolicy, Subscription
 from app.platform.kafka.topics import (
     dead_letter_topic,
     failure_topic,
@@ -28,15 +28,6 @@ from app.platform.kafka.topics import (
 
 ERROR_MESSAGE_LENGTH = 2000
 _BRIEF_BYTES = 250  # the longest possible topic name
-
-
-def backoff(
-    policy: RetryPolicy, attempt: int, chance: Callable[[], float] = random.random
-) -> float:
-    """Return the seconds to wait after the failed attempt number `attempt` (the first is 1)."""
-    # The exponent is bounded, so that days of retries do not overflow a float.
-    wait = min(policy.maximum, policy.initial * policy.multiplier ** min(attempt - 1, 64))
-    return wait * (1 - policy.jitter * chance())
 
 
 def retry_path(subscription: Subscription, origin: str) -> list[str]:
@@ -223,7 +214,7 @@ class CircuitBreaker:
     def __init__(self, policy: OverloadPolicy) -> None:
         self._policy = policy
         self._failures: deque[bool] = deque(maxlen=policy.window)
-        self._probes = 0
+        self._backoff = Backoff(policy.probe_initial, policy.probe_maximum)
         self.last_error = ""
         self.is_open = False
 
@@ -244,7 +235,7 @@ class CircuitBreaker:
         if self.is_open or not full or self.share_failed < self._policy.threshold:
             return False
         self.is_open = True
-        self._probes = 0
+        self._backoff.reset()
         return True
 
     @property
@@ -253,6 +244,4 @@ class CircuitBreaker:
 
     def probe_wait(self) -> float:
         """Return the seconds until the next probe, twice as many as before the last one."""
-        wait: float = self._policy.probe_initial * 2 ** min(self._probes, 32)
-        self._probes += 1
-        return min(wait, self._policy.probe_maximum)
+        return self._backoff.next()

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from app.platform.backoff import Backoff
 from app.platform.events.event import BaseEvent, EventRegistry
 
 # It takes the event (a list of events in a batch subscription), then the unit of work.
@@ -52,6 +53,10 @@ class RetryPolicy:
         if len(set(self.retry_after)) < len(self.retry_after):
             # They would share a topic, so that a message could not tell its stage.
             raise ValueError("a delay in retry_after is repeated: use each once")
+
+    def backoff(self) -> Backoff:
+        """Return the waits between attempts in place, for one message."""
+        return Backoff(self.initial, self.maximum, self.multiplier, self.jitter)
 
 
 @dataclass(frozen=True)
