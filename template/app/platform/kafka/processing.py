@@ -171,7 +171,9 @@ class Processor:
             return await claim(uow.session, self._name, ids)
         except DBAPIError as error:
             # No message is at fault for an error of the inbox, such as a missing table.
-            raise InboxUnavailable(f"the inbox cannot be written: {error_message(error)}") from error
+            raise InboxUnavailable(
+                f"the inbox cannot be written: {error_message(error)}"
+            ) from error
 
     async def _handle(self, deliveries: Sequence[Delivery], uow: UnitOfWork) -> None:
         if not self._subscription.batch:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from aiokafka import ConsumerRecord
 
 from app.platform.backoff import Backoff
-from app.platform.database.errors import summary, error_message
+from app.platform.database.errors import error_message, summary
 from app.platform.kafka import codec as names
 from app.platform.kafka.codec import (
     Header,
