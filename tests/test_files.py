@@ -162,3 +162,28 @@ def test_the_drawing_of_the_imports_is_current_and_has_no_cycle() -> None:
     assert import_graph.PAGE.read_text() == import_graph.render_page(), (
         "run `python -m tests.import_graph`"
     )
+
+
+def test_the_code_of_the_service_is_short() -> None:
+    too_long = []
+    for path in sorted((ROOT / "template" / "app").rglob("*.py*")):
+        lines = ["" if line.startswith("{%") else line for line in path.read_text().splitlines()]
+        name = path.relative_to(ROOT / "template").as_posix()
+        too_long += [(name, len(lines))] if len(lines) > 400 else []
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.ClassDef):
+                is_long = length_of(node) > 400 or methods_of(node) > 20
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                is_long = length_of(node) > 40
+            else:
+                continue
+            too_long += [(f"{name} {node.name}", length_of(node))] if is_long else []
+    assert too_long == [], "split along a seam that has a name: 40 lines, 20 methods, 400 lines"
+
+
+def length_of(node: ast.stmt) -> int:
+    return (node.end_lineno or 0) - node.lineno + 1
+
+
+def methods_of(node: ast.ClassDef) -> int:
+    return sum(isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) for part in node.body)
