@@ -44,7 +44,7 @@ from app.platform.outbox.model import HEADER_COLUMNS, OutboxRow, as_message
 from app.platform.outbox.publisher import OutboxPublisher
 from app.platform.outbox.relay import Relay
 from app.platform.outbox.settings import OutboxSettings
-from app.platform.outbox.wakeup import announcing
+from app.platform.outbox.wakeup import notifying
 
 SEND_SECONDS = 60.0
 SEED_ROWS = 1_000
@@ -336,7 +336,7 @@ async def ours_in_process(full: Filled) -> AsyncIterator[Write]:
 async def ours_apart(full: Filled) -> AsyncIterator[Write]:
     async with (
         relay_process(full.stage),
-        announcing(full.stage.database.engine, full.published),
+        notifying(full.stage.database.engine, full.published),
     ):
         yield lambda number: full.write([number])
 

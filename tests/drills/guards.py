@@ -352,7 +352,7 @@ GUARDS = [
     Guard(
         "outbox-deleted-after-sending",
         RELAY,
-        "                await self._send(batch)\n                await self._settle(connection, batch)\n",
+        "                await self._send(batch)\n                await self._apply_outcomes(connection, batch)\n",
         "                await store.delete_sent(connection, [row.id for row in rows])\n"
         "                await connection.commit()\n"
         "                await self._send(batch)\n",
@@ -390,7 +390,7 @@ GUARDS = [
         "outbox-relay-goes-on",
         RELAY,
         "            except Exception as error:  # the batch was rolled back, so nothing is lost\n"
-        "                await self._database_trouble(error, backoff)\n",
+        "                await self._wait_for_database(error, backoff)\n",
         "            except ZeroDivisionError:\n                pass\n",
         "test_connections_cut_while_sends_are_in_flight",
         OUTBOX,
@@ -406,8 +406,8 @@ GUARDS = [
     Guard(
         "outbox-drain-on-stop",
         RELAY,
-        "            _, late = await asyncio.wait(workers, timeout=stop_seconds)\n",
-        "            late = workers\n",
+        "            _, late = await asyncio.wait(senders, timeout=stop_seconds)\n",
+        "            late = senders\n",
         "test_a_stopped_relay_leaves_nothing_half_done",
         OUTBOX,
     ),

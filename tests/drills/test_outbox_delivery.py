@@ -302,7 +302,7 @@ async def test_a_stopped_relay_leaves_nothing_half_done(bench_of: MakeBench) -> 
                 running.terminate()
                 assert await running.exit_code(DRAIN_SECONDS + 5) == 0
                 assert running.strays() == []
-                assert running.logged("batch given up: its rows are sent again later") == []
+                assert running.logged("batch cancelled, its rows will be sent again") == []
         last = writers.bench.relay("last")
         await writers.settled()
         await writers.check()

@@ -52,7 +52,7 @@ def test_a_table_or_a_column_becomes_a_migration_of_the_services_own_branch(
     assert "before: None\n" in output
     assert "new module: core_0002_add_reviews.py\n" in output
     assert "written: core_0002_add_nicknames.py\n" in output
-    assert "again: the database is not at the newest migrations: `app db upgrade` first\n" in output
+    assert "again: migrations are pending; run `app db upgrade` first\n" in output
     assert output.count("after: None\n") == 2, "a living database and a fresh one are the same"
     assert "empty: core_0003_by_hand.py\n" in output
 

@@ -99,7 +99,7 @@ async def test_parameters_of_libpq_are_left_to_asyncpg(
     "url",
     ["mysql://h/db", "sqlite://", "http://h/db", "postgresq://h/db", "postgresql:/h", "h:5432", ""],
 )
-def test_what_is_no_postgresql_url_is_refused_with_one_that_is(url: str) -> None:
+def test_another_url_is_refused_with_an_example(url: str) -> None:
     with pytest.raises(ValueError, match="postgresql://"):
         async_url(url)
 
@@ -152,7 +152,7 @@ ALL = "postgresql://u:p@h/db?"
         "prepared_statement_cache_size=0",
     ],
 )
-def test_a_parameter_without_its_effect_ends_the_start_by_name(
+def test_an_unsupported_parameter_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", ALL + query)
@@ -220,7 +220,7 @@ def test_the_time_for_connecting_can_be_in_the_url() -> None:
     assert parse_database_url(ALL).connect_seconds is None
 
 
-async def test_the_next_host_is_tried_when_one_is_away(database_server_url: str) -> None:
+async def test_the_next_host_is_tried(database_server_url: str) -> None:
     server = async_url(database_server_url)
     several = server.set(drivername="postgresql").update_query_dict(
         {
@@ -271,7 +271,7 @@ async def cut(url: str) -> None:
     await engine.dispose()
 
 
-async def test_a_server_that_closes_each_connection_is_away(database_server_url: str) -> None:
+async def test_a_server_that_closes_connections_is_unavailable(database_server_url: str) -> None:
     database = database_at(database_server_url)
 
     def closed(*_connection: object) -> None:
@@ -328,7 +328,7 @@ async def test_too_many_connections_are_a_limit_of_the_server(database_server_ur
     assert categorize(refused.value) is ErrorCategory.LIMIT
 
 
-async def test_an_empty_pool_is_told_counted_and_no_matter_of_readiness(
+async def test_an_empty_pool_is_counted_and_stays_ready(
     database_server_url: str,
 ) -> None:
     database = database_at(
@@ -350,7 +350,7 @@ async def test_an_empty_pool_is_told_counted_and_no_matter_of_readiness(
     assert REGISTRY.get_sample_value("database_pool_timeouts_total") == before + 1
 
 
-async def test_a_database_that_takes_no_writes_is_left_and_found_again(
+async def test_a_read_only_server_is_left_and_found_again(
     own_database_url: str,
 ) -> None:
     database = database_at(own_database_url)
@@ -399,7 +399,7 @@ async def do(database: Database, statement: Any) -> None:
         await connection.execute(statement)
 
 
-async def test_a_server_that_is_not_there_is_said_with_its_host() -> None:
+async def test_an_unreachable_server_is_named() -> None:
     settings = DatabaseSettings(
         database_url=SecretStr("postgresql://u:secret@127.0.0.1:1/db"), _env_file=None
     )
@@ -495,7 +495,7 @@ async def open_two(database: Database) -> None:
         await second.execute(text("SELECT 1"))
 
 
-async def test_a_connection_that_died_without_a_word_is_told_and_not_used_again(link: Link) -> None:
+async def test_a_silent_connection_is_not_used_again(link: Link) -> None:
     database = Database(impatient(await link.open(), seconds=3))
     await open_two(database)
     link.die()
@@ -509,7 +509,7 @@ async def test_a_connection_that_died_without_a_word_is_told_and_not_used_again(
     assert is_unavailable(away.value)
 
 
-async def test_closing_does_not_wait_for_a_server_that_does_not_answer(link: Link) -> None:
+async def test_closing_does_not_wait_for_a_silent_server(link: Link) -> None:
     database = Database(impatient(await link.open(), seconds=60))
     await open_two(database)
     link.die()

@@ -52,7 +52,7 @@ def known_codes() -> Iterator[str]:
             yield code
 
 
-def test_every_code_of_the_classes_about_the_server_has_a_meaning() -> None:
+def test_every_code_about_the_server_has_a_category() -> None:
     codes = {*known_codes()}
 
     assert len(codes) > 45
@@ -60,7 +60,7 @@ def test_every_code_of_the_classes_about_the_server_has_a_meaning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "meaning"),
+    ("error", "category"),
     [
         (DatabaseUnavailable("away"), ErrorCategory.UNAVAILABLE),
         (PoolTimeout("no connection was free"), ErrorCategory.POOL_EMPTY),
@@ -92,16 +92,16 @@ def test_every_code_of_the_classes_about_the_server_has_a_meaning() -> None:
         (asyncpg.InvalidCachedStatementError("0A000"), ErrorCategory.RETRY),
     ],
 )
-def test_outages_and_limits_are_recognised_behind_any_layers(
-    error: Exception, meaning: ErrorCategory
+def test_outages_are_recognised_behind_any_wrapper(
+    error: Exception, category: ErrorCategory
 ) -> None:
     for found in (error, wrapped(error), wrapped(error, times=3)):
-        assert categorize(found) is meaning
+        assert categorize(found) is category
         assert is_unavailable(found)
 
 
 @pytest.mark.parametrize(
-    ("error", "meaning"),
+    ("error", "category"),
     [
         (ValueError("wrong"), None),
         (TimeoutError("of a handler's own"), None),
@@ -119,11 +119,9 @@ def test_outages_and_limits_are_recognised_behind_any_layers(
         (Sqlstate(8001), None),
     ],
 )
-def test_what_will_not_pass_by_itself_is_no_outage(
-    error: Exception, meaning: ErrorCategory | None
-) -> None:
+def test_permanent_errors_are_no_outage(error: Exception, category: ErrorCategory | None) -> None:
     for found in (error, wrapped(error)):
-        assert categorize(found) is meaning
+        assert categorize(found) is category
         assert not is_unavailable(found)
 
 
@@ -134,19 +132,19 @@ def test_a_connection_lost_for_a_reason_keeps_the_reason() -> None:
     assert categorize(error) is ErrorCategory.LIMIT
 
 
-def test_of_a_group_of_errors_an_outage_decides() -> None:
+def test_an_outage_decides_about_a_group_of_errors() -> None:
     assert is_unavailable(ExceptionGroup("lanes", [ValueError(), DatabaseUnavailable("away")]))
     assert not is_unavailable(ExceptionGroup("lanes", [ValueError()]))
 
 
-def test_causes_that_go_in_a_circle_end() -> None:
+def test_circular_causes_end() -> None:
     first, second = ValueError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
 
     assert not is_unavailable(first)
 
 
-async def test_a_transaction_is_decided_again_a_limited_number_of_times() -> None:
+async def test_a_transaction_is_retried_a_limited_number_of_times() -> None:
     runs = 0
 
     async def work() -> None:
@@ -159,7 +157,7 @@ async def test_a_transaction_is_decided_again_a_limited_number_of_times() -> Non
     assert runs == MAX_TRANSACTION_ATTEMPTS
 
 
-async def test_a_lost_connection_is_not_decided_again() -> None:
+async def test_a_lost_connection_is_not_retried_at_once() -> None:
     runs = 0
 
     async def work() -> None:
@@ -191,7 +189,7 @@ async def answer_with(*errors: Exception) -> tuple[Response, list[bytes]]:
         return await client.post("/things/ada", content=b"the body"), bodies
 
 
-async def test_a_request_is_decided_again_with_its_body() -> None:
+async def test_a_request_is_retried_with_its_body() -> None:
     deadlocks = [asyncpg.DeadlockDetectedError("40P01")] * (MAX_TRANSACTION_ATTEMPTS - 1)
     answer, bodies = await answer_with(*deadlocks)
 
@@ -211,7 +209,7 @@ async def test_a_request_is_decided_again_with_its_body() -> None:
         (asyncpg.UniqueViolationError("23505"), 409, "conflict", 1),
     ],
 )
-async def test_each_meaning_has_an_answer(
+async def test_each_category_has_an_answer(
     error: Exception, status: int, problem: str, runs: int
 ) -> None:
     answer, bodies = await answer_with(*[error] * 20)
@@ -222,7 +220,7 @@ async def test_each_meaning_has_an_answer(
     assert len(bodies) == runs
 
 
-async def test_a_bug_is_answered_with_500_and_no_words_of_it() -> None:
+async def test_a_bug_is_answered_with_500_without_its_message() -> None:
     answer, _ = await answer_with(asyncpg.InternalServerError("a secret"))
 
     assert answer.status_code == 500

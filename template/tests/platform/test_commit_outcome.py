@@ -119,7 +119,7 @@ async def test_an_event_rolled_back_is_not_published(ledger: Ledger, cut: Cut) -
     assert await ledger.committed() == ledger.published == [2]
 
 
-async def test_a_commit_that_times_out_is_asked_about(ledger: Ledger) -> None:
+async def test_the_outcome_of_a_timed_out_commit_is_queried(ledger: Ledger) -> None:
     await ledger.database.close()
     ledger.database = through(ledger.network, command_seconds=1.0)
     ledger.network.cuts = cutting(Cut.SILENCE)
@@ -137,7 +137,7 @@ async def test_a_request_cancelled_during_commit_publishes(ledger: Ledger) -> No
     assert ledger.published == [1]
 
 
-async def test_cancelled_while_it_asks_it_reports(ledger: Ledger) -> None:
+async def test_a_cancelled_query_is_reported(ledger: Ledger) -> None:
     """A second cancellation, as at the end of the process, does not wait for an answer."""
     ledger.network.cuts = cutting(Cut.AFTER_COMMIT)
     ledger.network.stays_away = True
@@ -168,7 +168,7 @@ async def test_an_unknown_outcome_is_reported(ledger: Ledger) -> None:
     assert "CommitOutcomeUnknown" in entry["error"]
 
 
-async def test_another_server_is_not_believed(
+async def test_another_server_does_not_know_the_outcome(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a crash or a fail-over the number may be that of somebody else's transaction."""
@@ -182,7 +182,7 @@ async def test_another_server_is_not_believed(
     assert lost() == before + 1
 
 
-async def test_a_refused_commit_raises_no_question(ledger: Ledger) -> None:
+async def test_a_refused_commit_is_not_in_doubt(ledger: Ledger) -> None:
     async with ledger.direct.engine.begin() as connection:
         await connection.execute(
             text("ALTER TABLE effects ADD UNIQUE (number) DEFERRABLE INITIALLY DEFERRED")

@@ -67,12 +67,12 @@ async def test_upgrading_twice_changes_nothing(empty_database_url: str) -> None:
     await upgrade(empty_database_url)
 
 
-async def test_processes_that_upgrade_at_once_take_turns(empty_database_url: str) -> None:
+async def test_simultaneous_upgrades_run_one_after_the_other(empty_database_url: str) -> None:
     await asyncio.gather(*(upgrade(empty_database_url) for _ in range(4)))
     assert "inbox" in await tables(empty_database_url)
 
 
-async def test_a_server_that_ends_idle_transactions_does_not_end_a_turn(
+async def test_the_migration_lock_survives_idle_limits(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = Database(database_settings(empty_database_url))
@@ -111,7 +111,7 @@ async def test_behind_a_pooler_migrations_keep_no_prepared_statement(
     assert [name for name in kept if name] == []
 
 
-async def test_the_way_back_leaves_nothing(empty_database_url: str) -> None:
+async def test_a_downgrade_leaves_nothing(empty_database_url: str) -> None:
     await upgrade(empty_database_url)
     await alembic(empty_database_url, lambda config: command.downgrade(config, "base"))
     assert await tables(empty_database_url) == {"alembic_version"}
@@ -159,7 +159,7 @@ async def test_an_empty_database_lacks_every_migration(probe: Probe) -> None:
         assert head in str(told.value)
 
 
-async def test_a_migration_that_is_missing_is_named(probe: Probe, empty_database_url: str) -> None:
+async def test_a_missing_migration_is_named(probe: Probe, empty_database_url: str) -> None:
     for head in heads():
         await upgrade(empty_database_url)
         await alembic(empty_database_url, partial(command.downgrade, revision=f"{branch(head)}@-1"))
@@ -169,7 +169,7 @@ async def test_a_migration_that_is_missing_is_named(probe: Probe, empty_database
     await SchemaCheck(probe).check()
 
 
-async def test_a_database_that_is_newer_than_the_service_will_do(
+async def test_a_newer_database_is_accepted(
     engine: AsyncEngine, probe: Probe, empty_database_url: str
 ) -> None:
     await upgrade(empty_database_url)
@@ -181,7 +181,7 @@ async def test_a_database_that_is_newer_than_the_service_will_do(
     await SchemaCheck(probe).check()
 
 
-async def test_a_schema_that_is_complete_is_not_asked_for_again(
+async def test_a_complete_schema_is_checked_once(
     probe: Probe, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await upgrade(empty_database_url)
@@ -216,7 +216,7 @@ async def test_a_request_without_migrations_gets_503(empty_database_url: str) ->
     assert taken.status_code == 201
 
 
-async def test_errors_do_not_tell_what_was_written(database: Database) -> None:
+async def test_errors_do_not_show_written_values(database: Database) -> None:
     async with database.engine.connect() as connection:
         await connection.execute(text("CREATE TEMPORARY TABLE people (email text PRIMARY KEY)"))
         person, ada = text("INSERT INTO people VALUES (:email)"), {"email": "ada@example.com"}
@@ -244,7 +244,7 @@ async def test_errors_do_not_tell_what_was_written(database: Database) -> None:
     ],
     ids=["refused by the server", "refused by the driver"],
 )
-async def test_errors_do_not_tell_a_value_that_does_not_fit(
+async def test_errors_do_not_show_invalid_values(
     database: Database, statement: str, said: str
 ) -> None:
     ada = {"value": "ada@example.com"}

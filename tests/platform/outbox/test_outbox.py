@@ -33,22 +33,22 @@ from app.platform.outbox.model import (
     ParkedRow,
     as_message,
     as_row,
-    bounds_of,
+    bucket_count_of,
     bucket_of,
-    division_of,
+    bucket_range,
     order_key,
 )
-from app.platform.outbox.store import Pending
+from app.platform.outbox.store import PendingRow
 from app.platform.service import Role
 from app.platform.tracing import Trace, child_traceparent
 
 
-def row(number: int, key: str = "k", topic: str = "a.b.c", attempts: int = 0) -> Pending:
+def row(number: int, key: str = "k", topic: str = "a.b.c", attempts: int = 0) -> PendingRow:
     message = Message(topic, key.encode(), b"{}")
-    return Pending(number, 320_000, attempts, order_key(topic, key.encode()), message)
+    return PendingRow(number, 320_000, attempts, order_key(topic, key.encode()), message)
 
 
-def ids(rows: Sequence[Pending]) -> list[int]:
+def ids(rows: Sequence[PendingRow]) -> list[int]:
     return [row.id for row in rows]
 
 
@@ -58,7 +58,7 @@ def test_rows_of_different_keys_go_together() -> None:
     assert batch.next_wave() == []
 
 
-def test_a_key_that_goes_on_to_another_topic_waits_for_the_acknowledgement() -> None:
+def test_a_key_waits_between_topics() -> None:
     batch = Batch([row(1), row(2, topic="a.b.d"), row(3), row(4, "other", "a.b.d")], 5)
     assert ids(batch.next_wave()) == [1, 4]
     assert ids(batch.next_wave()) == [2]
@@ -67,51 +67,51 @@ def test_a_key_that_goes_on_to_another_topic_waits_for_the_acknowledgement() -> 
 
 def test_after_a_failure_nothing_of_that_key_is_sent() -> None:
     batch = Batch([row(1), row(2, topic="a.b.d"), row(3, "other", "a.b.d")], 5)
-    batch.settle(batch.next_wave(), [MessageRejected("no"), None])
+    batch.record(batch.next_wave(), [MessageRejected("no"), None])
     assert batch.next_wave() == []
     assert ids(batch.sent) == [3]
-    assert batch.hopeless == {1: "MessageRejected: no"}
+    assert batch.unsendable == {1: "MessageRejected: no"}
 
 
 def test_only_the_first_failure_of_a_key_counts() -> None:
     batch = Batch([row(1), row(2), row(3)], 5)
-    batch.settle(batch.next_wave(), [MessageRejected("no"), BrokerUnavailable("held back"), None])
-    assert batch.hopeless.keys() == {1}
+    batch.record(batch.next_wave(), [MessageRejected("no"), BrokerUnavailable("held back"), None])
+    assert batch.unsendable.keys() == {1}
     assert batch.outage is None
     assert ids(batch.sent) == [3]  # it is on the topic: it must not be sent again
 
 
 def test_an_outage_counts_nothing_and_ends_the_batch() -> None:
     batch = Batch([row(1), row(2, topic="a.b.d")], 1)
-    batch.settle(batch.next_wave(), [BrokerUnavailable("away")])
+    batch.record(batch.next_wave(), [BrokerUnavailable("away")])
     assert batch.next_wave() == []
-    assert (batch.attempted, batch.hopeless, batch.moved) == ([], {}, False)
+    assert (batch.attempted, batch.unsendable, batch.made_progress) == ([], {}, False)
     assert batch.outage is not None
 
 
-def test_a_topic_that_refuses_is_no_outage_and_no_fault_of_its_rows() -> None:
+def test_a_refusing_topic_is_no_outage() -> None:
     batch = Batch(
         [row(1, "a"), row(2, "b", "a.b.d"), row(3, "a", "a.b.d"), row(4, "b", "a.b.d")], 1
     )
-    batch.settle(batch.next_wave(), [UnknownTopic("a.b.c"), None, None])
+    batch.record(batch.next_wave(), [UnknownTopic("a.b.c"), None, None])
     assert batch.next_wave() == []
     assert ids(batch.sent) == [2, 4]
-    assert (batch.attempted, batch.hopeless, batch.outage) == ([], {}, None)
-    assert batch.topics_in_trouble == {"a.b.c"}
+    assert (batch.attempted, batch.unsendable, batch.outage) == ([], {}, None)
+    assert batch.failing_topics == {"a.b.c"}
 
 
-def test_a_topic_without_an_answer_is_in_trouble_alone_where_others_had_theirs() -> None:
+def test_one_silent_topic_is_no_outage() -> None:
     batch = Batch([row(1, "a"), row(2, "b", "a.b.d")], 1)
-    batch.settle(batch.next_wave(), [BrokerUnavailable("late"), None])
+    batch.record(batch.next_wave(), [BrokerUnavailable("late"), None])
     assert batch.outage is None
-    assert batch.topics_in_trouble == {"a.b.c"}
+    assert batch.failing_topics == {"a.b.c"}
 
 
-def test_a_row_behind_a_refused_one_goes_with_the_next_batch() -> None:
+def test_a_row_behind_a_refused_one_is_sent_later() -> None:
     batch = Batch([row(1, "a"), row(2, "b")], 1)
-    batch.settle(batch.next_wave(), [MessageRejected("no"), NotSent("behind")])
-    assert batch.hopeless.keys() == {1}
-    assert (batch.outage, batch.topics_in_trouble, batch.attempted) == (None, set(), [])
+    batch.record(batch.next_wave(), [MessageRejected("no"), NotSent("behind")])
+    assert batch.unsendable.keys() == {1}
+    assert (batch.outage, batch.failing_topics, batch.attempted) == (None, set(), [])
 
 
 def test_rows_that_failed_before_go_last() -> None:
@@ -121,13 +121,13 @@ def test_rows_that_failed_before_go_last() -> None:
     assert ids(batch.next_wave()) == [1, 3]
 
 
-def test_a_wave_at_which_the_client_failed_is_sent_row_by_row() -> None:
+def test_a_wave_that_breaks_the_client_is_sent_singly() -> None:
     batch = Batch([row(1, "a"), row(2, "b"), row(3, "a")], 2)
-    batch.one_by_one(batch.next_wave())
+    batch.send_singly(batch.next_wave())
     for number, outcome in [(1, Unsendable("why")), (2, None)]:
         wave = batch.next_wave()
         assert ids(wave) == [number]
-        batch.settle(wave, [outcome])
+        batch.record(wave, [outcome])
     assert batch.next_wave() == []  # 3 follows 1
     assert ids(batch.attempted) == [1]
 
@@ -137,7 +137,7 @@ OUTCOMES = st.sampled_from([None, None, None, MessageRejected("no"), UnknownTopi
 
 
 @given(ROWS, st.data())
-def test_no_row_is_sent_before_an_earlier_one_of_its_key_was_acknowledged(
+def test_a_row_waits_for_the_earlier_ones_of_its_key(
     rows: list[tuple[str, str]], data: st.DataObject
 ) -> None:
     pending = [row(number, key, topic) for number, (key, topic) in enumerate(rows)]
@@ -149,13 +149,13 @@ def test_no_row_is_sent_before_an_earlier_one_of_its_key_was_acknowledged(
             together = {r.id for r in wave if r.message.topic == one.message.topic}
             assert all(r.id in sent or r.id in together for r in before)
         outcomes = in_order(wave, data)
-        batch.settle(wave, outcomes)
+        batch.record(wave, outcomes)
         sent |= {r.id for r, outcome in zip(wave, outcomes, strict=True) if outcome is None}
     assert set(ids(batch.sent)) == sent
-    assert not sent & batch.hopeless.keys()
+    assert not sent & batch.unsendable.keys()
 
 
-def in_order(wave: Sequence[Pending], data: st.DataObject) -> list[Outcome]:
+def in_order(wave: Sequence[PendingRow], data: st.DataObject) -> list[Outcome]:
     """Outcomes as a producer gives them: nothing of a key passes after a refusal."""
     refused: dict[object, SendError] = {}
     outcomes: list[Outcome] = []
@@ -167,26 +167,26 @@ def in_order(wave: Sequence[Pending], data: st.DataObject) -> list[Outcome]:
     return outcomes
 
 
-def test_the_events_of_one_entity_share_a_bucket_whichever_topic_they_go_to() -> None:
+def test_all_topics_of_an_entity_share_a_bucket() -> None:
     read = bucket_of("shop.meter.read", b"7", 32)
     assert bucket_of("shop.meter.named", b"7", 32) == read
     assert order_key("shop.meter.read", b"7") == order_key("shop.meter.named", b"7")
 
 
-def test_entities_of_different_kinds_with_one_id_are_different_keys() -> None:
+def test_kinds_of_entities_do_not_share_keys() -> None:
     assert order_key("shop.meter.read", b"7") != order_key("shop.sensor.read", b"7")
 
 
-def test_a_bucket_tells_of_how_many_it_is_one() -> None:
+def test_a_bucket_contains_the_bucket_count() -> None:
     for count in (1, 8, 32, 1024):
         bucket = bucket_of("shop.meter.read", b"7", count)
-        assert division_of(bucket) == count
-        first, after = bounds_of(bucket)
+        assert bucket_count_of(bucket) == count
+        first, after = bucket_range(bucket)
         assert first <= bucket < first + count <= after
 
 
-def test_no_two_divisions_share_a_bucket() -> None:
-    bounds = [bounds_of(bucket_of("a.b.c", b"k", count)) for count in range(1, 1025)]
+def test_different_bucket_counts_share_no_bucket() -> None:
+    bounds = [bucket_range(bucket_of("a.b.c", b"k", count)) for count in range(1, 1025)]
     assert all(before[1] == after[0] for before, after in pairwise(bounds))
 
 
@@ -210,14 +210,14 @@ def back(row: dict[str, object]) -> Message:
     return as_message(row["topic"], row["key"], row["value"], json.dumps(row["headers"]), columns)  # type: ignore[arg-type]  # as_row wrote them
 
 
-def test_a_message_comes_back_from_its_row_as_it_was() -> None:
+def test_a_message_survives_the_round_trip() -> None:
     message = encode(EVENT, REGISTRY, Trace("story", "cause", child_traceparent(None)))
     again = back(as_row(message, 320_000))
     assert (again.topic, again.key, again.value) == (message.topic, message.key, message.value)
     assert dict(again.headers) == dict(message.headers)
 
 
-def test_a_header_that_a_message_does_not_have_stays_away() -> None:
+def test_a_missing_header_stays_missing() -> None:
     message = encode(EVENT, REGISTRY, Trace("story"))
     assert "causation-id" not in dict(back(as_row(message, 320_000)).headers)
 
@@ -286,7 +286,7 @@ def test_a_relay_is_served_as_the_other_processes_are(monkeypatch: pytest.Monkey
     assert served == [Role.RELAY, None, None]
 
 
-def test_a_parked_event_that_strangers_wrote_does_not_steer_the_terminal() -> None:
+def test_a_parked_event_does_not_steer_the_terminal() -> None:
     hostile = "\x1b[2J\r\n\u202e\x9b"
     parked = ParkedRow(
         id=7,
@@ -298,7 +298,7 @@ def test_a_parked_event_that_strangers_wrote_does_not_steer_the_terminal() -> No
         parked_at=datetime(2026, 1, 1, tzinfo=UTC),
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    shown = outbox._whole(parked)
+    shown = outbox._details(parked)
 
     assert not {*shown} & {"\x1b", "\r", "\u202e", "\x9b"}
     assert len(shown.splitlines()) == 6

@@ -18,10 +18,7 @@ commands.add_typer(group, name="db")
 
 @group.command()
 def upgrade() -> None:
-    """Bring the schema up to date: every module's migrations, to their newest.
-
-    `app dev` does so when it starts.
-    """
+    """Run the pending migrations of every module. `app dev` does so at its start."""
     settings = load(DatabaseSettings)
     url, pooler = settings.database_url.get_secret_value(), settings.database_pooler
     asyncio.run(migrations.upgrade(url, pooler=pooler))
@@ -30,18 +27,18 @@ def upgrade() -> None:
 
 @group.command()
 def revision(
-    message: Annotated[str, typer.Argument(help="What changes, in a few words.")],
+    message: Annotated[str, typer.Argument(help="The change, in a few words.")],
     empty: Annotated[
-        bool, typer.Option("--empty", help="Without steps, for what is written by hand.")
+        bool, typer.Option("--empty", help="Without steps, to be written by hand.")
     ] = False,
 ) -> None:
-    """Write the next migration: from the database's tables to those that the code describes."""
+    """Write the next migration: from the tables of the database to the models."""
     if not message.isprintable() or {*message} & {'"', "\\"}:  # it goes into source code
         raise typer.BadParameter("use one line without double quotes and backslashes")
     settings = load(DatabaseSettings)
     url, pooler = settings.database_url.get_secret_value(), settings.database_pooler
     path = asyncio.run(migrations.create_revision(url, message, empty=empty, pooler=pooler))
     if path is None:
-        say("the database has what the code describes: nothing to write")
+        say("nothing to write: the database matches the models")
     else:
-        say(f"wrote {os.path.relpath(path)}: look through it, then `app db upgrade`")
+        say(f"wrote {os.path.relpath(path)}; review it, then run `app db upgrade`")

@@ -10,9 +10,10 @@ from app.platform.cli.base import counted, failure, on_database
 from app.platform.cli.events import one_line
 from app.platform.cli.serve import Host, Port, serve_as
 from app.platform.database.engine import Database
-from app.platform.outbox import monitor, store
+from app.platform.outbox import store
 from app.platform.outbox.model import HEADER_COLUMNS, ParkedRow
-from app.platform.outbox.store import Filter
+from app.platform.outbox.monitor import OutboxStats, measure
+from app.platform.outbox.store import ParkedFilter
 from app.platform.service import Role
 from app.platform.terminal import printable, say, say_block
 
@@ -35,30 +36,28 @@ Ids = Annotated[list[int] | None, typer.Argument(help="As `app outbox status` pr
 TopicName = Annotated[str | None, typer.Option("--topic", help="Only for this topic.")]
 Key = Annotated[str | None, typer.Option("--key", help="Only with this message key.")]
 All = Annotated[bool, typer.Option("--all", help="Every parked event.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say which events are meant, and do nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would happen.")]
 
 
 @group.command()
 def status(topic: TopicName = None, key: Key = None) -> None:
-    """Show how many events wait, since when, and each parked one with its reason."""
-    standing, rows = asyncio.run(_status(Filter(topic=topic, key=key)))
+    """Show the number of pending events, their age, and each parked event with its reason."""
+    stats, rows = asyncio.run(_status(ParkedFilter(topic=topic, key=key)))
     for row in rows:
         say(_line(row))
     say(
-        f"{standing.pending} pending, the oldest for {standing.lag_seconds:.0f} s;"
-        f" {standing.parked} parked, {standing.held} held behind them"
+        f"{stats.pending} pending, the oldest for {stats.lag_seconds:.0f} s;"
+        f" {stats.parked} parked, {stats.blocked} blocked by them"
     )
 
 
 @group.command()
 def show(event: Annotated[int, typer.Argument(help="As `app outbox status` prints it.")]) -> None:
-    """Show one parked event: why, its headers, its body."""
-    rows = asyncio.run(on_database(lambda database: _find(database, Filter([event]), None)))
+    """Show one parked event: its reason, headers and body."""
+    rows = asyncio.run(on_database(lambda database: _find(database, ParkedFilter([event]), None)))
     if not rows:
-        raise failure(f"no event {event} is parked: `app outbox status` shows those that are")
-    say_block(_whole(rows[0]))
+        raise failure(f"event {event} is not parked; `app outbox status` lists parked events")
+    say_block(_details(rows[0]))
 
 
 @group.command()
@@ -69,12 +68,12 @@ def retry(
     every: All = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Put parked events back to their places in the outbox, and with them those held behind."""
-    meant = _meant(ids, topic, key, every)
-    _say("would retry" if dry_run else "retrying", meant)
+    """Move parked events back into the outbox, with the events that they blocked."""
+    rows = _selected(ids, topic, key, every)
+    _print("would retry" if dry_run else "retrying", rows)
     if not dry_run:
-        count = asyncio.run(on_database(lambda database: store.retry(database.engine, _ids(meant))))
-        say(counted(count, "event is on its way again", "events are on their way again"))
+        count = asyncio.run(on_database(lambda database: store.retry(database.engine, _ids(rows))))
+        say(f"moved {counted(count, 'event')} back into the outbox")
 
 
 @group.command()
@@ -85,26 +84,26 @@ def discard(
     every: All = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Delete parked events for good; those held behind them go on their way."""
-    meant = _meant(ids, topic, key, every)
-    _say("would discard" if dry_run else "discarding", meant)
+    """Delete parked events for good, and send the events that they blocked."""
+    rows = _selected(ids, topic, key, every)
+    _print("would discard" if dry_run else "discarding", rows)
     if not dry_run:
         count = asyncio.run(
-            on_database(lambda database: store.discard(database.engine, _ids(meant)))
+            on_database(lambda database: store.discard(database.engine, _ids(rows)))
         )
-        say(counted(count, "event is gone", "events are gone"))
+        say(f"deleted {counted(count, 'event')}")
 
 
-def _meant(
+def _selected(
     ids: list[int] | None, topic: str | None, key: str | None, every: bool
 ) -> list[ParkedRow]:
     if not (ids or topic or key or every):
-        raise failure("say which events: their ids, --topic, --key or --all")
-    only = Filter(ids or (), topic, key)
-    rows = asyncio.run(on_database(lambda database: _find(database, only, False)))
+        raise failure("no event is selected; give ids, --topic, --key or --all")
+    criteria = ParkedFilter(ids or (), topic, key)
+    rows = asyncio.run(on_database(lambda database: _find(database, criteria, blocked=False)))
     if missing := set(ids or ()) - {row.id for row in rows}:
         numbers = ", ".join(map(str, sorted(missing)))
-        raise failure(f"not parked: {numbers}; `app outbox status` shows the events that are")
+        raise failure(f"not parked: {numbers}; `app outbox status` lists parked events")
     return rows
 
 
@@ -112,21 +111,24 @@ def _ids(rows: list[ParkedRow]) -> list[int]:
     return [row.id for row in rows]
 
 
-def _say(what: str, rows: list[ParkedRow]) -> None:
+def _print(action: str, rows: list[ParkedRow]) -> None:
     for row in rows:
-        say(f"{what} {_line(row)}")
+        say(f"{action} {_line(row)}")
 
 
-async def _status(only: Filter) -> tuple[monitor.Standing, list[ParkedRow]]:
-    async def look(database: Database) -> tuple[monitor.Standing, list[ParkedRow]]:
-        return await monitor.standing(database.metrics_probe), await _find(database, only, False)
+async def _status(criteria: ParkedFilter) -> tuple[OutboxStats, list[ParkedRow]]:
+    async def work(database: Database) -> tuple[OutboxStats, list[ParkedRow]]:
+        stats = await measure(database.metrics_probe)
+        return stats, await _find(database, criteria, blocked=False)
 
-    return await on_database(look)
+    return await on_database(work)
 
 
-async def _find(database: Database, only: Filter, held: bool | None) -> list[ParkedRow]:
+async def _find(
+    database: Database, criteria: ParkedFilter, blocked: bool | None
+) -> list[ParkedRow]:
     async with database.sessions() as session:
-        return await store.find(session, only, held)
+        return await store.find_parked(session, criteria, blocked)
 
 
 def _line(row: ParkedRow) -> str:
@@ -135,12 +137,12 @@ def _line(row: ParkedRow) -> str:
     return f"{row.id}  {when}  {row.topic} key={printable(key)}  {one_line(row.reason)}"
 
 
-def _whole(row: ParkedRow) -> str:
+def _details(row: ParkedRow) -> str:
     headers = {name: getattr(row, column) for name, column in HEADER_COLUMNS.items()}
     headers |= row.headers
-    told = [f"  {name}: {value}" for name, value in headers.items() if value is not None]
-    told = [printable(line) for line in told]
-    return "\n".join([_line(row), f"  written {row.created_at.isoformat()}", *told, _body(row)])
+    lines = [f"  {name}: {value}" for name, value in headers.items() if value is not None]
+    lines = [printable(line) for line in lines]
+    return "\n".join([_line(row), f"  written {row.created_at.isoformat()}", *lines, _body(row)])
 
 
 def _body(row: ParkedRow) -> str:

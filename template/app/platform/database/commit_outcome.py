@@ -1,4 +1,4 @@
-"""The outcome of a transaction whose answer to COMMIT was lost."""
+"""The outcome of an in-doubt transaction: one whose answer to COMMIT was lost."""
 
 import asyncio
 from datetime import datetime
@@ -15,8 +15,8 @@ from app.platform.database.errors import is_confirmed_rollback, summary
 log = structlog.get_logger(__name__)
 
 _CURRENT_TRANSACTION = "SELECT pg_current_xact_id()::text, pg_postmaster_start_time()"
-# A number is used again if the server crashed, or its standby took over, before the log of the
-# transaction was safe. So only the server that gave it out can say what became of it.
+# An id is used again if the server crashed, or a standby took over, before the transaction's log was
+# safe. So only the server that assigned the id knows the outcome.
 _STATUS = text(
     "SELECT pg_xact_status(CAST(CAST(:xid AS text) AS xid8)),"
     " pg_postmaster_start_time() = CAST(:started AS timestamptz)"
@@ -28,13 +28,13 @@ _TERMINATE_BACKEND = text(
 
 _QUERY_TIMEOUT_SECONDS = 3.0
 _INITIAL_SECONDS, _LONGEST_SECONDS = 0.02, 0.5
-# A COMMIT that is still at work after that many questions may never have arrived: its connection
-# is ended, so that there is an outcome.
+# A transaction that is still in progress after so many polls may never have received COMMIT: its
+# connection is terminated, so that there is an outcome.
 _POLLS_BEFORE_TERMINATION = 6
 
 
 class CommitOutcome(StrEnum):
-    """The state of a transaction, as the server tells it."""
+    """The outcome of a transaction."""
 
     COMMITTED = "committed"
     ABORTED = "aborted"
@@ -42,7 +42,7 @@ class CommitOutcome(StrEnum):
 
 
 class CommitTracker:
-    """The number of a session's transaction, taken right before it commits."""
+    """The id of a session's transaction, read right before the commit."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
@@ -50,7 +50,7 @@ class CommitTracker:
         self._server_started: datetime | None = None
 
     def track(self) -> None:
-        """Ask for the number when the session commits: one round trip."""
+        """Read the id when the session commits, which takes one round trip."""
         event.listen(self._session.sync_session, "before_commit", self._read_id)
 
     def _read_id(self, session: Session) -> None:
@@ -61,11 +61,11 @@ class CommitTracker:
         )
 
     def is_in_doubt(self, error: BaseException) -> bool:
-        """Return whether `error`, which ended the block, came after COMMIT may have been sent."""
+        """Return whether COMMIT may have been sent before `error` was raised."""
         return self._xid is not None and not is_confirmed_rollback(error)
 
     async def outcome(self, seconds: float) -> CommitOutcome:
-        """Ask the server, again and again for up to `seconds` while it cannot say."""
+        """Ask the server until it knows the outcome, for up to `seconds`."""
         engine = self._session.bind
         assert isinstance(engine, AsyncEngine), "sessions are bound to the service's engine"
         backoff = Backoff(_INITIAL_SECONDS, _LONGEST_SECONDS)
@@ -81,16 +81,16 @@ class CommitTracker:
         except TimeoutError:
             return CommitOutcome.UNKNOWN
 
-    async def _query_outcome(self, engine: AsyncEngine, end: bool) -> CommitOutcome | None:
-        """None if asking again may bring an answer."""
+    async def _query_outcome(self, engine: AsyncEngine, terminate: bool) -> CommitOutcome | None:
+        """Query the outcome once; return None if a later query may find it."""
         try:
             async with asyncio.timeout(_QUERY_TIMEOUT_SECONDS), engine.connect() as connection:
                 values = {"xid": self._xid, "started": self._server_started}
                 status, same_server = (await connection.execute(_STATUS, values)).one()
-                if status == "in progress" and same_server and end:
+                if status == "in progress" and same_server and terminate:
                     await connection.execute(_TERMINATE_BACKEND, {"xid": self._xid})
-        except Exception as error:  # whatever it was, the outcome is unknown
-            log.info("asking for the outcome of COMMIT failed", error=summary(error))
+        except Exception as error:  # whatever the reason, the outcome is unknown
+            log.info("query for the outcome of COMMIT failed", error=summary(error))
             return None
         if status == "in progress" and same_server:
             return None

@@ -43,7 +43,7 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 
-# The SQLSTATE class of values that do not fit, whether the server or asyncpg finds out.
+# The SQLSTATE class of invalid values, whether the server or asyncpg rejects them.
 _DATA_EXCEPTION_CLASS = "22"
 
 _CONNECT_ERRORS = (
@@ -54,26 +54,26 @@ _CONNECT_ERRORS = (
     asyncpg.InternalClientError,
 )
 
-# What is committed is sent, or its offset is: the server may not forget it in a crash. Stricter
-# settings than `on` stay.
+# After a commit, events are sent and offsets are committed, so a crash of the server must not lose
+# it. Settings stricter than `on` stay.
 _ENABLE_SYNCHRONOUS_COMMIT = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'"
 )
 
-# For a transaction that is open as long as it takes, and is mostly idle. A server before version 17 has
-# no transaction_timeout.
+# For a transaction that stays open while other work is done. A server before version 17 has no
+# transaction_timeout.
 DISABLE_TIMEOUTS = text(
     "SELECT set_config(name, '0', true) FROM pg_settings"
     " WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
 )
 
-# How long connections may take to be closed in good order.
+# The time for closing connections in good order.
 _CLOSE_SECONDS = 3.0
 
 
 class Base(DeclarativeBase):
-    """Base of every table of the service."""
+    """Base class of the service's tables."""
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
@@ -81,10 +81,10 @@ class Base(DeclarativeBase):
 class DatabaseSettings(EnvSettings):
     """Settings of the connections to PostgreSQL.
 
-    `database_url` is taken as `postgresql://…` or with a driver, with libpq's parameters (`sslmode`).
-    `database_command_timeout_seconds` is for statements of processes that serve, locks that they wait
-    for included: a database that has not answered by then is taken to be away, as a host that is
-    gone does not say so. Migrations and the command line have no such limit.
+    `database_url` is `postgresql://…`, with or without a driver, with libpq's parameters (`sslmode`).
+    `database_command_timeout_seconds` limits each statement of a serving process, including its wait
+    for locks. After that the database counts as unavailable: a host that disappears sends no error.
+    Migrations and the command line have no such limit.
     `database_pooler` is for a transaction pooler between the service and the server (PgBouncer):
     no prepared statement is kept from one transaction to the next.
     """
@@ -110,7 +110,7 @@ pool_timeouts = Counter(
 
 
 class CountingPool(AsyncAdaptedQueuePool):
-    """A pool that says, and counts, that it is empty."""
+    """A connection pool that counts the waits that ended without a connection."""
 
     def connect(self) -> PoolProxiedConnection:
         try:
@@ -121,14 +121,14 @@ class CountingPool(AsyncAdaptedQueuePool):
                 f"all {self.checkedout()} connections of the pool are in use"
                 " (DATABASE_POOL_SIZE, DATABASE_MAX_OVERFLOW)"
             ) from error
-        except InvalidRequestError as error:  # it was replaced, and that one was closed, too
-            raise DatabaseUnavailable("PostgreSQL closes each connection at once") from error
+        except InvalidRequestError as error:  # the replaced connection was closed, too
+            raise DatabaseUnavailable("PostgreSQL closes each new connection at once") from error
 
 
 class Database:
-    """The connection pool and the sessions on it.
+    """The connection pool and its sessions.
 
-    Statements take at most `database_command_timeout_seconds`, or as long as they need if `no_timeout`.
+    A statement takes at most `database_command_timeout_seconds`, or any time with `no_timeout`.
     """
 
     def __init__(self, settings: DatabaseSettings, *, no_timeout: bool = False) -> None:
@@ -150,24 +150,24 @@ class Database:
         )
         connector = Connector(url, connect_seconds, limit, pooler=pooler)
         self.probe = Probe(connector)
-        # Apart from readiness, which must not wait while a measurement waits for a lock.
+        # Separate, because readiness must not wait while a measurement waits for a lock.
         self.metrics_probe = Probe(connector)
         self._read_only = False
         self._pool_is_stale = False
-        # First of the listeners: SQLAlchemy lets only one of them replace the connection.
+        # The first listener: SQLAlchemy lets only one of them replace the connection.
         event.listen(self.engine.sync_engine, "checkout", self._invalidate_stale_pool, insert=True)
 
     async def ping(self) -> None:
-        """Ask whether the database can be written to, beside the pool.
+        """Check outside the pool that the database can be written to.
 
-        Raises DatabaseReadOnly, and what the driver raises.
+        Raises DatabaseReadOnly, and the driver's errors.
         """
         try:
             await self.probe.check_writable()
         except DatabaseReadOnly:
             self._read_only = self._pool_is_stale = True
             raise
-        if self._read_only:  # what the pool opened in between may lead to the server of before
+        if self._read_only:  # connections opened meanwhile may lead to the old server
             self._read_only, self._pool_is_stale = False, True
 
     def _invalidate_stale_pool(self, *_connection: object) -> None:
@@ -176,7 +176,7 @@ class Database:
             raise InvalidatePoolError("the database took no writes")
 
     async def close(self) -> None:
-        """Close the connections; a server that does not answer is hung up on after a few seconds."""
+        """Close the connections; after a few seconds without an answer, terminate them."""
         self.probe.close()
         self.metrics_probe.close()
         try:
@@ -188,9 +188,9 @@ class Database:
 
 
 class Probe:
-    """A connection for readiness or measurements: those of the pool may all be in use.
+    """A connection outside the pool, whose connections may all be in use: for readiness and metrics.
 
-    It is hung up on when a question fails or is cancelled, so that none waits for a dead host twice.
+    It is terminated when a query fails or is cancelled, so that no other waits for a dead host.
     """
 
     def __init__(self, connect: "Connector") -> None:
@@ -199,20 +199,20 @@ class Probe:
         self._lock = asyncio.Lock()
 
     async def check_writable(self) -> None:
-        """Raises DatabaseReadOnly, and what `fetch` raises."""
+        """Raise DatabaseReadOnly on a server without writes, and the errors of `fetch`."""
         ((standby, read_only),) = await self.fetch(
             "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean"
         )
         if standby or read_only:
-            self.close()  # the name may lead elsewhere, or the setting be another, next time
+            self.close()  # a new connection may lead to another server, or see another setting
             raise DatabaseReadOnly(
                 "the server is a standby, which takes no writes"
                 if standby
-                else "default_transaction_read_only is on: no writes are taken"
+                else "the server takes no writes: default_transaction_read_only is on"
             )
 
     async def fetch(self, query: str) -> list[asyncpg.Record]:
-        """The rows of `query`, in a transaction. Raises what the driver raises."""
+        """Return the rows of `query`, run in a transaction. Raises the driver's errors."""
         async with self._lock:
             try:
                 return await self._fetch(query)
@@ -223,7 +223,7 @@ class Probe:
     async def _fetch(self, query: str) -> list[asyncpg.Record]:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._connect()
-        # A transaction holds one connection of a pooler's from the first message to the last.
+        # In a transaction, a pooler keeps to one connection from the first message to the last.
         await self._connection.execute("BEGIN")
         rows: list[asyncpg.Record] = await self._connection.fetch(query)
         await self._connection.execute("COMMIT")
@@ -247,11 +247,10 @@ def open_engine(
     pooler: bool = False,
     **options: Any,
 ) -> AsyncEngine:
-    """An engine for `database_url`; `options` are those of SQLAlchemy's create_engine.
+    """Return an engine for `database_url`; `options` are those of SQLAlchemy's create_engine.
 
-    Where no connection can be made, whatever the reason, and where a statement is not answered within
-    `command_seconds`, it raises DatabaseUnavailable. Its errors do not repeat what statements were
-    given, as that may be personal data.
+    It raises DatabaseUnavailable if no connection can be made, for whatever reason, or a statement is
+    not answered within `command_seconds`. Its errors contain no values, which may be personal data.
     """
     arguments: dict[str, Any] = {
         "async_creator_fn": Connector(database_url, connect_seconds, command_seconds, pooler=pooler)
@@ -265,7 +264,7 @@ def open_engine(
         parse_database_url(database_url).url.set(query={}),
         connect_args=arguments,
         hide_parameters=True,
-        # Whatever the server's default is: with a stricter one, transactions fail that need not.
+        # With a stricter default of the server, more transactions would fail.
         isolation_level="READ COMMITTED",
         **options,
     )
@@ -277,7 +276,7 @@ def open_engine(
 
 
 class Connector:
-    """Opens connections, trying each host of the URL in turn. Raises DatabaseUnavailable."""
+    """A function that connects to the first host that answers, or raises DatabaseUnavailable."""
 
     def __init__(
         self,
@@ -294,18 +293,20 @@ class Connector:
             "timeout": address.connect_seconds or connect_seconds,
             "command_timeout": command_seconds,
         }
-        if pooler:  # with no cache a prepared statement is unnamed, and gone with its transaction
+        if (
+            pooler
+        ):  # without a cache, prepared statements are unnamed and end with their transaction
             self._options["statement_cache_size"] = 0
 
     async def __call__(self, *_parts: Any, **_names: Any) -> asyncpg.Connection:
-        # SQLAlchemy hands over the URL in parts, of which asyncpg does not know all.
+        # SQLAlchemy passes the parts of the URL, but asyncpg does not know all of them.
         errors: list[Exception] = []
         for dsn in self._dsns:
             try:
                 return await self._open(dsn)
             except _CONNECT_ERRORS as error:
                 errors.append(error)
-        reasons = "; ".join(str(e) or type(e).__name__ for e in errors)  # a time-out has no words
+        reasons = "; ".join(str(e) or type(e).__name__ for e in errors)  # a time-out has no message
         raise DatabaseUnavailable(
             f"cannot connect to PostgreSQL at {self._hosts}: {reasons}"
         ) from errors[-1]
@@ -313,51 +314,51 @@ class Connector:
     async def _open(self, dsn: str) -> asyncpg.Connection:
         connection = await asyncpg.connect(dsn, **self._options)
         try:
-            if not self._pooler:  # behind one, it would be set for whoever has the connection next
+            if not self._pooler:  # with one, the next client of the connection would inherit it
                 await connection.execute(_ENABLE_SYNCHRONOUS_COMMIT)
-        except BaseException:  # cancelled, too: nobody else knows of the connection
+        except BaseException:  # also when cancelled: nothing else refers to the connection
             connection.terminate()
             raise
         return connection
 
 
 def _replace_closed_connection(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
-    # asyncpg notices when the server hangs up, so this costs no round trip (a pre-ping costs three).
+    # asyncpg notices when the server disconnects, so no round trip is needed (a pre-ping takes three).
     if dbapi_connection.driver_connection.is_closed():
         raise DisconnectionError("the server closed this connection")
 
 
 def _redact_values(context: ExceptionContext) -> None:
-    # DETAIL holds values of the row ("Key (email)=(…) already exists"), and what is said of a value
-    # that does not fit quotes it. Tracebacks would show both.
+    # DETAIL contains values of the row ("Key (email)=(…) already exists"), and the message about an
+    # invalid value quotes it. Tracebacks would show both.
     cause = context.original_exception.__cause__
     if not isinstance(cause, asyncpg.PostgresError):
         return
     cause.detail = None
     if cause.sqlstate is not None and cause.sqlstate.startswith(_DATA_EXCEPTION_CLASS):
-        said = _redacted_message(cause)
-        cause.__cause__ = None  # what asyncpg stumbled over
+        message = _redacted_message(cause)
+        cause.__cause__ = None  # asyncpg's own error quotes the value
         for error in (cause, context.original_exception, context.sqlalchemy_exception):
             if error is not None:
-                error.args = (said,)
+                error.args = (message,)
 
 
 def _redacted_message(error: asyncpg.PostgresError) -> str:
-    place = re.match(r"invalid input for query argument \$\d+", str(error))
-    said = place[0] if place else "data exception"
-    return f"{said} ({type(error).__name__}, SQLSTATE {error.sqlstate})"
+    argument = re.match(r"invalid input for query argument \$\d+", str(error))
+    message = argument[0] if argument else "data exception"
+    return f"{message} ({type(error).__name__}, SQLSTATE {error.sqlstate})"
 
 
 def _invalidate_read_only_pool(context: ExceptionContext) -> None:
-    # After a fail-over, the connections of the pool may lead to what has become a standby. New ones
-    # lead to where the name points now.
+    # After a fail-over, pooled connections may lead to a server that has become a standby. New ones
+    # resolve the host's name again.
     if categorize(context.original_exception) is ErrorCategory.READ_ONLY:
         context.is_disconnect = context.invalidate_pool_on_disconnect = True
 
 
 def _report_timeout_as_unavailable(context: ExceptionContext) -> None:
-    # SQLAlchemy does not use the connection again after a time-out. Those in the pool would each have
-    # a wait of their own for a host that is gone.
+    # SQLAlchemy does not use this connection again after a time-out. Each other one of the pool would
+    # wait separately for a host that has disappeared.
     if isinstance(context.original_exception, TimeoutError):
         context.invalidate_pool_on_disconnect = True
         raise DatabaseUnavailable("PostgreSQL did not answer a statement in time")

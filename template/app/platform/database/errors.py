@@ -1,4 +1,4 @@
-"""Errors of the database: whose fault each is, and what may be said about it."""
+"""Errors of the database: their category, and a message without values."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from enum import IntEnum, auto
@@ -10,16 +10,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 T = TypeVar("T")
 
-# How often a transaction that others made fail is run, the first time included.
+# How often a transaction runs that concurrent ones make fail, the first time included.
 MAX_TRANSACTION_ATTEMPTS = 5
 
 
 class DatabaseUnavailable(Exception):
-    """No connection to PostgreSQL could be made, or there was no answer in time."""
+    """No connection to PostgreSQL could be made, or it did not answer in time."""
 
 
 class DatabaseReadOnly(Exception):
-    """The server that was reached takes no writes."""
+    """The server takes no writes."""
 
 
 class ConnectionPoolEmpty(Exception):
@@ -27,29 +27,29 @@ class ConnectionPoolEmpty(Exception):
 
 
 class ErrorCategory(IntEnum):
-    """The party at fault for an error. Of several causes, the first in this order decides."""
+    """The category of an error. Of several causes, the first in this order decides."""
 
     POOL_EMPTY = auto()
     """All connections of this process are in use: wait."""
     OUT_OF_DATE = auto()
-    """A migration or a grant is missing: wait for the operator."""
+    """A migration or a grant is missing: wait for an operator."""
     READ_ONLY = auto()
-    """The server takes no writes, as a standby does: wait, and connect anew."""
+    """The server takes no writes, for example as a standby: wait, and connect again."""
     LIMIT = auto()
     """A limit or a resource of the server: wait."""
     UNAVAILABLE = auto()
-    """There is no connection, or none any more: wait."""
+    """There is no connection, or it was lost: wait."""
     RETRY = auto()
-    """Concurrent transactions: all is rolled back, and may succeed at once; else wait."""
+    """Rolled back because of concurrent transactions: retry at once, then wait."""
     CONFLICT = auto()
-    """The data that is there contradicts the statement."""
+    """The statement contradicts existing data."""
     INVALID_VALUE = auto()
-    """A value in the statement does not fit."""
+    """A value in the statement is invalid."""
     BUG = auto()
     """The statement or the transaction is wrong."""
 
 
-# Nothing in these is wrong with a request or a message: the same statement may succeed later.
+# No fault of a request or a message: the same statement may succeed later.
 _TRANSIENT = {
     ErrorCategory.POOL_EMPTY,
     ErrorCategory.OUT_OF_DATE,
@@ -59,18 +59,18 @@ _TRANSIENT = {
     ErrorCategory.RETRY,
 }
 
-# The meaning of each code of the classes 08, 25, 40, 53, 55, 57, 58 and XX, and of single codes of
-# others (PostgreSQL documentation, appendix A).
+# All codes of the classes 08, 25, 40, 53, 55, 57, 58 and XX, and single codes of others (PostgreSQL
+# documentation, appendix A).
 SQLSTATE_CATEGORIES = {
-    # 08: connection exceptions. PgBouncer tells all of its own errors as 08P01.
+    # 08: connection exceptions. PgBouncer reports all of its own errors as 08P01.
     "08000": ErrorCategory.UNAVAILABLE,
     "08001": ErrorCategory.UNAVAILABLE,
     "08003": ErrorCategory.UNAVAILABLE,
     "08004": ErrorCategory.UNAVAILABLE,
     "08006": ErrorCategory.UNAVAILABLE,
-    "08007": ErrorCategory.UNAVAILABLE,  # whether it has committed is not known
+    "08007": ErrorCategory.UNAVAILABLE,  # the outcome of a commit is unknown
     "08P01": ErrorCategory.UNAVAILABLE,
-    # 23: what others wrote meanwhile. All else of this class the code should have known.
+    # 23: conflicts with concurrent writes. The other codes of this class are faults of the code.
     "23001": ErrorCategory.CONFLICT,
     "23503": ErrorCategory.CONFLICT,
     "23505": ErrorCategory.CONFLICT,
@@ -86,20 +86,19 @@ SQLSTATE_CATEGORIES = {
     "25007": ErrorCategory.BUG,
     "25008": ErrorCategory.BUG,
     "25P01": ErrorCategory.BUG,
-    "25P02": ErrorCategory.BUG,  # somebody caught the error before this one
+    "25P02": ErrorCategory.BUG,  # an earlier error was caught
     "25P03": ErrorCategory.LIMIT,  # idle_in_transaction_session_timeout
     "25P04": ErrorCategory.LIMIT,  # transaction_timeout
-    # 26, 42P05: this service names no statement. A transaction pooler is between, and
-    # DATABASE_POOLER is false.
+    # 26, 42P05: a transaction pooler is in use, and DATABASE_POOLER is false.
     "26000": ErrorCategory.LIMIT,
     "42P05": ErrorCategory.LIMIT,
     # 40: the server rolled the transaction back.
     "40000": ErrorCategory.RETRY,
     "40001": ErrorCategory.RETRY,  # serialization failure; on a standby, a conflict with recovery
     "40002": ErrorCategory.CONFLICT,  # a constraint, at the end of the transaction
-    "40003": ErrorCategory.UNAVAILABLE,  # whether it has completed is not known, so not at once
+    "40003": ErrorCategory.UNAVAILABLE,  # the outcome is unknown, so no retry at once
     "40P01": ErrorCategory.RETRY,  # deadlock
-    # 42: what a migration or a grant brings. All else of this class is a wrong statement.
+    # 42: a missing migration or grant. The other codes of this class are wrong statements.
     "42P01": ErrorCategory.OUT_OF_DATE,
     "42703": ErrorCategory.OUT_OF_DATE,
     "42501": ErrorCategory.OUT_OF_DATE,
@@ -108,10 +107,10 @@ SQLSTATE_CATEGORIES = {
     "53100": ErrorCategory.LIMIT,  # the disk is full
     "53200": ErrorCategory.LIMIT,  # memory, shared memory, or locks a transaction
     "53300": ErrorCategory.LIMIT,  # max_connections, or the role's or the database's limit
-    "53400": ErrorCategory.LIMIT,  # temp_file_limit and the like
-    # 55: objects that are not in the state that the statement needs.
+    "53400": ErrorCategory.LIMIT,  # such as temp_file_limit
+    # 55: an object is not in the state that the statement needs.
     "55000": ErrorCategory.BUG,  # such as currval before nextval
-    "55006": ErrorCategory.LIMIT,  # in use by others for the moment
+    "55006": ErrorCategory.LIMIT,  # in use at the moment
     "55P02": ErrorCategory.BUG,
     "55P03": ErrorCategory.LIMIT,  # lock_timeout, or NOWAIT: others hold the lock
     "55P04": ErrorCategory.BUG,  # an enum's value in the transaction that adds it
@@ -122,26 +121,26 @@ SQLSTATE_CATEGORIES = {
     "57P02": ErrorCategory.UNAVAILABLE,
     "57P03": ErrorCategory.UNAVAILABLE,
     "57P04": ErrorCategory.UNAVAILABLE,
-    "57P05": ErrorCategory.UNAVAILABLE,  # idle_session_timeout: the connection is gone, nothing else
-    # 58: the system below the server, mostly its disk.
+    "57P05": ErrorCategory.UNAVAILABLE,  # idle_session_timeout
+    # 58: errors of the operating system, mostly of the disk.
     "58000": ErrorCategory.LIMIT,
     "58030": ErrorCategory.LIMIT,
     "58P01": ErrorCategory.LIMIT,  # a data file or a library is missing on the server
     "58P02": ErrorCategory.LIMIT,
-    "58P03": ErrorCategory.BUG,  # a file name in the statement: it will not become shorter
-    # XX: broken data waits to be repaired. An internal error may lie in one statement for ever.
+    "58P03": ErrorCategory.BUG,  # a file name in the statement is too long
+    # XX: corrupted data can be repaired. An internal error may be specific to one statement.
     "XX000": ErrorCategory.BUG,
     "XX001": ErrorCategory.LIMIT,
     "XX002": ErrorCategory.LIMIT,
 }
 
-# For codes that are not listed, as those of a newer server.
+# For codes that are not listed, such as those of a newer server.
 _CLASS_CATEGORIES = {
     "08": ErrorCategory.UNAVAILABLE,
     "22": ErrorCategory.INVALID_VALUE,
     "40": ErrorCategory.RETRY,
     "53": ErrorCategory.LIMIT,
-    "54": ErrorCategory.INVALID_VALUE,  # more than the server's program can take, such as an index's row
+    "54": ErrorCategory.INVALID_VALUE,  # a limit of the program, such as the size of an index row
     "57": ErrorCategory.LIMIT,
     "58": ErrorCategory.LIMIT,
 }
@@ -150,29 +149,29 @@ _SCHEMA_CODES = {"42P01", "42703"}
 
 
 def categorize(error: BaseException) -> ErrorCategory | None:
-    """Classify `error` by all of its causes; None if none of them is the database's."""
+    """Categorize `error` by all of its causes; return None if none is the database's."""
     return min((found for cause in _causes(error) if (found := _category(cause))), default=None)
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether `error` is an outage or a limit of the database, rather than a fault of the request
-    or the message. The same statement may succeed later, so callers wait."""
+    """Return whether `error` is an outage or a limit of the database. The same statement may
+    succeed later, so callers wait."""
     return categorize(error) in _TRANSIENT
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether the transaction was rolled back because of concurrent ones, and may succeed at once."""
+    """Return whether concurrent transactions caused a rollback, so that a retry may succeed."""
     return categorize(error) is ErrorCategory.RETRY
 
 
 def is_schema_missing(error: BaseException) -> bool:
-    """Whether `error` says that a table or a column is not there."""
+    """Return whether a table or a column is missing."""
     return any(sqlstate_of(cause) in _SCHEMA_CODES for cause in _causes(error))
 
 
 async def retry_transaction(work: Callable[[], Awaitable[T]]) -> T:
-    """Do `work`, a whole transaction, again at once while others make it fail, up to MAX_TRANSACTION_ATTEMPTS
-    times."""
+    """Run `work`, a whole transaction; repeat it at once while concurrent transactions make it fail,
+    up to MAX_TRANSACTION_ATTEMPTS runs in all."""
     for _ in range(MAX_TRANSACTION_ATTEMPTS - 1):
         try:
             return await work()
@@ -183,10 +182,10 @@ async def retry_transaction(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def is_confirmed_rollback(error: BaseException) -> bool:
-    """Whether the server itself said that the transaction is rolled back. An outage or a limit of
-    the server ends connections, and leaves open what became of a COMMIT."""
-    told = any(sqlstate_of(cause) for cause in _causes(error))
-    return told and categorize(error) not in {ErrorCategory.UNAVAILABLE, ErrorCategory.LIMIT}
+    """Return whether the server confirmed that the transaction was rolled back. An outage or a
+    limit ends the connection, and the outcome of a COMMIT is unknown."""
+    answered = any(sqlstate_of(cause) for cause in _causes(error))
+    return answered and categorize(error) not in {ErrorCategory.UNAVAILABLE, ErrorCategory.LIMIT}
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -195,16 +194,16 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 
 def summary(error: BaseException) -> str:
-    """The kind of `error`, and what it says."""
-    said = error_message(error)
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    """Return the type and the message of `error`."""
+    message = error_message(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def error_message(error: BaseException) -> str:
-    """The message of `error`; of the database's errors the first line only.
+    """Return the message of `error`; of a database error, only the first line.
 
-    The lines that follow repeat the statement. Values are not in it (engine.py removes them), but
-    for what a function of the service's own says (RAISE).
+    The other lines repeat the statement. The engine has removed values from it, except from the
+    messages of the service's own database functions (RAISE).
     """
     cause: BaseException = error
     if isinstance(error, StatementError) and error.orig is not None:
@@ -215,7 +214,7 @@ def error_message(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what caused it, and what a group of errors holds."""
+    """Return the error, its causes, and the members of exception groups."""
     found: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -237,7 +236,7 @@ def _category(error: BaseException) -> ErrorCategory | None:
     if isinstance(error, DatabaseUnavailable | DisconnectionError):
         return ErrorCategory.UNAVAILABLE
     if isinstance(error, asyncpg.InvalidCachedStatementError):
-        return ErrorCategory.RETRY  # a migration has changed what a prepared statement returns
+        return ErrorCategory.RETRY  # a migration has changed the columns of a prepared statement
     code = sqlstate_of(error)
     if code is not None:
         return SQLSTATE_CATEGORIES.get(code) or _CLASS_CATEGORIES.get(code[:2], ErrorCategory.BUG)
@@ -247,7 +246,7 @@ def _category(error: BaseException) -> ErrorCategory | None:
 
 
 def violated_constraint(error: IntegrityError) -> str | None:
-    """The name of the constraint that a statement violated_constraint."""
+    """Return the name of the violated constraint."""
     cause = error.orig.__cause__ if error.orig else None
     name = getattr(cause, "constraint_name", None)
     return name if isinstance(name, str) else None

@@ -1,5 +1,5 @@
-"""Bringing the database to the newest schema, from `app db upgrade` and before tests; whether it is
-there; and the next migration, from what the tables have become (`app db revision`).
+"""Migrations: run them (`app db upgrade`, tests), check that they have run, and write the next one
+from the changes of the models (`app db revision`).
 """
 
 import asyncio
@@ -28,22 +28,22 @@ from app.platform.database.engine import DISABLE_TIMEOUTS, Probe, open_engine
 # The service's own branch. A module's migrations are a branch of the template's.
 BRANCH = "core"
 
-# Any number will do; it only has to be this job's own.
+# An arbitrary number that no other advisory lock uses.
 _LOCK_KEY = 0x5C4E3A
 _POLL_SECONDS = 0.2
 
 
 class UnknownRevision(ConfigurationError):
-    """The database has a migration that is not in the folder."""
+    """The database has a migration whose file is missing."""
 
 
 class MigrationsPending(Exception):
-    """The database lacks migrations that the service has. `app db upgrade` runs them."""
+    """Migrations have not run yet. `app db upgrade` runs them."""
 
     def __init__(self, revisions: Sequence[str]) -> None:
         are = "is" if len(revisions) == 1 else "are"
         noun = "migration" if len(revisions) == 1 else "migrations"
-        super().__init__(f"{noun} {', '.join(revisions)} {are} missing: run `app db upgrade`")
+        super().__init__(f"{noun} {', '.join(revisions)} {are} missing; run `app db upgrade`")
 
 
 class RevisionError(ConfigurationError):
@@ -55,12 +55,12 @@ class MigrationsNotFound(Exception):
 
 
 async def upgrade(database_url: str, *, pooler: bool = False) -> None:
-    """Run all migrations that are still to be run, of every module (`alembic upgrade heads`).
+    """Run the pending migrations of every module (`alembic upgrade heads`).
 
-    Two that start at once take turns. `pooler` is as in DatabaseSettings.
+    Simultaneous upgrades run one after the other. `pooler` is as in DatabaseSettings.
 
-    Raises UnknownRevision, MigrationsNotFound, what Alembic raises for a migration that fails, and
-    what the driver raises when the database is away.
+    Raises UnknownRevision, MigrationsNotFound, the errors of a migration that fails, and the
+    driver's errors.
     """
     config = alembic_config()
     engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
@@ -72,28 +72,28 @@ async def upgrade(database_url: str, *, pooler: bool = False) -> None:
 
 
 class SchemaCheck:
-    """Whether the database is as far as the service, for its readiness."""
+    """A readiness check: the migrations of the service have run."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
-        self._load_scripts: ScriptDirectory | None = None
+        self._scripts: ScriptDirectory | None = None
         self._complete = False
 
     async def check(self) -> None:
-        """Raises MigrationsPending, MigrationsNotFound, and what the driver raises.
+        """Raise MigrationsPending, MigrationsNotFound, or the driver's errors.
 
-        What is there once stays there, so that it is asked for no more.
+        After a success the database is not asked again.
         """
         if self._complete:
             return
-        if self._load_scripts is None:  # files are read: not in the event loop's thread
-            self._load_scripts = await asyncio.to_thread(_load_scripts)
-        if pending := _pending(self._load_scripts, await self._revisions()):
+        if self._scripts is None:  # reads files, so not in the event loop's thread
+            self._scripts = await asyncio.to_thread(_load_scripts)
+        if pending := _pending(self._scripts, await self._revisions()):
             raise MigrationsPending(pending)
         self._complete = True
 
     async def _revisions(self) -> tuple[str, ...]:
-        # Alembic would ask more, and log two lines each time.
+        # Alembic would run more queries.
         ((table,),) = await self._probe.fetch("SELECT to_regclass('alembic_version')::text")
         if table is None:
             return ()
@@ -103,14 +103,14 @@ class SchemaCheck:
 
 def _load_scripts() -> ScriptDirectory:
     scripts = ScriptDirectory.from_config(alembic_config())
-    scripts.get_heads()  # reads the files, which otherwise the first question does
+    scripts.get_heads()  # reads the files now, not at the first use
     return scripts
 
 
 def _pending(scripts: ScriptDirectory, run: tuple[str, ...]) -> list[str]:
-    """The migrations still to be run, oldest first, on a database with the revisions `run`.
+    """Return the pending migrations, oldest first, of a database with the revisions `run`.
 
-    One that the service does not have makes the database newer: then there are none. So the old
+    A revision without a file belongs to a newer service: then nothing is pending, so that the old
     version stays ready while the new one is rolled out.
     """
     there = {script.revision for script in scripts.walk_revisions()}
@@ -121,7 +121,7 @@ def _pending(scripts: ScriptDirectory, run: tuple[str, ...]) -> list[str]:
 
 
 def alembic_config() -> Config:
-    """Alembic's alembic_config, wherever the service is installed."""
+    """Return Alembic's configuration, wherever the service is installed."""
     folder = migrations_folder()
     config = Config(attributes={})
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
@@ -129,7 +129,7 @@ def alembic_config() -> Config:
 
 
 def migrations_folder() -> Path:
-    """`migrations` in the installed package (a wheel), or beside it (a checkout, an image)."""
+    """Return `migrations` in the package (a wheel), or beside it (a checkout, an image)."""
     package = Path(app.__file__).parent
     for folder in (package / "migrations", package.parent / "migrations"):
         if (folder / "env.py").is_file():
@@ -143,7 +143,7 @@ def migrations_folder() -> Path:
 def _upgrade(connection: Connection, config: Config) -> None:
     there = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     run = MigrationContext.configure(connection).get_current_heads()
-    connection.rollback()  # Alembic would not commit in a transaction that is not its own
+    connection.rollback()  # Alembic does not commit a transaction that it has not begun
     if missing := sorted({*run} - there):
         raise UnknownRevision(
             f"the database has the migration {', '.join(missing)}, which is not in"
@@ -156,12 +156,11 @@ def _upgrade(connection: Connection, config: Config) -> None:
 
 @asynccontextmanager
 async def _migration_lock(engine: AsyncEngine) -> AsyncIterator[None]:
-    """Hold the lock of migrations, on a connection of its own, for the length of the block.
+    """Hold the lock of migrations during the block, on a separate connection.
 
-    It is asked for again and again instead of waited for: a statement that waits holds a snapshot,
-    and a migration with CREATE INDEX CONCURRENTLY would wait for that for ever. It belongs to a
-    transaction, because behind a transaction pooler a session's lock would stay behind; and that one
-    is idle for as long as the migrations take.
+    The lock is polled: a statement that waits for it would hold a snapshot, and a migration with
+    CREATE INDEX CONCURRENTLY would wait for that snapshot for ever. It belongs to a transaction,
+    which is idle while the migrations run, because a transaction pooler would keep a session's lock.
     """
     async with engine.connect() as connection:
         while True:
@@ -178,16 +177,16 @@ async def _migration_lock(engine: AsyncEngine) -> AsyncIterator[None]:
 async def create_revision(
     database_url: str, message: str, *, empty: bool = False, pooler: bool = False
 ) -> Path | None:
-    """Write what leads from the tables of the database to those of the code; none if that is nothing.
+    """Write a migration from the tables of the database to the models; return None without changes.
 
-    The database has to be at the newest migrations. With `empty`, the steps are left to be written.
+    The database has to be at the newest migrations. With `empty`, the migration has no steps.
     Raises RevisionError.
     """
     folder = migrations_folder()
     project = folder.parent / "pyproject.toml"
     if not project.is_file():
-        raise RevisionError(f"{folder} is not in a project's folder: migrations are written there")
-    # The settings of pyproject.toml have the hooks that format what is written.
+        raise RevisionError(f"{folder} is not in a project's folder; run `app db revision` in one")
+    # The settings in pyproject.toml contain the hooks that format the file.
     config = Config(toml_file=project, cmd_opts=Namespace(quiet=True), attributes={})
     engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
     try:
@@ -206,7 +205,7 @@ def _create_revision(
     run = MigrationContext.configure(connection).get_current_heads()
     connection.rollback()
     if {*run} != {*folder.get_heads()}:
-        raise RevisionError("the database is not at the newest migrations: `app db upgrade` first")
+        raise RevisionError("migrations are pending; run `app db upgrade` first")
     config.attributes["connection"] = connection
     written = command.revision(
         config,
@@ -236,7 +235,7 @@ def _skip_if_empty(
 
 
 def _order_table_drops(steps: UpgradeOps) -> None:
-    """Drop a table before those that it refers to. Alembic knows no order of tables without a class."""
+    """Drop a table before those that it refers to. Alembic does not order tables without a model."""
     drops = {step.table_name: step for step in steps.ops if isinstance(step, DropTableOp)}
     referring: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(drops, ()))
     for name, step in drops.items():
@@ -247,7 +246,7 @@ def _order_table_drops(steps: UpgradeOps) -> None:
     try:
         order = [*referring.static_order()]
     except CycleError:
-        return  # a constraint has to be dropped first, by whoever reads the migration
+        return  # a constraint has to be dropped first, by hand
     rest = [step for step in steps.ops if not isinstance(step, DropTableOp)]
     steps.ops = [*rest, *(drops[name] for name in order)]
 

@@ -1,4 +1,4 @@
-"""The unit of work: one transaction, and the events that go out with it."""
+"""The unit of work: one transaction, and the events that it publishes."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,26 +11,26 @@ from app.platform.events.event import BaseEvent
 
 
 class EventPublisher(Protocol):
-    """The seam through which services and handlers publish events."""
+    """The interface through which services and handlers publish events."""
 
     async def publish(self, event: BaseEvent) -> None:
-        """Take `event` into the current transaction: it goes out only if that commits."""
+        """Publish `event` with the current transaction: it is sent only if that commits."""
 
 
 class TransactionalPublisher(EventPublisher, Protocol):
     """A publisher bound to one transaction."""
 
     async def after_commit(self) -> None:
-        """The transaction is durable: see to it that what was published goes out.
+        """Send the published events, or have them sent: the transaction is durable.
 
-        Never raises for what cannot be sent: nothing can be taken back any more. Without an outbox
-        it takes up to KAFKA_SEND_TIMEOUT_SECONDS, after which the events are lost, and reported.
+        Never raises for an event that cannot be sent, because nothing can be rolled back. Without an
+        outbox it takes up to KAFKA_SEND_TIMEOUT_SECONDS; then the events are lost, and reported.
         """
 
     async def has_committed(self, error: BaseException) -> bool:
         """Return whether the transaction is durable although `error` ended its block.
 
-        Raises only CancelledError. If nobody can say, the events are reported.
+        Raises only CancelledError. Events of an unknown outcome are reported.
         """
 
 
@@ -39,14 +39,14 @@ BindPublisher = Callable[[AsyncSession], TransactionalPublisher]
 
 @dataclass(frozen=True)
 class UnitOfWork:
-    """A session and a publisher that share a transaction. It never commits: the boundary does."""
+    """A session and a publisher that share a transaction. The boundary commits it."""
 
     session: AsyncSession
     events: EventPublisher
 
 
 class UnitOfWorkFactory:
-    """Opens units of work. The only place in the service that commits business transactions."""
+    """A factory of units of work. Nothing else commits business transactions."""
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession], bind: BindPublisher) -> None:
         self._sessions = sessions
@@ -54,13 +54,13 @@ class UnitOfWorkFactory:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[UnitOfWork]:
-        """A transaction that commits at the end of the block and rolls back on any exception.
+        """Begin a transaction that commits at the end of the block, and rolls back on an exception.
 
-        The end of the block is also when its events go out. Without an outbox that takes up to
-        KAFKA_SEND_TIMEOUT_SECONDS while the broker is away, and then the block ends as it always
-        does, though the events are lost (see app/platform/kafka/publisher.py). If the answer to COMMIT is lost
-        and there are events to send, the server is asked for the outcome: the block ends as if the
-        answer had come.
+        Its events are sent at the end of the block, too. Without an outbox and during an outage of
+        the broker, that takes up to KAFKA_SEND_TIMEOUT_SECONDS; then the block ends normally,
+        although the events are lost (app/platform/kafka/publisher.py). If the answer to COMMIT is
+        lost and there are events to send, the server is asked for the outcome, and the block ends
+        accordingly.
         """
         publisher: TransactionalPublisher | None = None
         try:

@@ -1,7 +1,7 @@
 """DATABASE_URL: libpq's connection URI, for asyncpg.
 
-asyncpg passes on what it does not know to the server, which refuses the connection. So each parameter
-is understood here, or refused by its name.
+asyncpg passes unknown parameters to the server, which refuses the connection. So each parameter is
+supported here, or refused by name.
 """
 
 import os
@@ -15,8 +15,8 @@ from sqlalchemy.exc import ArgumentError
 
 _EXAMPLE = "use postgresql://user:password@host:5432/database"
 
-# Those that asyncpg reads from the URL (connect_utils.py), or that belong to the server's start-up
-# packet (options, application_name).
+# Parameters that asyncpg reads from the URL (connect_utils.py), or that belong to the start-up packet
+# (options, application_name).
 _SUPPORTED = {
     "application_name",
     "dbname",
@@ -49,20 +49,20 @@ _ALLOWED_VALUES = {
 _TLS_VERSIONS = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
 
 _KEEP_ALIVE = (
-    "the driver does not set it: DATABASE_COMMAND_TIMEOUT_SECONDS notices a host that is gone"
+    "the driver does not set it; DATABASE_COMMAND_TIMEOUT_SECONDS detects a host that disappeared"
 )
 _NOT_SUPPORTED = "the driver does not support it"
-# Parameters of libpq that asyncpg does not have: the values that say what it does anyhow, and why
-# any other is refused.
+# Parameters of libpq that asyncpg does not have: the values that match its behaviour, and the reason
+# why others are refused.
 _UNSUPPORTED: Mapping[str, tuple[list[str], str]] = {
     "channel_binding": (
         ["disable", "prefer"],
-        "the driver cannot bind channels: use prefer, with sslmode=verify-full",
+        "the driver cannot bind channels; use prefer, with sslmode=verify-full",
     ),
     "client_encoding": (["utf8", "UTF8", "utf-8", "UTF-8"], "the driver speaks UTF-8 only"),
     "gssdelegation": (["0"], _NOT_SUPPORTED),
     "gssencmode": (["disable", "prefer"], _NOT_SUPPORTED),
-    "hostaddr": ([], "the driver does not support it: put the address in the host's place"),
+    "hostaddr": ([], "the driver does not support it; give the address as host"),
     "keepalives": (["0"], _KEEP_ALIVE),
     "keepalives_count": ([], _KEEP_ALIVE),
     "keepalives_idle": ([], _KEEP_ALIVE),
@@ -83,7 +83,7 @@ _UNSUPPORTED: Mapping[str, tuple[list[str], str]] = {
     "servicefile": ([], "the driver reads it from the variable PGSERVICEFILE"),
     "sslcertmode": (["allow"], _NOT_SUPPORTED),
     "sslcompression": (["0"], _NOT_SUPPORTED),
-    "sslcrldir": ([], "the driver does not support it: use sslcrl"),
+    "sslcrldir": ([], "the driver does not support it; use sslcrl"),
     "sslkeylogfile": ([], "the driver reads it from the variable SSLKEYLOGFILE"),
     "sslsni": (["1"], _NOT_SUPPORTED),
     "tcp_user_timeout": (["0"], _KEEP_ALIVE),
@@ -92,7 +92,7 @@ _UNSUPPORTED: Mapping[str, tuple[list[str], str]] = {
 
 @dataclass(frozen=True)
 class DatabaseAddress:
-    """`url` is for SQLAlchemy; `dsns` are for asyncpg, one a host, to be tried in this order."""
+    """A parsed DATABASE_URL: `url` for SQLAlchemy; `dsns` for asyncpg, one per host, in order."""
 
     url: URL
     dsns: list[str]
@@ -100,19 +100,19 @@ class DatabaseAddress:
 
     @property
     def hosts(self) -> str:
-        """For messages."""
+        """The hosts, for messages."""
         host = self.url.query.get("host") or self.url.host or "a local socket"
         return host if isinstance(host, str) else ",".join(host)
 
 
 def async_url(database_url: str) -> URL:
-    """`database_url` for SQLAlchemy and asyncpg. Raises ValueError as `parse_database_url` does."""
+    """Return `database_url` for SQLAlchemy. Raises ValueError as `parse_database_url` does."""
     return parse_database_url(database_url).url
 
 
 def parse_database_url(database_url: str) -> DatabaseAddress:
-    """Raises ValueError for anything that is no PostgreSQL URL, and for parameters that would not have
-    their effect; the message names them, and does not repeat the URL."""
+    """Parse a PostgreSQL URL. Raises ValueError for another URL, and for unsupported parameters; the
+    message names the parameter, and does not repeat the URL."""
     url = _split_hosts(database_url)
     if url.get_backend_name() not in {"postgresql", "postgres"}:
         raise ValueError("only PostgreSQL is supported; use postgresql://…")
@@ -129,14 +129,14 @@ def parse_database_url(database_url: str) -> DatabaseAddress:
 
 
 def _split_hosts(database_url: str) -> URL:
-    """The URL, with several hosts as the parameter `host`, where SQLAlchemy and asyncpg expect them."""
+    """Move several hosts into the parameter `host`, where SQLAlchemy and asyncpg expect them."""
     several = re.fullmatch(
         r"([^:/?#]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)([/?].*)?", database_url, re.DOTALL
     )
     start, hosts, rest = several.groups("") if several else (database_url, "", "")
     try:
         url = make_url(start + rest)
-    except (ArgumentError, ValueError):  # ValueError quotes what stands in the port's place
+    except (ArgumentError, ValueError):  # ValueError quotes a wrong port
         raise ValueError(f"not a URL; {_EXAMPLE}") from None
     return url.update_query_dict({"host": hosts.split(",")}) if hosts else url
 
@@ -148,7 +148,7 @@ def _last_value(name: str, value: str | tuple[str, ...]) -> str:
 
 
 def _asyncpg_query(given: Mapping[str, str]) -> dict[str, str]:
-    """`given` without what asyncpg does not know. Raises ValueError for what it cannot do."""
+    """Return the parameters for asyncpg. Raises ValueError for those that it cannot follow."""
     query = {}
     for name, value in given.items():
         if name == "ssl":  # SQLAlchemy's name of it
@@ -158,12 +158,12 @@ def _asyncpg_query(given: Mapping[str, str]) -> dict[str, str]:
         elif name in _SUPPORTED:
             query[name] = value
         elif name in _UNSUPPORTED:
-            same, why = _UNSUPPORTED[name]
-            if value not in same:
+            harmless, why = _UNSUPPORTED[name]
+            if value not in harmless:
                 raise ValueError(f"the parameter {name} cannot be {_displayed(name, value)}: {why}")
         elif name != "connect_timeout":
             raise ValueError(
-                f"libpq has no parameter {name}; settings of the server are given as"
+                f"libpq has no parameter {name}; give a setting of the server as"
                 " options=-c%20name=value"
             )
     _check_values(query)
@@ -198,7 +198,7 @@ def _check_files(query: Mapping[str, str]) -> None:
 
 
 def _urls_by_host(url: URL, query: Mapping[str, str]) -> list[URL]:
-    """The URL once for each host. asyncpg would give all of them one time-out."""
+    """Return a URL for each host, because asyncpg has one time-out for all hosts of a URL."""
     if "host" not in query:
         return [url]
     hosts = query["host"].split(",")
@@ -211,7 +211,7 @@ def _urls_by_host(url: URL, query: Mapping[str, str]) -> list[URL]:
         written = (found and found[2]) or port or "5432"
         if found is None or not written.isdecimal() or not 1 <= int(written) <= 65535:
             raise ValueError(f"several hosts are written host:port,host:port; {_EXAMPLE}")
-        each = {**query, "host": found[1], "port": written}  # which libpq prefers to the URL's own
+        each = {**query, "host": found[1], "port": written}  # libpq prefers these to the URL's own
         urls.append(
             URL.create(url.drivername, url.username, url.password, None, None, url.database, each)
         )

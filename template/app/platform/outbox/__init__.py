@@ -1,4 +1,4 @@
-"""The transactional outbox: events are rows of the transaction they tell of; relays send them."""
+"""The transactional outbox: events are rows of the transaction that they report; relays send them."""
 
 from app.platform.outbox import monitor, publisher, relay, wakeup
 from app.platform.outbox.settings import OutboxSettings

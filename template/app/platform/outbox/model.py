@@ -1,7 +1,8 @@
-"""Buckets: what one relay takes at a time, so that any number of relays keep the order by key.
+"""The tables of the outbox. A bucket is the share of the rows that one relay locks at a time, so
+that any number of relays keep the order by key.
 
-A bucket's number tells how many buckets there were when its rows were written: 320005 is bucket 5
-of 32. Rows of the old and of the new division are thus told apart after OUTBOX_BUCKETS has changed.
+A bucket's number contains the number of buckets at the time of writing: 320005 is bucket 5 of 32.
+So rows written before and after a change of OUTBOX_BUCKETS are never in the same bucket.
 """
 
 import json
@@ -28,34 +29,34 @@ from app.platform.database.engine import Base
 from app.platform.kafka import codec as names
 from app.platform.kafka.codec import Header, Message
 
-_DIVISION = 10_000
+_MAX_BUCKETS = 10_000
 
 OrderKey = tuple[str, bytes]
 
 
 def order_key(topic: str, key: bytes) -> OrderKey:
-    """The unit of order: the events of one entity, whichever of its topics they go to."""
+    """Return the unit of order: an entity, whichever of its topics an event goes to."""
     return topic.rpartition(".")[0], key
 
 
 def bucket_of(topic: str, key: bytes, buckets: int) -> int:
-    """The bucket of a message where there are `buckets`."""
+    """Return the bucket of a message among `buckets`."""
     entity, key = order_key(topic, key)
-    return buckets * _DIVISION + crc32(entity.encode() + b"\0" + key) % buckets
+    return buckets * _MAX_BUCKETS + crc32(entity.encode() + b"\0" + key) % buckets
 
 
-def division_of(bucket: int) -> int:
-    """Return how many buckets there were when rows of `bucket` were written."""
-    return bucket // _DIVISION
+def bucket_count_of(bucket: int) -> int:
+    """Return the number of buckets at the time when the rows of `bucket` were written."""
+    return bucket // _MAX_BUCKETS
 
 
-def bounds_of(bucket: int) -> tuple[int, int]:
-    """The first number of the bucket's division, and the first after it."""
-    first = division_of(bucket) * _DIVISION
-    return first, first + _DIVISION
+def bucket_range(bucket: int) -> tuple[int, int]:
+    """Return the bounds of the numbers with the same count: the first, and the first beyond."""
+    first = bucket_count_of(bucket) * _MAX_BUCKETS
+    return first, first + _MAX_BUCKETS
 
 
-# What tells messages apart, and what many of them have in common.
+# The headers of a single message, and those that many messages share.
 _OWN = {
     names.CE_ID: "ce_id",
     names.CE_TIME: "ce_time",
@@ -87,8 +88,8 @@ class MessageColumns:
 
 
 class OutboxRow(MessageColumns, Base):
-    """An event on its way. The ids of a key's events ascend as the transactions that wrote them,
-    because those wait for each other; the ids of different keys tell nothing."""
+    """An event to be sent. The ids of one key ascend in the order of its transactions, because
+    these wait for each other; the ids of different keys have no order."""
 
     __tablename__ = "outbox"
     __table_args__ = (Index(None, "bucket", "id"),)
@@ -97,20 +98,20 @@ class OutboxRow(MessageColumns, Base):
 
 
 class ParkedRow(MessageColumns, Base):
-    """An event that could not be sent, or (`held`) one that waits behind such a one."""
+    """An event that could not be sent, or one that is blocked by an earlier one of its key."""
 
     __tablename__ = "outbox_parked"
-    # Keys of any length: a B-tree takes no more than 2,700 bytes, and parking would fail.
+    # A B-tree takes keys of at most 2,700 bytes: parking a longer one would fail.
     __table_args__ = (Index(None, "key", postgresql_using="hash"),)
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    held: Mapped[bool] = mapped_column(Boolean)
+    blocked: Mapped[bool] = mapped_column("held", Boolean)
     reason: Mapped[str] = mapped_column(Text)
     parked_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
 class OutboxBucket(Base):
-    """A bucket's lock: the relay that has the row locked sends the bucket's rows."""
+    """The lock of a bucket: the relay that holds it sends the bucket's rows."""
 
     __tablename__ = "outbox_buckets"
 
@@ -118,7 +119,7 @@ class OutboxBucket(Base):
 
 
 def as_row(message: Message, bucket: int) -> dict[str, object]:
-    """The values of the columns that hold `message`."""
+    """Return `message` as values of the table's columns."""
     columns: dict[str, str | None] = dict.fromkeys(HEADER_COLUMNS.values())
     others: dict[str, str] = {}
     for name, value in message.headers:
@@ -140,7 +141,7 @@ def as_row(message: Message, bucket: int) -> dict[str, object]:
 def as_message(
     topic: str, key: bytes, value: bytes, others: str, columns: tuple[str | None, ...]
 ) -> Message:
-    """The message that was made a row; `columns` are those of HEADER_COLUMNS, in that order."""
+    """Return the message of a row; `columns` are those of HEADER_COLUMNS, in that order."""
     *own, ce_type, ce_source = columns
     headers = [
         (name, text.encode()) for name, text in zip(_OWN, own, strict=True) if text is not None
@@ -148,7 +149,7 @@ def as_message(
     return Message(topic, key, value, (*_shared(ce_type, ce_source, others), *headers))
 
 
-# Made once for all messages of a type: a relay reads thousands a second.
+# Built once for all messages of a type: a relay reads thousands a second.
 @lru_cache(maxsize=1024)
 def _shared(ce_type: str | None, ce_source: str | None, others: str) -> tuple[Header, ...]:
     headers = {names.CE_TYPE: ce_type, names.CE_SOURCE: ce_source, **json.loads(others)}

@@ -1,4 +1,4 @@
-"""Metrics of the outbox. The gauges describe the whole outbox, and every process measures them."""
+"""Metrics of the outbox. Its gauges describe the whole outbox, and every process measures them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -31,60 +31,59 @@ batch_size = Histogram(
 )
 batch_time = Histogram("outbox_relay_batch_seconds", "From the lock of a batch to its commit")
 
-
 log = structlog.get_logger(__name__)
 
 INTERVAL_SECONDS = 5.0
-# Counting costs time for each row, and every process counts: beyond this, more is not worth it.
+# Every process counts, which costs time for each row: a larger number is not worth it.
 COUNT_LIMIT = 100_000
 MEASURE_TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A measurement of the outbox: what waits, since when, and what is set aside."""
+class OutboxStats:
+    """A measurement of the outbox: pending events, the oldest of them, and parked events."""
 
     pending: int = 0
     oldest: datetime | None = None
     parked: int = 0
-    held: int = 0
+    blocked: int = 0
 
     @property
     def lag_seconds(self) -> float:
-        """The age of the oldest event that waits to be sent."""
+        """The age of the oldest pending event."""
         if self.oldest is None:
             return 0.0
         return max(0.0, (datetime.now(UTC) - self.oldest).total_seconds())
 
 
-_GAUGES: Mapping[str, tuple[str, Callable[[Standing], float]]] = {
-    "outbox_pending": ("Events that wait to be sent", lambda standing: standing.pending),
+_GAUGES: Mapping[str, tuple[str, Callable[[OutboxStats], float]]] = {
+    "outbox_pending": ("Events that wait to be sent", lambda stats: stats.pending),
     "outbox_oldest_age_seconds": (
         "Age of the oldest event that waits to be sent",
-        lambda standing: standing.lag_seconds,
+        lambda stats: stats.lag_seconds,
     ),
     "outbox_parked": (
         "Events that could not be sent and were set aside",
-        lambda standing: standing.parked,
+        lambda stats: stats.parked,
     ),
     "outbox_held": (
         "Events set aside behind one of their key that could not be sent",
-        lambda standing: standing.held,
+        lambda stats: stats.blocked,
     ),
 }
 
 
 class Gauges(Collector):
-    """The last measurement, or no series at all: a 0 that nobody measured silences alerts."""
+    """The last measurement, or no series without one: a 0 that is not measured silences alerts."""
 
     def __init__(self) -> None:
-        self.standing: Standing | None = None
+        self.stats: OutboxStats | None = None
 
     def collect(self) -> Iterator[Metric]:
         for name, (documentation, value) in _GAUGES.items():
             family = GaugeMetricFamily(name, documentation)
-            if self.standing is not None:
-                family.add_metric([], value(self.standing))
+            if self.stats is not None:
+                family.add_metric([], value(self.stats))
             yield family
 
 
@@ -92,8 +91,8 @@ gauges = Gauges()
 REGISTRY.register(gauges)
 
 
-# The lowest id is the oldest row, or near enough; it costs one step of the index.
-_STANDING = """
+# The row with the lowest id is about the oldest, and costs one step of the index.
+_STATS = """
     SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT {limit}) AS counted),
         (SELECT created_at FROM outbox ORDER BY id LIMIT 1),
         count(*) FILTER (WHERE NOT held), count(*) FILTER (WHERE held)
@@ -101,77 +100,78 @@ _STANDING = """
 """
 
 
-async def standing(probe: Probe, count_limit: int | None = None) -> Standing:
-    """Measure the outbox beside the pool, counting at most `count_limit` pending events.
+async def measure(probe: Probe, count_limit: int | None = None) -> OutboxStats:
+    """Measure the outbox outside the pool, counting at most `count_limit` pending events.
 
-    Raises what the driver raises.
+    Raises the driver's errors.
     """
     limit = "ALL" if count_limit is None else str(count_limit)
-    (row,) = await probe.fetch(_STANDING.format(limit=limit))
-    return Standing(*row)
+    (row,) = await probe.fetch(_STATS.format(limit=limit))
+    return OutboxStats(*row)
 
 
 class Monitor:
-    """Measures every few seconds, and keeps the result until a measurement fails."""
+    """Periodic measurement. A result is kept until a measurement fails."""
 
     def __init__(self, probe: Probe, max_lag_seconds: float) -> None:
         self._probe = probe
         self._max_lag_seconds = max_lag_seconds
         self._gauges = gauges
-        self._trouble: str | None = None
+        self._problem: str | None = None
 
     @asynccontextmanager
-    async def watching(self) -> AsyncIterator["Monitor"]:
-        task = asyncio.create_task(self._watch(), name="outbox-monitor")
+    async def running(self) -> AsyncIterator["Monitor"]:
+        """Measure every few seconds during the block."""
+        task = asyncio.create_task(self._measure_forever(), name="outbox-monitor")
         try:
             yield self
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            self._gauges.standing = None
+            self._gauges.stats = None
 
-    async def _watch(self) -> None:
+    async def _measure_forever(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(MEASURE_TIMEOUT_SECONDS):
-                    await self.look()
-            except Exception as error:  # the next look may succeed; readiness tells meanwhile
-                self._fails(error)
+                    await self.measure()
+            except Exception as error:  # the next one may succeed; readiness reports it meanwhile
+                self._measurement_failed(error)
             else:
-                self._trouble = None
+                self._problem = None
             await asyncio.sleep(INTERVAL_SECONDS)
 
-    def _fails(self, error: Exception) -> None:
-        self._gauges.standing = None
+    def _measurement_failed(self, error: Exception) -> None:
+        self._gauges.stats = None
         reason = summary(error)
-        if reason != self._trouble:
+        if reason != self._problem:
             level = log.info if is_unavailable(error) else log.error
-            level("outbox not measured", error=reason)
-        self._trouble = reason
+            level("outbox measurement failed", error=reason)
+        self._problem = reason
 
-    async def look(self) -> Standing:
-        """Measure now."""
-        seen = self._gauges.standing = await standing(self._probe, COUNT_LIMIT)
-        return seen
+    async def measure(self) -> OutboxStats:
+        """Measure now, and update the gauges."""
+        stats = self._gauges.stats = await measure(self._probe, COUNT_LIMIT)
+        return stats
 
     async def ready(self) -> None:
-        """Raises Unhealthy while the oldest event has waited for too long."""
-        if self._trouble is not None:
-            raise Unhealthy(f"not measured: {self._trouble}")
-        if self._gauges.standing is not None:
-            lag = self._gauges.standing.lag_seconds
+        """Raise Unhealthy while the oldest event has waited for too long."""
+        if self._problem is not None:
+            raise Unhealthy(f"not measured: {self._problem}")
+        if self._gauges.stats is not None:
+            lag = self._gauges.stats.lag_seconds
             if lag > self._max_lag_seconds:
                 raise Unhealthy(f"the oldest event has waited for {lag:.0f} s")
 
 
 @asynccontextmanager
 async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
-    """Measure the outbox for the length of the block, whatever the process does.
+    """Measure the outbox during the block, in a process of any role.
 
-    Only a relay is unready for events that wait: taking an API away would not send them.
+    Late events make only a relay unready: without its API, a service would not send them sooner.
     """
     settings, is_relay = load(OutboxSettings), Role.RELAY in runtime.roles
     monitor = Monitor(runtime.database.metrics_probe, settings.outbox_max_lag_seconds)
     runtime.health.add_readiness_check("outbox", monitor.ready, required=is_relay)
-    async with monitor.watching():
+    async with monitor.running():
         yield

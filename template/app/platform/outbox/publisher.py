@@ -26,7 +26,7 @@ _INSERT = insert(cast(Table, OutboxRow.__table__))
 
 @dataclass
 class _Entry:
-    """A message, the savepoint it was published in, and the (sub)transaction that has its row."""
+    """A message, the savepoint of its publishing, and the (sub)transaction that has its row."""
 
     message: Message
     published_in: SessionTransaction | None
@@ -34,10 +34,10 @@ class _Entry:
 
 
 class OutboxPublisher:
-    """Takes the events of one transaction, and inserts them all right before it commits.
+    """A buffer of one transaction's events, inserted together right before the commit.
 
-    So a batch of handlers costs one insert, and a key's ids ascend in the order of publishing. What
-    was published within a savepoint goes with it if that is rolled back. It never commits.
+    So a batch of handlers costs one insert, and a key's ids ascend in the order of publishing. An
+    event that was published in a savepoint is rolled back with it. The publisher never commits.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class OutboxPublisher:
         self._entries: list[_Entry] = []
 
     async def publish(self, event: BaseEvent) -> None:
-        """Raises MessageTooLarge, so that a transaction whose event cannot be sent fails."""
+        """Raise MessageTooLarge, so that a transaction whose event cannot be sent fails."""
         message = encode_within(self._max_bytes, event, self._registry, tracing.current())
         if not self._entries:
             self._listen()
@@ -68,14 +68,15 @@ class OutboxPublisher:
         self._published.set()
         for entry in self._entries:
             key = (entry.message.key or b"").decode("utf-8", "replace")
-            log.info("event in the outbox", topic=entry.message.topic, key=key)
+            log.info("event stored in the outbox", topic=entry.message.topic, key=key)
 
     async def has_committed(self, error: BaseException) -> bool:
-        """Return False: the rows share the transaction's fate, so nobody has to know it."""
+        """Return False: the rows are committed or rolled back with the transaction, so the outcome
+        does not matter."""
         return False
 
     def _listen(self) -> None:
-        # Once more after a rollback emptied the list: SQLAlchemy takes a listener only once.
+        # Possibly again, after a rollback emptied the list: SQLAlchemy registers a listener once.
         event.listen(self._session, "before_commit", self._before_commit)
         event.listen(self._session, "after_soft_rollback", self._after_rollback)
 
@@ -90,16 +91,16 @@ class OutboxPublisher:
     def _after_rollback(self, _session: Session, ended: SessionTransaction) -> None:
         if ended.parent is None:
             self._entries = []
-        self._entries = [e for e in self._entries if not _within(e.published_in, ended)]
+        self._entries = [e for e in self._entries if not _is_within(e.published_in, ended)]
         for entry in self._entries:
-            if _within(entry.written_in, ended):
+            if _is_within(entry.written_in, ended):
                 entry.written_in = None
 
     def _row(self, message: Message) -> dict[str, object]:
         return as_row(message, bucket_of(message.topic, message.key or b"", self._buckets))
 
 
-def _within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
+def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
     while inner is not None and inner is not outer:
         inner = inner.parent
     return inner is outer
@@ -108,7 +109,7 @@ def _within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool
 def bind(
     kafka: KafkaSettings, registry: EventRegistry, _producer: Producer, published: asyncio.Event
 ) -> BindPublisher:
-    """Publishing through the outbox, for each transaction of a process."""
+    """Return the function that makes a session publish through the outbox."""
     settings, max_bytes = load(OutboxSettings), kafka.kafka_max_message_bytes
 
     def bind_session(session: AsyncSession) -> OutboxPublisher:

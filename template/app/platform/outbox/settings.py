@@ -8,7 +8,7 @@ from app.platform.config import EnvSettings
 
 
 class OnPoison(StrEnum):
-    """The fate of a key's later events when one of its events can never be sent."""
+    """The treatment of a key's later events when one of its events can never be sent."""
 
     BLOCK = "block"
     PARK = "park"
@@ -17,7 +17,7 @@ class OnPoison(StrEnum):
 class OutboxSettings(EnvSettings):
     """Settings of publisher and relay. Times are in seconds, sizes in bytes.
 
-    `outbox_buckets` may be changed at any time: rows written under the old number are sent first.
+    `outbox_buckets` may be changed at any time: rows written with the old number are sent first.
     """
 
     outbox_buckets: int = Field(32, ge=1, le=1024)

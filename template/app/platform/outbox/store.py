@@ -1,4 +1,4 @@
-"""The relays' statements: take, give back and set aside rows of the outbox."""
+"""The statements of relays and operators: lock, read, delete and park rows of the outbox."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,20 +28,22 @@ from app.platform.outbox.model import (
     OutboxRow,
     ParkedRow,
     as_message,
-    bounds_of,
+    bucket_count_of,
     bucket_of,
-    division_of,
+    bucket_range,
     order_key,
 )
 
 _HEADERS = ", ".join(HEADER_COLUMNS.values())
-_ALL = f"bucket, topic, key, value, headers, {_HEADERS}, attempts, created_at"
-# As text, for those that are the same in many rows are parsed once.
-_READ = f"id, attempts, bucket, topic, key, value, CAST(headers AS text) AS headers, {_HEADERS}"
+_PARKED_COLUMNS = f"bucket, topic, key, value, headers, {_HEADERS}, attempts, created_at"
+# JSON as text: values that many rows share are parsed once.
+_READ_COLUMNS = (
+    f"id, attempts, bucket, topic, key, value, CAST(headers AS text) AS headers, {_HEADERS}"
+)
 
 
-class Pending(NamedTuple):
-    """A row of the outbox, and the message that it holds."""
+class PendingRow(NamedTuple):
+    """A row of the outbox, with its message."""
 
     id: int
     bucket: int
@@ -50,10 +52,10 @@ class Pending(NamedTuple):
     message: Message
 
 
-# The table is empty at one moment and holds a million rows at the next, so its statistics are
-# always wrong: every plan has to use the indices, and no join may compare each row with each other.
-# A relay that loses its last commits in a crash of the server sends those rows again, so it need not
-# wait for the disk.
+# The table may be empty now and have a million rows in a second, so its statistics are always wrong:
+# every plan has to use the indexes, and no join may compare each row with each other.
+# If a crash of the server loses a relay's last commits, their rows are sent again, so a commit need
+# not wait for the disk.
 _TRANSACTION = text("""
     SELECT set_config('statement_timeout', :statement, true),
         set_config('idle_in_transaction_session_timeout', :idle, true),
@@ -68,7 +70,7 @@ _TRANSACTION = text("""
 async def limit_transaction(
     connection: AsyncConnection, statement_seconds: float, idle_seconds: float
 ) -> None:
-    """Bound this transaction. Nothing outlives it, so it also works behind a transaction pooler."""
+    """Limit this transaction only, so that it also works behind a transaction pooler."""
     limits = {
         "statement": str(int(statement_seconds * 1000)),
         "idle": str(int(idle_seconds * 1000)),
@@ -76,7 +78,7 @@ async def limit_transaction(
     await connection.execute(_TRANSACTION, limits)
 
 
-# One step of the index for each bucket that has rows, however many rows those are.
+# One step of the index for each bucket with rows, however many rows it has.
 _WAITING = text("""
     WITH RECURSIVE waiting AS (
         (SELECT bucket FROM outbox ORDER BY bucket LIMIT 1)
@@ -95,7 +97,7 @@ _ADD_BUCKETS = text(
 
 
 async def waiting_buckets(connection: AsyncConnection) -> list[int]:
-    """The buckets that have rows. Those that nobody has locked yet get their row to lock."""
+    """Return the buckets that have rows. New ones get their row in the table of locks."""
     found = (await connection.execute(_WAITING)).all()
     new = [row.bucket for row in found if not row.known]
     if new:
@@ -108,23 +110,23 @@ _LOCK = text(
 ).bindparams(bindparam("buckets", type_=ARRAY(Integer)))
 
 
-async def lock(connection: AsyncConnection, buckets: Sequence[int]) -> list[int]:
-    """Those of `buckets` that no other relay has; until the transaction ends they are ours.
+async def lock_buckets(connection: AsyncConnection, buckets: Sequence[int]) -> list[int]:
+    """Lock the buckets that no other relay has, until the transaction ends; return them.
 
-    Read the rows in a later statement: one that locks as well would see what was there before.
+    Read their rows in a later statement: this one has the snapshot from before the lock.
     """
     return list((await connection.execute(_LOCK, {"buckets": list(buckets)})).scalars())
 
 
-def _oldest(blocked: str = "", restriction: str = "") -> str:
-    # Rows of another division of the buckets may hold earlier events of our keys, so nothing that
-    # is younger than they are is taken before them.
+def _oldest_rows(with_clause: str = "", restriction: str = "") -> str:
+    # Rows written with another number of buckets may hold earlier events of the same keys, so no
+    # younger row is taken before them.
     return f"""
-        {blocked}
+        {with_clause}
         SELECT r.*, EXISTS (SELECT FROM outbox_parked) AS any_parked
         FROM unnest(:buckets) AS b (bucket)
         CROSS JOIN LATERAL (
-            SELECT {_READ}, sum(octet_length(value))
+            SELECT {_READ_COLUMNS}, sum(octet_length(value))
                 OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes
             FROM outbox AS o
             WHERE o.bucket = b.bucket
@@ -140,39 +142,38 @@ def _oldest(blocked: str = "", restriction: str = "") -> str:
     """
 
 
-# A key's first row decides, found once for all of its rows: many may wait for the same topic.
-_BLOCKED_KEYS = """
-    WITH blocked AS MATERIALIZED (
+# The first such row of a key decides for all rows behind it: many may wait for the same topic.
+_WAITING_KEYS = """
+    WITH waiting AS MATERIALIZED (
         SELECT bucket, key, min(id) AS id FROM outbox
-        WHERE bucket = ANY(:buckets) AND topic = ANY(:resting)
+        WHERE bucket = ANY(:buckets) AND topic = ANY(:backing_off)
         GROUP BY bucket, key)
 """
-_NOT_RESTING = """
-    AND o.topic <> ALL(:resting)
+_NOT_BACKING_OFF = """
+    AND o.topic <> ALL(:backing_off)
     AND NOT EXISTS (
-        SELECT FROM blocked AS e WHERE e.bucket = o.bucket AND e.key = o.key AND e.id <= o.id)
+        SELECT FROM waiting AS e WHERE e.bucket = o.bucket AND e.key = o.key AND e.id <= o.id)
 """
 _BUCKETS = bindparam("buckets", type_=ARRAY(Integer))
-_OLDEST_ROWS = text(_oldest()).bindparams(_BUCKETS)
-_OLDEST_BUT = text(_oldest(_BLOCKED_KEYS, _NOT_RESTING)).bindparams(
-    _BUCKETS, bindparam("resting", type_=ARRAY(String))
+_OLDEST_ROWS = text(_oldest_rows()).bindparams(_BUCKETS)
+_OLDEST_OTHER_ROWS = text(_oldest_rows(_WAITING_KEYS, _NOT_BACKING_OFF)).bindparams(
+    _BUCKETS, bindparam("backing_off", type_=ARRAY(String))
 )
 
 
-async def oldest(
+async def oldest_rows(
     connection: AsyncConnection,
     buckets: Sequence[int],
     rows: int,
     size: int,
-    resting: Collection[str] = (),
-) -> tuple[list[Pending], bool]:
-    """The oldest rows of each of `buckets`, which belong to one division, by id; whether any row at
-    all is parked.
+    backing_off: Collection[str] = (),
+) -> tuple[list[PendingRow], bool]:
+    """Return the oldest rows of each bucket in the order of their ids, and whether any row is parked.
 
-    At most `rows` rows and about `size` bytes of each bucket. Keys with a row for one of the
-    topics that are `resting` are left out from that row on.
+    The buckets have the same count. At most `rows` rows and about `size` bytes are read of each.
+    A key with a row for a topic that is `backing_off` is left out from that row on.
     """
-    first, after = bounds_of(buckets[0])
+    first, after = bucket_range(buckets[0])
     values: dict[str, Any] = {
         "buckets": list(buckets),
         "first": first,
@@ -180,12 +181,13 @@ async def oldest(
         "rows": rows,
         "bytes": size,
     }
-    if resting:
-        found = await connection.execute(_OLDEST_BUT, {**values, "resting": list(resting)})
+    if backing_off:
+        values["backing_off"] = list(backing_off)
+        found = await connection.execute(_OLDEST_OTHER_ROWS, values)
     else:
         found = await connection.execute(_OLDEST_ROWS, values)
     rows_found = found.all()
-    return [_pending(tuple(row)) for row in rows_found], any(
+    return [_pending_row(tuple(row)) for row in rows_found], any(
         row.any_parked for row in rows_found[:1]
     )
 
@@ -194,10 +196,10 @@ _HEADERS_FROM = 7
 _HEADERS_TO = _HEADERS_FROM + len(HEADER_COLUMNS)
 
 
-def _pending(row: tuple[Any, ...]) -> Pending:
+def _pending_row(row: tuple[Any, ...]) -> PendingRow:
     number, attempts, bucket, topic, key, value, others = row[:_HEADERS_FROM]
     message = as_message(topic, key, value, others, row[_HEADERS_FROM:_HEADERS_TO])
-    return Pending(number, bucket, attempts, order_key(topic, key), message)
+    return PendingRow(number, bucket, attempts, order_key(topic, key), message)
 
 
 _DELETE = text("DELETE FROM outbox WHERE id = ANY(:ids)")
@@ -206,8 +208,7 @@ _IDS = bindparam("ids", type_=ARRAY(BigInteger))
 
 
 async def delete_sent(connection: AsyncConnection, ids: Sequence[int]) -> None:
-    # By the ids that were sent, never by a range: the row of a slower transaction may have a lower
-    # id and appear later.
+    # By the ids that were sent, never by a range: a slower transaction may commit a lower id later.
     await connection.execute(_DELETE.bindparams(_IDS), {"ids": list(ids)})
 
 
@@ -216,26 +217,26 @@ async def count_attempt(connection: AsyncConnection, ids: Sequence[int]) -> None
 
 
 _PARK = text(f"""
-    WITH moved AS (DELETE FROM outbox WHERE id = ANY(:ids) RETURNING id, {_ALL})
-    INSERT INTO outbox_parked (id, held, reason, {_ALL})
-    SELECT moved.id, :held, given.reason, {_ALL}
+    WITH moved AS (DELETE FROM outbox WHERE id = ANY(:ids) RETURNING id, {_PARKED_COLUMNS})
+    INSERT INTO outbox_parked (id, held, reason, {_PARKED_COLUMNS})
+    SELECT moved.id, :blocked, given.reason, {_PARKED_COLUMNS}
     FROM moved JOIN unnest(:ids, :reasons) AS given (id, reason) ON given.id = moved.id
 """).bindparams(_IDS, bindparam("reasons", type_=ARRAY(String)))
 
 
 async def park(
-    connection: AsyncConnection, reasons: Mapping[int, str], *, held: bool = False
+    connection: AsyncConnection, reasons: Mapping[int, str], *, blocked: bool = False
 ) -> None:
-    """Set rows aside, by id, each with its reason."""
-    values = {"ids": list(reasons), "reasons": list(reasons.values()), "held": held}
+    """Move rows to `outbox_parked`, by id, each with its reason."""
+    values = {"ids": list(reasons), "reasons": list(reasons.values()), "blocked": blocked}
     await connection.execute(_PARK, values)
 
 
 _PARKED_KEYS = text("SELECT DISTINCT topic, key FROM outbox_parked WHERE key = ANY(:keys)")
 
 
-async def parked_keys(connection: AsyncConnection, rows: Iterable[Pending]) -> set[OrderKey]:
-    """The keys of these rows of which something is parked."""
+async def parked_keys(connection: AsyncConnection, rows: Iterable[PendingRow]) -> set[OrderKey]:
+    """Return the keys of these rows that have a parked event."""
     keys = list({row.message.key for row in rows})
     found = await connection.execute(
         _PARKED_KEYS.bindparams(bindparam("keys", type_=ARRAY(LargeBinary))), {"keys": keys}
@@ -243,13 +244,13 @@ async def parked_keys(connection: AsyncConnection, rows: Iterable[Pending]) -> s
     return {order_key(row.topic, row.key) for row in found}
 
 
-# Everything of a row but what tells of its parking; it starts again without attempts.
-_COLUMNS = [c.name for c in OutboxRow.__table__.columns if c.name != "attempts"]
+# A parked row goes back without its attempts.
+_RESTORED_COLUMNS = [c.name for c in OutboxRow.__table__.columns if c.name != "attempts"]
 
 
 @dataclass(frozen=True)
-class Filter:
-    """A choice of parked rows: those that match everything given."""
+class ParkedFilter:
+    """Criteria of parked rows. A row has to match all that are given."""
 
     ids: Sequence[int] = ()
     topic: str | None = None
@@ -258,7 +259,7 @@ class Filter:
     def conditions(self) -> list[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = []
         if self.ids:
-            found.append(_in(self.ids))
+            found.append(_has_id(self.ids))
         if self.topic is not None:
             found.append(ParkedRow.topic == self.topic)
         if self.key is not None:
@@ -266,38 +267,40 @@ class Filter:
         return found
 
 
-async def find(session: AsyncSession, only: Filter, held: bool | None = None) -> list[ParkedRow]:
-    """Parked rows, oldest first; those `held` behind another, those that are not, or both."""
+async def find_parked(
+    session: AsyncSession, only: ParkedFilter, blocked: bool | None = None
+) -> list[ParkedRow]:
+    """Find parked rows, oldest first: those `blocked` by another, those that are not, or both."""
     query = select(ParkedRow).where(*only.conditions()).order_by(ParkedRow.id)
-    if held is not None:
-        query = query.where(ParkedRow.held.is_(held))
+    if blocked is not None:
+        query = query.where(ParkedRow.blocked.is_(blocked))
     return list(await session.scalars(query))
 
 
 async def retry(engine: AsyncEngine, ids: Sequence[int]) -> int:
-    """Put rows back into the outbox, to their old places. How many, with those held behind them."""
+    """Move rows back into the outbox, with those that they blocked; return the count of all."""
     async with engine.begin() as connection:
         keys = await _lock_keys(connection, ids)
-        back = await _put_back(connection, ids)
-        return back + await _put_back(connection, await _free(connection, keys))
+        restored = await _restore(connection, ids)
+        return restored + await _restore(connection, await _unblocked_ids(connection, keys))
 
 
 async def discard(engine: AsyncEngine, ids: Sequence[int]) -> int:
-    """Delete rows for good, and put back those that were held behind them; how many were deleted."""
+    """Delete rows, and move those that they blocked back; return the count of the deleted."""
     async with engine.begin() as connection:
         keys = await _lock_keys(connection, ids)
-        gone = await connection.execute(delete(ParkedRow).where(_in(ids)))
-        await _put_back(connection, await _free(connection, keys))
-        return gone.rowcount
+        deleted = await connection.execute(delete(ParkedRow).where(_has_id(ids)))
+        await _restore(connection, await _unblocked_ids(connection, keys))
+        return deleted.rowcount
 
 
 async def _lock_keys(connection: AsyncConnection, ids: Sequence[int]) -> set[OrderKey]:
-    """Keep relays away from the keys of these rows for the length of the transaction."""
-    rows = await connection.execute(select(ParkedRow.topic, ParkedRow.key).where(_in(ids)))
+    """Lock the buckets of these rows' keys against relays, until the transaction ends."""
+    rows = await connection.execute(select(ParkedRow.topic, ParkedRow.key).where(_has_id(ids)))
     messages = {(topic, key) for topic, key in rows}
     known = await connection.scalars(select(OutboxBucket.bucket))
-    divisions = {division_of(bucket) for bucket in known}
-    buckets = {bucket_of(*message, division) for message in messages for division in divisions}
+    counts = {bucket_count_of(bucket) for bucket in known}
+    buckets = {bucket_of(*message, count) for message in messages for count in counts}
     await connection.execute(
         select(OutboxBucket.bucket)
         .where(OutboxBucket.bucket == func.any(list(buckets)))
@@ -307,23 +310,23 @@ async def _lock_keys(connection: AsyncConnection, ids: Sequence[int]) -> set[Ord
     return {order_key(topic, key) for topic, key in messages}
 
 
-async def _free(connection: AsyncConnection, keys: Iterable[OrderKey]) -> list[int]:
-    """The rows of `keys` that are held although nothing before them is parked any more."""
-    query = select(ParkedRow.id, ParkedRow.topic, ParkedRow.key, ParkedRow.held)
+async def _unblocked_ids(connection: AsyncConnection, keys: Iterable[OrderKey]) -> list[int]:
+    """Return the blocked rows of `keys` that no longer have a parked one before them."""
+    query = select(ParkedRow.id, ParkedRow.topic, ParkedRow.key, ParkedRow.blocked.label("blocked"))
     of_keys = ParkedRow.key == func.any(list({key for _, key in keys}))
     rows = (await connection.execute(query.where(of_keys))).all()
-    blocked = {order_key(row.topic, row.key) for row in rows if not row.held}
-    free = set(keys) - blocked
-    return [row.id for row in rows if row.held and order_key(row.topic, row.key) in free]
+    blocking = {order_key(row.topic, row.key) for row in rows if not row.blocked}
+    free = set(keys) - blocking
+    return [row.id for row in rows if row.blocked and order_key(row.topic, row.key) in free]
 
 
-async def _put_back(connection: AsyncConnection, ids: Sequence[int]) -> int:
-    columns = [getattr(ParkedRow, name) for name in _COLUMNS]
-    moved = insert(OutboxRow).from_select(_COLUMNS, select(*columns).where(_in(ids)))
+async def _restore(connection: AsyncConnection, ids: Sequence[int]) -> int:
+    columns = [getattr(ParkedRow, name) for name in _RESTORED_COLUMNS]
+    moved = insert(OutboxRow).from_select(_RESTORED_COLUMNS, select(*columns).where(_has_id(ids)))
     await connection.execute(moved)
-    return (await connection.execute(delete(ParkedRow).where(_in(ids)))).rowcount
+    return (await connection.execute(delete(ParkedRow).where(_has_id(ids)))).rowcount
 
 
-def _in(ids: Sequence[int]) -> ColumnElement[bool]:
-    # One argument: a statement has at most 32,767, and more rows than that may be held.
+def _has_id(ids: Sequence[int]) -> ColumnElement[bool]:
+    # One argument: a statement has at most 32,767, and more rows than that may be blocked.
     return ParkedRow.id == func.any(list(ids))

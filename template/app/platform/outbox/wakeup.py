@@ -1,7 +1,7 @@
-"""Waking up relays: a process that commits events and has no relay tells those that have one.
+"""Notifications of commits, from processes without a relay to those with one.
 
-PostgreSQL carries the word (NOTIFY), in a transaction of its own: in the writers' it would make
-their commits wait for each other. It may be lost, as a relay looks by itself, too.
+They are sent by NOTIFY in a transaction of its own: in the writers' transactions it would make their
+commits wait for each other. One may be lost, because relays also poll.
 """
 
 import asyncio
@@ -20,46 +20,46 @@ from app.platform.service import Role
 log = structlog.get_logger(__name__)
 
 CHANNEL = "outbox"
-# Commits that follow each other closely share one word.
-_REST_SECONDS = 0.01
-# A connection that was cut off does not say so until it is asked.
-_ASK_SECONDS = 5.0
-_ANSWER_SECONDS = 5.0
-_RECONNECT_SECONDS = (1.0, 5.0)
+# Commits within this time share a notification.
+_MIN_INTERVAL_SECONDS = 0.01
+# A connection that was cut is only noticed by a query.
+_HEARTBEAT_SECONDS = 5.0
+_QUERY_TIMEOUT_SECONDS = 5.0
+_RECONNECT_BACKOFF = (1.0, 5.0)
 
 Work = Callable[[asyncpg.Connection], Awaitable[None]]
 
 
 @asynccontextmanager
 async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
-    """Tell relays elsewhere of commits, for the length of the block; one in this process knows."""
+    """Notify other processes' relays during the block; one in this process needs no notification."""
     if Role.RELAY in runtime.roles:
         yield
     else:
-        async with announcing(runtime.database.engine, runtime.published):
+        async with notifying(runtime.database.engine, runtime.published):
             yield
 
 
 @asynccontextmanager
-async def announcing(engine: AsyncEngine, published: asyncio.Event) -> AsyncIterator[None]:
-    """Tell those who listen whenever `published` is set, and clear it."""
+async def notifying(engine: AsyncEngine, published: asyncio.Event) -> AsyncIterator[None]:
+    """Notify the listeners whenever `published` is set, and clear it."""
 
-    async def announce(connection: asyncpg.Connection) -> None:
+    async def notify(connection: asyncpg.Connection) -> None:
         while True:
             await published.wait()
             published.clear()
-            await connection.execute(f"NOTIFY {CHANNEL}", timeout=_ANSWER_SECONDS)
-            await asyncio.sleep(_REST_SECONDS)
+            await connection.execute(f"NOTIFY {CHANNEL}", timeout=_QUERY_TIMEOUT_SECONDS)
+            await asyncio.sleep(_MIN_INTERVAL_SECONDS)
 
-    async with _connected(engine, announce, "outbox-announcer"):
+    async with _connected(engine, notify, "outbox-notifier"):
         yield
 
 
 @asynccontextmanager
 async def listening(engine: AsyncEngine, published: asyncio.Event) -> AsyncIterator[None]:
-    """Set `published` whenever another process tells of commits.
+    """Set `published` at each notification of another process.
 
-    Not through a transaction pooler: what is heard there is heard by whoever has the connection.
+    It does not work through a transaction pooler, which may give a notification to any client.
     """
 
     def wake_up(*_notification: object) -> None:
@@ -67,10 +67,10 @@ async def listening(engine: AsyncEngine, published: asyncio.Event) -> AsyncItera
 
     async def listen(connection: asyncpg.Connection) -> None:
         await connection.add_listener(CHANNEL, wake_up)
-        wake_up()  # for what was said before
+        wake_up()  # for notifications before this one listened
         while True:
-            await asyncio.sleep(_ASK_SECONDS)
-            await connection.execute("SELECT 1", timeout=_ANSWER_SECONDS)
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+            await connection.execute("SELECT 1", timeout=_QUERY_TIMEOUT_SECONDS)
 
     async with _connected(engine, listen, "outbox-listener"):
         yield
@@ -78,8 +78,8 @@ async def listening(engine: AsyncEngine, published: asyncio.Event) -> AsyncItera
 
 @asynccontextmanager
 async def _connected(engine: AsyncEngine, work: Work, name: str) -> AsyncIterator[None]:
-    """Do `work` beside the block, on a connection of its own, and on the next one if that ends."""
-    task = asyncio.create_task(_go_on(engine, work), name=name)
+    """Do `work` during the block on a connection of its own, and on a new one if that fails."""
+    task = asyncio.create_task(_keep_working(engine, work), name=name)
     try:
         yield
     finally:
@@ -87,8 +87,8 @@ async def _connected(engine: AsyncEngine, work: Work, name: str) -> AsyncIterato
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _go_on(engine: AsyncEngine, work: Work) -> None:
-    told, backoff = "", Backoff(*_RECONNECT_SECONDS, jitter=0.5)
+async def _keep_working(engine: AsyncEngine, work: Work) -> None:
+    reported, backoff = "", Backoff(*_RECONNECT_BACKOFF, jitter=0.5)
     while True:
         try:
             async with engine.connect() as pooled:
@@ -98,11 +98,11 @@ async def _go_on(engine: AsyncEngine, work: Work) -> None:
                 try:
                     await work(connection)
                 finally:
-                    await pooled.invalidate()  # nobody else shall get one that listens
-        except Exception as error:  # relays look by themselves meanwhile
-            away = is_unavailable(error) or isinstance(error, OSError | asyncpg.InterfaceError)
-            level, reason = log.info if away else log.exception, summary(error)
-            if reason != told:
-                level("relays are not woken up, and poll", reason=reason)
-            told = reason
+                    await pooled.invalidate()  # a listening connection must not return to the pool
+        except Exception as error:  # relays poll meanwhile
+            expected = is_unavailable(error) or isinstance(error, OSError | asyncpg.InterfaceError)
+            level, reason = log.info if expected else log.exception, summary(error)
+            if reason != reported:
+                level("outbox notifications interrupted, relays poll", reason=reason)
+            reported = reason
         await backoff.pause()

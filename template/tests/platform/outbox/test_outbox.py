@@ -34,7 +34,7 @@ from app.platform.kafka.subscription import RetryPolicy, Subscription
 from app.platform.kafka.topics import required_topics
 from app.platform.outbox import monitor, relay, store
 from app.platform.outbox.monitor import Monitor
-from app.platform.outbox.store import oldest
+from app.platform.outbox.store import oldest_rows
 from app.platform.runtime import Configuration
 from app.platform.service import Role
 from app.platform.tracing import Trace
@@ -58,14 +58,14 @@ async def numbers(world: World) -> list[int]:
     return [Moved.model_validate_json(row["value"]).number for row in await world.rows()]  # type: ignore[arg-type]  # bytes
 
 
-async def test_what_is_published_is_there_once_the_transaction_has_committed(world: World) -> None:
+async def test_a_commit_stores_the_published_events(world: World) -> None:
     async with world.units.begin() as uow:
         await uow.events.publish(moved(1)[0])
         assert await world.rows() == []
     assert await numbers(world) == [0]
 
 
-async def test_nothing_remains_of_a_transaction_that_fails(world: World) -> None:
+async def test_a_rollback_stores_nothing(world: World) -> None:
     with suppress(RuntimeError):
         async with world.units.begin() as uow:
             await uow.events.publish(moved(1)[0])
@@ -79,7 +79,7 @@ async def test_ids_ascend_in_the_order_of_publishing(world: World) -> None:
     assert await numbers(world) == list(range(100))
 
 
-async def test_an_event_that_could_never_be_sent_fails_its_transaction(world: World) -> None:
+async def test_an_unsendable_event_fails_its_transaction(world: World) -> None:
     with pytest.raises(MessageTooLarge, match="more than KAFKA_MAX_MESSAGE_BYTES=100000"):
         await world.write(
             Moved(name="k", number=1), Moved(name="k", number=2, load="x" * MAX_BYTES)
@@ -87,7 +87,7 @@ async def test_an_event_that_could_never_be_sent_fails_its_transaction(world: Wo
     assert await world.rows() == []
 
 
-async def test_an_event_that_nobody_registered_fails_its_transaction(world: World) -> None:
+async def test_an_unregistered_event_fails_its_transaction(world: World) -> None:
     class Unheard(Moved):
         pass
 
@@ -95,14 +95,14 @@ async def test_an_event_that_nobody_registered_fails_its_transaction(world: Worl
         await world.write(Unheard(name="k", number=1))
 
 
-async def test_the_row_holds_the_very_message_that_the_codec_wrote(world: World) -> None:
+async def test_the_row_holds_the_message_of_the_codec(world: World) -> None:
     event = Moved(name="k-\N{SNOWMAN}", number=1)
     trace = Trace("story", "cause", tracing.child_traceparent(None))
     with tracing.bind_trace(trace):
         await world.write(event)
     buckets = [row["bucket"] for row in await world.rows()]
     async with world.database.engine.connect() as connection:
-        (row,), _ = await oldest(connection, buckets, 10, 1_000_000)  # type: ignore[arg-type]  # numbers
+        (row,), _ = await oldest_rows(connection, buckets, 10, 1_000_000)  # type: ignore[arg-type]  # numbers
     message = encode(event, world.registry, trace)
     assert (row.message.topic, row.message.key, row.message.value) == (
         message.topic,
@@ -112,7 +112,7 @@ async def test_the_row_holds_the_very_message_that_the_codec_wrote(world: World)
     assert dict(row.message.headers) == dict(message.headers)
 
 
-async def test_what_a_savepoint_published_goes_with_it(world: World) -> None:
+async def test_events_of_a_savepoint_are_rolled_back_with_it(world: World) -> None:
     first, second, third = moved(3)
     async with world.units.begin() as uow:
         await uow.events.publish(first)
@@ -124,7 +124,7 @@ async def test_what_a_savepoint_published_goes_with_it(world: World) -> None:
     assert await numbers(world) == [0, 2]
 
 
-async def test_what_a_released_savepoint_published_stays_in_its_place(world: World) -> None:
+async def test_events_of_a_released_savepoint_keep_their_order(world: World) -> None:
     first, second, third = moved(3)
     async with world.units.begin() as uow:
         await uow.events.publish(first)
@@ -134,7 +134,7 @@ async def test_what_a_released_savepoint_published_stays_in_its_place(world: Wor
     assert await numbers(world) == [0, 1, 2]
 
 
-async def test_an_outer_savepoint_takes_back_what_an_inner_one_released(world: World) -> None:
+async def test_an_outer_savepoint_rolls_back_an_inner_one(world: World) -> None:
     first, second, third = moved(3)
     async with world.units.begin() as uow:
         await uow.events.publish(first)
@@ -147,7 +147,7 @@ async def test_an_outer_savepoint_takes_back_what_an_inner_one_released(world: W
     assert await numbers(world) == [0, 2]
 
 
-async def test_a_savepoint_that_cannot_be_released_takes_nothing_from_before(
+async def test_a_failed_release_keeps_the_events_before_it(
     world: World,
 ) -> None:
     first, second = moved(2)
@@ -169,14 +169,14 @@ async def test_a_commit_wakes_the_relay_of_its_process(world: World) -> None:
     assert world.published.is_set()
 
 
-async def test_the_gauges_tell_what_waits_and_what_is_set_aside(world: World) -> None:
+async def test_the_gauges_count_pending_and_parked_events(world: World) -> None:
     world.producer = RefusesSold()
     await world.write(Sold(name="a", number=1), Moved(name="a", number=2))
     async with world.relaying():
         await world.has_parked(2)
     await world.write(*moved(3))
-    seen = await Monitor(world.database.probe, 60).look()
-    assert (seen.pending, seen.parked, seen.held) == (3, 1, 1)
+    seen = await Monitor(world.database.probe, 60).measure()
+    assert (seen.pending, seen.parked, seen.blocked) == (3, 1, 1)
     assert 0 < seen.lag_seconds < 60
     assert REGISTRY.get_sample_value("outbox_pending") == 3
     assert REGISTRY.get_sample_value("outbox_parked") == 1
@@ -190,7 +190,7 @@ async def test_the_outbox_is_measured_while_the_pool_is_empty(
     small = {"database_pool_size": 1, "database_max_overflow": 0}
     database = Database(database_settings(migrated_database_url).model_copy(update=small))
     async with database.engine.connect():
-        assert (await Monitor(database.probe, 60).look()).pending == 2
+        assert (await Monitor(database.probe, 60).measure()).pending == 2
     await database.close()
 
 
@@ -201,13 +201,13 @@ async def test_only_the_relay_that_parks_an_event_reports_it(world: World) -> No
     with capture_logs() as logs:
         async with world.relaying(count=2):
             await world.has_parked(1)
-            await Monitor(world.database.metrics_probe, 60).look()
+            await Monitor(world.database.metrics_probe, 60).measure()
     reports = [entry for entry in logs if entry["log_level"] == "error"]
     assert [(entry["event"], entry["topic"]) for entry in reports] == [("event parked", SOLD)]
 
 
 async def test_an_empty_outbox_has_no_lag(world: World) -> None:
-    seen = await Monitor(world.database.probe, 60).look()
+    seen = await Monitor(world.database.probe, 60).measure()
     assert (seen.pending, seen.lag_seconds) == (0, 0.0)
 
 
@@ -245,7 +245,7 @@ async def serving(
         yield http
 
 
-async def test_a_commit_in_the_api_wakes_up_the_relay_of_another_process(
+async def test_a_commit_in_the_api_wakes_another_process(
     world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OUTBOX_POLL_SECONDS", "60")
@@ -291,7 +291,7 @@ async def has_said(http: AsyncClient, words: str, check: str = "relay") -> None:
         assert said.status_code == 503
 
 
-async def test_a_relay_waits_for_its_tables_and_says_so_in_one_line(
+async def test_a_relay_waits_for_its_tables_and_logs_it_once(
     world: World, migrated_database_url: str
 ) -> None:
     with capture_logs() as logs:
@@ -373,7 +373,7 @@ async def test_the_outbox_is_measured_without_a_relay(
     assert [REGISTRY.get_sample_value(name) for name in GAUGES] == [None] * 4
 
 
-async def test_a_locked_outbox_does_not_hold_up_readiness(
+async def test_a_locked_outbox_does_not_delay_readiness(
     world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor, "INTERVAL_SECONDS", 0.05)
@@ -412,8 +412,8 @@ async def test_counting_the_outbox_is_bounded(
 ) -> None:
     monkeypatch.setattr(monitor, "COUNT_LIMIT", 2)
     await world.write(*moved(3))
-    assert (await Monitor(world.database.probe, 60).look()).pending == 2
-    assert (await monitor.standing(world.database.probe)).pending == 3
+    assert (await Monitor(world.database.probe, 60).measure()).pending == 2
+    assert (await monitor.measure(world.database.probe)).pending == 3
 
 
 async def test_a_relay_is_not_ready_while_events_wait_too_long(
@@ -452,7 +452,7 @@ class RefusesSold(FakeProducer):
 async def parked(
     world: World, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> World:
-    """One event that cannot be sent, and one held behind it."""
+    """One event that cannot be sent, and one blocked by it."""
     monkeypatch.setenv("DATABASE_URL", migrated_database_url)
     world.producer = RefusesSold()
     await world.write(Sold(name="a", number=1), Moved(name="a", number=2))
@@ -465,16 +465,16 @@ async def first_id(world: World) -> str:
     return str((await world.rows("outbox_parked"))[0]["id"])
 
 
-async def test_status_tells_what_waits_and_what_cannot_be_sent(parked: World) -> None:
+async def test_status_shows_pending_and_parked_events(parked: World) -> None:
     await parked.write(Moved(name="b", number=3))
     result = await app("status")
     assert result.exit_code == 0
     assert "shop.thing.sold key=a  MessageRejected: too large for its topic" in result.output
     assert "1 pending" in result.output
-    assert "1 parked, 1 held behind them" in result.output
+    assert "1 parked, 1 blocked by them" in result.output
 
 
-async def test_show_tells_all_of_a_parked_event(parked: World) -> None:
+async def test_show_prints_a_parked_event_whole(parked: World) -> None:
     result = await app("show", await first_id(parked))
     assert result.exit_code == 0
     for part in ("MessageRejected", "ce_type: thing.sold", '"number": 1', "content-type"):
@@ -484,19 +484,19 @@ async def test_show_tells_all_of_a_parked_event(parked: World) -> None:
 async def test_show_of_an_event_that_is_not_parked_is_an_error(parked: World) -> None:
     result = await app("show", "999")
     assert result.exit_code == 1
-    assert "no event 999 is parked" in result.output
+    assert "event 999 is not parked" in result.output
 
 
-async def test_retry_puts_the_event_back_with_what_it_held(parked: World) -> None:
+async def test_retry_restores_the_event_and_those_it_blocked(parked: World) -> None:
     result = await app("retry", await first_id(parked))
-    assert "2 events are on their way again" in result.output
+    assert "moved 2 events back into the outbox" in result.output
     assert [row["topic"] for row in await parked.rows()] == ["shop.thing.sold", MOVED]
     assert await parked.rows("outbox_parked") == []
 
 
-async def test_discard_deletes_the_event_and_frees_what_it_held(parked: World) -> None:
+async def test_discard_restores_the_events_it_blocked(parked: World) -> None:
     result = await app("discard", "--key", "a")
-    assert "1 event is gone" in result.output
+    assert "deleted 1 event" in result.output
     assert [row["topic"] for row in await parked.rows()] == [MOVED]
     assert await parked.rows("outbox_parked") == []
 
@@ -510,14 +510,14 @@ async def test_a_dry_run_changes_nothing(parked: World, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["retry", "discard"])
-async def test_it_has_to_be_said_which_events_are_meant(parked: World, command: str) -> None:
+async def test_events_have_to_be_selected(parked: World, command: str) -> None:
     result = await app(command)
     assert result.exit_code == 1
-    assert "say which events" in result.output
+    assert "no event is selected" in result.output
     assert len(await parked.rows("outbox_parked")) == 2
 
 
-async def test_an_id_that_is_not_parked_is_an_error_and_nothing_is_done(parked: World) -> None:
+async def test_an_id_that_is_not_parked_changes_nothing(parked: World) -> None:
     result = await app("retry", await first_id(parked), "999")
     assert result.exit_code == 1
     assert "not parked: 999" in result.output

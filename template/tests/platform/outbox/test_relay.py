@@ -17,8 +17,8 @@ from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.producer import Outcome
 from app.platform.outbox import relay, store, wakeup
 from app.platform.outbox.model import bucket_of
-from app.platform.outbox.store import Filter
-from app.platform.outbox.wakeup import announcing, listening
+from app.platform.outbox.store import ParkedFilter
+from app.platform.outbox.wakeup import listening, notifying
 from tests.fixtures import eventually
 from tests.platform.outbox.conftest import (
     MOVED,
@@ -42,7 +42,7 @@ class Slow(FakeProducer):
         return await super().send_all(messages)
 
 
-async def test_everything_committed_is_sent_in_order_by_key_and_leaves_the_outbox(
+async def test_committed_events_are_sent_in_order_by_key(
     world: World,
 ) -> None:
     await world.write(*moved(300))
@@ -65,7 +65,7 @@ async def test_relays_share_the_work_and_keep_the_order(world: World) -> None:
     assert in_order_by_key(sent)
 
 
-async def test_a_bucket_that_another_relay_has_is_left_alone_and_holds_up_nothing(
+async def test_a_bucket_locked_by_another_relay_is_skipped(
     world: World,
 ) -> None:
     world.settings = outbox_settings(outbox_relay_tasks=1)
@@ -106,7 +106,7 @@ async def test_rows_of_other_processes_are_found_by_polling(world: World) -> Non
 async def test_a_commit_is_sent_at_once_when_its_process_has_no_relay(world: World) -> None:
     world.settings = outbox_settings(outbox_poll_seconds=30)
     engine, relays, writers = world.database.engine, world.published, asyncio.Event()
-    async with world.relaying(), listening(engine, relays), announcing(engine, writers):
+    async with world.relaying(), listening(engine, relays), notifying(engine, writers):
         await asyncio.sleep(0.2)
         world.published = writers
         for _ in range(2):  # the second also when the first was the last word for long
@@ -116,10 +116,10 @@ async def test_a_commit_is_sent_at_once_when_its_process_has_no_relay(world: Wor
             assert time.monotonic() - started < 5
 
 
-async def test_relays_are_woken_up_again_after_the_connections_were_lost(
+async def test_notifications_resume_after_lost_connections(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wakeup, "_ASK_SECONDS", 0.1)
+    monkeypatch.setattr(wakeup, "_HEARTBEAT_SECONDS", 0.1)
     engine, relays, writers = world.database.engine, asyncio.Event(), asyncio.Event()
 
     async def heard() -> bool:
@@ -127,7 +127,7 @@ async def test_relays_are_woken_up_again_after_the_connections_were_lost(
         await asyncio.sleep(0.1)
         return relays.is_set()
 
-    async with listening(engine, relays), announcing(engine, writers):
+    async with listening(engine, relays), notifying(engine, writers):
         await eventually(heard)  # a listener that has just connected always does
         relays.clear()
         await eventually(heard)
@@ -144,24 +144,24 @@ async def test_relays_are_woken_up_again_after_the_connections_were_lost(
         await eventually(heard)
 
 
-async def test_while_the_broker_is_away_nothing_is_lost_and_no_attempt_is_counted(
+async def test_an_outage_of_the_broker_counts_no_attempt(
     world: World,
 ) -> None:
     world.producer.available = False
     world.settings = outbox_settings(outbox_max_attempts=1)
     async with world.relaying() as (running,):
         await world.write(*moved(20))
-        await eventually(lambda: asyncio.sleep(0, running.trouble))
+        await eventually(lambda: asyncio.sleep(0, running.problem))
         await asyncio.sleep(0.5)
         assert [row["attempts"] for row in await world.rows()] == [0] * 20
         assert await world.rows("outbox_parked") == []
         world.producer.available = True
         await world.is_empty()
-        assert running.trouble is None
+        assert running.problem is None
     assert in_order_by_key(world.delivered())
 
 
-async def test_after_an_outage_a_relay_is_well_again_though_another_sent_everything(
+async def test_a_relay_recovers_though_another_sent_the_rows(
     world: World,
 ) -> None:
     world.producer.available = False
@@ -169,20 +169,20 @@ async def test_after_an_outage_a_relay_is_well_again_though_another_sent_everyth
     away.available = False
     async with world.relaying(), world.relaying(producer=away) as (idle,):
         await world.write(*moved(1))
-        await eventually(lambda: asyncio.sleep(0, idle.trouble))
+        await eventually(lambda: asyncio.sleep(0, idle.problem))
         world.producer.available = True
         await world.is_empty()
-        assert idle.trouble is not None
+        assert idle.problem is not None
         away.available = True
-        await eventually(lambda: asyncio.sleep(0, idle.trouble is None))
+        await eventually(lambda: asyncio.sleep(0, idle.problem is None))
     assert away.sent == []
 
 
-async def test_while_the_broker_is_away_no_transaction_is_open(world: World) -> None:
+async def test_no_transaction_is_open_during_an_outage(world: World) -> None:
     world.producer.available = False
     async with world.relaying() as (running,):
         await world.write(*moved(5))
-        await eventually(lambda: asyncio.sleep(0, running.trouble))
+        await eventually(lambda: asyncio.sleep(0, running.problem))
 
         async def is_any_open() -> bool:
             async with world.database.engine.connect() as connection:
@@ -205,7 +205,7 @@ class Dying(FakeProducer):
         return []
 
 
-async def test_a_relay_that_dies_after_sending_leaves_its_rows_to_the_next(world: World) -> None:
+async def test_the_rows_of_a_dead_relay_are_sent_by_the_next(world: World) -> None:
     world.settings = outbox_settings(outbox_buckets=1)
     await world.write(*moved(30))
     dying = Dying(TOPICS)
@@ -219,7 +219,7 @@ async def test_a_relay_that_dies_after_sending_leaves_its_rows_to_the_next(world
     assert in_order_by_key(numbers([*dying.sent, *world.producer.sent]))
 
 
-async def test_a_relay_whose_connection_is_cut_deletes_nothing_and_goes_on(world: World) -> None:
+async def test_a_relay_recovers_from_a_cut_connection(world: World) -> None:
     """As a frozen one that wakes up after the server has hung up on it."""
 
     class Cutting(FakeProducer):
@@ -248,7 +248,7 @@ async def test_a_relay_whose_connection_is_cut_deletes_nothing_and_goes_on(world
     assert in_order_by_key(world.delivered())
 
 
-async def test_a_relay_that_stood_still_sends_its_batch_again(
+async def test_a_frozen_relay_sends_its_batch_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "_MARGIN_SECONDS", 0.2)
@@ -269,7 +269,7 @@ async def test_a_relay_that_stood_still_sends_its_batch_again(
     assert len(world.producer.sent) == 20
 
 
-async def test_the_server_hangs_up_on_a_transaction_that_stands_still(world: World) -> None:
+async def test_the_server_ends_a_frozen_transaction(world: World) -> None:
     await world.write(*moved(1))
     async with world.database.engine.begin() as connection:
         (bucket,) = await store.waiting_buckets(connection)
@@ -277,10 +277,10 @@ async def test_the_server_hangs_up_on_a_transaction_that_stands_still(world: Wor
     async def stand_still() -> None:
         async with world.database.engine.begin() as frozen:
             await store.limit_transaction(frozen, 5, 0.2)
-            assert await store.lock(frozen, [bucket]) == [bucket]
+            assert await store.lock_buckets(frozen, [bucket]) == [bucket]
             await asyncio.sleep(0.6)
             async with world.database.engine.begin() as another:
-                assert await store.lock(another, [bucket]) == [bucket]
+                assert await store.lock_buckets(another, [bucket]) == [bucket]
             await store.delete_sent(frozen, [row["id"] for row in await world.rows()])  # type: ignore[misc]  # numbers
 
     with pytest.raises(DBAPIError) as caught:
@@ -289,7 +289,7 @@ async def test_the_server_hangs_up_on_a_transaction_that_stands_still(world: Wor
     assert len(await world.rows()) == 1
 
 
-async def test_rows_that_commit_late_with_lower_ids_are_not_deleted_unsent(world: World) -> None:
+async def test_lower_ids_that_commit_late_are_sent(world: World) -> None:
     sending = asyncio.Event()
     go_on = asyncio.Event()
 
@@ -342,7 +342,7 @@ async def test_a_batch_is_bounded_in_bytes(world: World) -> None:
     assert in_order_by_key(world.delivered())
 
 
-async def test_after_a_change_of_the_buckets_the_order_holds(world: World) -> None:
+async def test_order_survives_a_change_of_the_bucket_count(world: World) -> None:
     world.producer = Slow(TOPICS)
     events = moved(300, keys=10)
     for begin, buckets in [(0, 32), (100, 8), (200, 64)]:
@@ -354,7 +354,7 @@ async def test_after_a_change_of_the_buckets_the_order_holds(world: World) -> No
     assert in_order_by_key(world.delivered())
 
 
-async def test_an_event_follows_one_of_its_key_on_another_topic_once_that_is_acknowledged(
+async def test_the_next_topic_of_a_key_waits_for_the_first(
     world: World,
 ) -> None:
     waves: list[list[str]] = []
@@ -390,7 +390,7 @@ class Refusing(FakeProducer):
         return MessageRejected("no") if number in self.bad else None
 
 
-async def test_block_parks_the_row_and_holds_what_follows_of_its_key(world: World) -> None:
+async def test_block_parks_the_row_and_those_behind_it(world: World) -> None:
     world.producer = producer = Refusing(4)
     await world.write(*moved(20, keys=4))
     async with world.relaying():
@@ -412,7 +412,7 @@ async def test_block_parks_the_row_and_holds_what_follows_of_its_key(world: Worl
     assert await world.rows("outbox_parked") == []
 
 
-async def test_discarding_the_parked_row_frees_its_key(world: World) -> None:
+async def test_discarding_the_parked_row_unblocks_its_key(world: World) -> None:
     world.producer = Refusing(0)
     await world.write(*moved(3, keys=1))
     async with world.relaying():
@@ -424,7 +424,7 @@ async def test_discarding_the_parked_row_frees_its_key(world: World) -> None:
 
 
 @pytest.mark.parametrize(("what", "count"), [(store.retry, 40_000), (store.discard, 1)])
-async def test_more_rows_than_a_statement_has_arguments_can_be_freed(
+async def test_more_rows_than_arguments_can_be_unblocked(
     world: World, what: Callable[[AsyncEngine, Sequence[int]], Awaitable[int]], count: int
 ) -> None:
     bucket = bucket_of(MOVED, b"k", world.settings.outbox_buckets)
@@ -438,9 +438,9 @@ async def test_more_rows_than_a_statement_has_arguments_can_be_freed(
     assert await world.rows("outbox_parked") == []
 
 
-async def test_more_rows_than_a_statement_has_arguments_can_be_found(world: World) -> None:
+async def test_more_rows_than_arguments_can_be_found(world: World) -> None:
     async with world.database.sessions() as session:
-        assert await store.find(session, Filter(range(40_000))) == []
+        assert await store.find_parked(session, ParkedFilter(range(40_000))) == []
 
 
 async def test_a_row_with_a_long_key_can_be_parked(world: World) -> None:
@@ -451,7 +451,7 @@ async def test_a_row_with_a_long_key_can_be_parked(world: World) -> None:
         await world.is_empty()
 
 
-async def test_park_lets_the_later_events_of_the_key_pass(world: World) -> None:
+async def test_park_sends_the_later_events_of_the_key(world: World) -> None:
     world.settings = outbox_settings(outbox_on_poison="park")
     world.producer = Refusing(2)
     await world.write(*moved(6, keys=2))
@@ -462,9 +462,7 @@ async def test_park_lets_the_later_events_of_the_key_pass(world: World) -> None:
 
 
 @pytest.mark.parametrize("missing", [True, False])
-async def test_a_topic_that_refuses_waits_alone_and_gets_its_events_when_it_takes_them(
-    world: World, missing: bool
-) -> None:
+async def test_a_refusing_topic_delays_only_its_own_events(world: World, missing: bool) -> None:
     if missing:
         world.producer = FakeProducer([MOVED])
     else:
@@ -486,10 +484,8 @@ async def test_a_topic_that_refuses_waits_alone_and_gets_its_events_when_it_take
     assert await world.rows("outbox_parked") == []
 
 
-async def test_a_topic_that_refuses_is_left_alone_for_a_while(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relay, "_TOPIC_SECONDS", (60.0, 60.0))
+async def test_a_refusing_topic_backs_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_TOPIC_BACKOFF", (60.0, 60.0))
 
     class Counting(FakeProducer):
         tries = 0
@@ -508,7 +504,7 @@ async def test_a_topic_that_refuses_is_left_alone_for_a_while(
     assert producer.tries == 1
 
 
-async def test_a_backlog_of_a_resting_topic_is_passed_over(world: World) -> None:
+async def test_the_backlog_of_a_topic_backing_off_is_skipped(world: World) -> None:
     """Within the limit of the relay's statements, although the statistics know of no row."""
     bucket = bucket_of(SOLD, b"k", 1)
     backlog = text(
@@ -521,13 +517,13 @@ async def test_a_backlog_of_a_resting_topic_is_passed_over(world: World) -> None
         await connection.execute(backlog, {"bucket": bucket, "topic": SOLD})
         await connection.execute(other, {"bucket": bucket, "topic": MOVED})
     async with world.database.engine.begin() as connection:
-        seconds = relay._STATEMENT_SECONDS
+        seconds = relay._STATEMENT_TIMEOUT_SECONDS
         await store.limit_transaction(connection, seconds, seconds)
-        rows, _ = await store.oldest(connection, [bucket], 10, 1_000_000, [SOLD])
+        rows, _ = await store.oldest_rows(connection, [bucket], 10, 1_000_000, [SOLD])
     assert [row.message.topic for row in rows] == [MOVED]
 
 
-async def test_a_row_at_which_the_client_itself_fails_is_parked_alone(world: World) -> None:
+async def test_a_row_that_breaks_the_client_is_parked_alone(world: World) -> None:
     class Broken(FakeProducer):
         async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
             if any(b'"number":3,' in (message.value or b"") for message in messages):
@@ -546,7 +542,7 @@ async def test_a_row_at_which_the_client_itself_fails_is_parked_alone(world: Wor
     assert len(world.delivered()) == 8
 
 
-async def test_a_key_parked_under_another_division_of_the_buckets_stays_blocked(
+async def test_a_changed_bucket_count_keeps_a_key_blocked(
     world: World,
 ) -> None:
     world.producer = producer = Refusing(0)
@@ -561,7 +557,7 @@ async def test_a_key_parked_under_another_division_of_the_buckets_stays_blocked(
         await world.has_parked(2)
     producer.bad.clear()
     async with world.database.sessions() as session:
-        (first,) = await store.find(session, Filter(key="k"), held=False)
+        (first,) = await store.find_parked(session, ParkedFilter(key="k"), blocked=False)
     assert await store.retry(world.database.engine, [first.id]) == 2
     async with world.relaying():
         await world.is_empty()
