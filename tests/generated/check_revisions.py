@@ -24,7 +24,7 @@ async def revise(living: str, fresh: str) -> None:
     first = await migrate.create_revision(living, "By hand", empty=True)
     assert first is not None
     try:  # the service's own tests hold with a migration of its own, too
-        about = "migrations or branch or missing or way_back"
+        about = "migrations or branch or missing or downgrade"
         tests = ("tests/platform/test_database.py", "-k", about)
         subprocess.run(("pytest", "-q", *tests), check=True)
     finally:
