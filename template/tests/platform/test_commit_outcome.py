@@ -173,7 +173,7 @@ async def test_another_server_does_not_know_the_outcome(
 ) -> None:
     """After a crash or a fail-over the number may be that of somebody else's transaction."""
     mark = "SELECT pg_current_xact_id()::text, pg_postmaster_start_time() - interval '1 s'"
-    monkeypatch.setattr(commit_outcome, "_MARK", mark)
+    monkeypatch.setattr(commit_outcome, "_CURRENT_TRANSACTION", mark)
     ledger.network.cuts = cutting(Cut.AFTER_COMMIT)
     before = lost()
     with pytest.raises(DBAPIError):
