@@ -437,8 +437,8 @@ GUARDS = [
     ),
     Guard(
         "newest-version-wins",
-        "app/orders/views.py",
-        "        where=new.excluded.version > views.c.version,\n",
+        "app/platform/database/upserts.py",
+        "        where=new.excluded[version] > table.c[version],\n",
         "",
         "test_read_side_is_right",
         READ_SIDE,
@@ -483,11 +483,11 @@ GUARDS = [
     ),
     Guard(
         "append-with-its-message",
-        "app/orders/stream.py",
-        "            appended = await self._store.append(order.id, new, expected_version)\n",
+        "app/platform/event_store/repository.py",
+        "            appended = await self._store.append(stream_id, new, expected_version)\n",
         "            async with AsyncSession(self._session.bind) as own, own.begin():\n"
-        "                store = EventStore(own, ORDERS)\n"
-        "                appended = await store.append(order.id, new, expected_version)\n",
+        "                store = EventStore(own, self._category)\n"
+        "                appended = await store.append(stream_id, new, expected_version)\n",
         "test_streams_and_topics_are_whole",
         EVENT_STORE,
     ),

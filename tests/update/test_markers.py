@@ -1,4 +1,4 @@
-"""Markers of conflicts are caught before a commit, and before a merge."""
+"""The markers of a conflict are caught before they are committed, and before they are merged."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ BEGIN, MIDDLE, END = "<<<<<<< before updating", "=======", ">>>>>>> after updati
 def service(
     request: pytest.FixtureRequest, next_version: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Make a service whose update ended in conflicts that were added nevertheless."""
+    """A service whose update ended in conflicts that somebody added all the same."""
     path = tmp_path_factory.mktemp("markers") / "service"
     service = rendering.render(
         next_version, path, {"ci": request.param}, version=releases.WORKING_TREE
@@ -66,7 +66,7 @@ def test_markers_are_caught_and_named(service: Path, check: Check) -> None:
         assert name in result.stdout
 
 
-# Seven equals signs are a heading in some texts: the hook can be told so, the CI cannot.
+# Seven equals signs are a heading in some texts: the hook is at hand to be told, the CI is not.
 LEFT = [(hook, BEGIN), (hook, MIDDLE), (hook, END), (ci_step, BEGIN), (ci_step, END)]
 
 

@@ -1,4 +1,4 @@
-"""`app platform` lists the template's files that a service has changed."""
+"""A service tells which files of the template it has changed: `app platform`."""
 
 import subprocess
 import sys

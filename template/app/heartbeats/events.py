@@ -1,7 +1,7 @@
-"""The events of heartbeats: what this service tells others about them.
+"""The events of heartbeats. They are contracts with other services.
 
-They are contracts: a change that readers could trip over needs a new version, with an upcaster
-from the old one, an exported schema and a golden sample of the new one (tests/contracts).
+An incompatible change needs a new version: an upcaster, an exported schema and a golden sample
+(tests/contracts).
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -10,10 +10,8 @@ from pydantic import Field
 
 from app.platform.events.event import BaseEvent, EventType, Id
 
-# What fits the database. A message beyond it can never be handled, so it is refused when decoded.
 Source = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64, examples=["door"]),
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64, examples=["door"])
 ]
 
 

@@ -1,4 +1,4 @@
-"""Consumers of heartbeats. Their effects are committed with the inbox row, or not at all."""
+"""Consumers of heartbeats. Their effects commit together with the inbox row."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,13 +10,8 @@ from app.platform.kafka.subscription import Subscription
 
 
 async def count_heartbeats(events: Sequence[HeartbeatSent], uow: UnitOfWork) -> None:
-    """Applied twice, the count would be wrong: the inbox row of each event sees to that.
-
-    Many events share a row of the counts. So a batch is taken at once and its rows are locked in
-    one order: two batches with the same rows wait for each other and never deadlock.
-    """
-    heartbeats = Counter(event.source for event in events)
-    await HeartbeatCountRepository(uow.session).add(heartbeats)
+    """Add to the counts. The inbox applies each event once, so none is counted twice."""
+    await HeartbeatCountRepository(uow.session).add(Counter(event.source for event in events))
 
 
 SUBSCRIPTIONS = [

@@ -1,8 +1,11 @@
 """Commands on heartbeats."""
 
+from typing import cast
+
 from app.heartbeats.events import HeartbeatSent
-from app.heartbeats.repository import Heartbeat, HeartbeatRepeated, HeartbeatRepository
+from app.heartbeats.repository import Heartbeat, HeartbeatRepository
 from app.platform.database.unit_of_work import EventPublisher
+from app.platform.errors import DuplicateCommand
 
 
 class HeartbeatService:
@@ -13,8 +16,8 @@ class HeartbeatService:
     async def send(self, source: str) -> Heartbeat:
         try:
             heartbeat = await self._heartbeats.add(source)
-        except HeartbeatRepeated as repeated:
-            return repeated.heartbeat  # its event went out the first time
+        except DuplicateCommand as duplicate:  # its event was published the first time
+            return cast(Heartbeat, duplicate.result)
         await self._events.publish(
             HeartbeatSent(heartbeat_id=heartbeat.id, source=source, timestamp=heartbeat.sent_at)
         )

@@ -1,16 +1,16 @@
-"""The read model `customer_names`: what users are called, joined to orders when they are read."""
+"""The read model `customer_names`: the names of users, for the views of orders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
-from sqlalchemy import BigInteger, Index, String, Table, func, select
+from sqlalchemy import BigInteger, Index, String, Table
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.platform.database.engine import Base
 from app.platform.projections.projection import Projection, newest
+from app.platform.projections.rebuild import TableSource
 from app.users.events import UserCreated
 from app.users.models import User
 
@@ -18,9 +18,8 @@ from app.users.models import User
 class CustomerNameRow(Base):
     """A user's name.
 
-    An order and its customer come on two streams, and either may be first. So neither writes into
-    the other's row: names have a table of their own, and are joined when a view is read. Whatever
-    the interleaving, both rows are there in the end, and until then the name is null.
+    Either event may come first, that of an order or that of its customer. So names have a table of
+    their own, which queries join; until the customer's event has come, the name is null.
     """
 
     __tablename__ = "customer_names"
@@ -32,33 +31,25 @@ class CustomerNameRow(Base):
 
 @dataclass(frozen=True)
 class Customer:
-    """A user's name, which does not change."""
+    """A user with a name, which never changes."""
 
     id: int
     username: str
     version: int = 1
 
     @classmethod
-    def of(cls, event: UserCreated) -> "Customer":
+    def from_event(cls, event: UserCreated) -> "Customer":
         return cls(event.user_id, event.username)
 
 
-class UserTable:
-    """Users and their names."""
-
-    async def count(self, session: AsyncSession) -> int:
-        return await session.scalar(select(func.count()).select_from(User)) or 0
-
-    async def after(self, session: AsyncSession, id: int, limit: int) -> list[Customer]:
-        query = select(User.id, User.username).where(User.id > id).order_by(User.id).limit(limit)
-        return [Customer(row.id, row.username) for row in await session.execute(query)]
+USER_NAMES = TableSource(User.id, lambda user: Customer(user.id, user.username))
 
 
 async def write(session: AsyncSession, tables: Sequence[Table], states: Sequence[Customer]) -> None:
     (names,) = tables
     rows = [{"user_id": state.id, "username": state.username} for state in newest(states)]
-    # A user is created once, so a second row could only say the same.
+    # A name never changes, so there is nothing to update.
     await session.execute(insert(names).on_conflict_do_nothing(), rows)
 
 
-CUSTOMER_NAMES = Projection("customer-names", [cast(Table, CustomerNameRow.__table__)], write)
+CUSTOMER_NAMES = Projection("customer-names", [CustomerNameRow], write)

@@ -1,4 +1,4 @@
-"""Repositories of orders. `OrderRepository` is the seam: an event store can take its place."""
+"""Repositories and queries of orders. `storage.py` chooses who implements the two protocols."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Protocol
 
-from sqlalchemy import ARRAY, BigInteger, String, func, insert, literal, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import joinedload, selectinload
@@ -14,51 +14,45 @@ from sqlalchemy.orm import joinedload, selectinload
 from app.orders.domain import Order, OrderEvent, OrderItem, OrderStatus
 from app.orders.models import InventoryLevel, OrderItemRow, OrderRow, order_ids
 from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.database.upserts import add_to_totals
 from app.platform.errors import VersionConflict
 
 
 @dataclass(frozen=True)
 class OrderTimes:
-    """The times at which an order was placed and last changed, as the write side has them."""
+    """The times at which an order was placed and last changed, by the write side's clock."""
 
     placed_at: datetime
     changed_at: datetime
-
-
-class DuplicateCommand(Exception):
-    """This command was carried out before. `order` is what it made of the order then."""
-
-    def __init__(self, order: Order) -> None:
-        super().__init__(f"the command that brought order {order.id} to {order.version} came twice")
-        self.order = order
 
 
 class OrderRepository(Protocol):
     """Loads and saves orders within the unit of work's transaction."""
 
     async def next_id(self) -> int:
-        """An id that no order has or will get."""
+        """Return an id that no other order has or will get."""
 
     async def get(self, order_id: int) -> Order | None: ...
 
     async def save(
         self, order: Order, events: Sequence[OrderEvent], expected_version: int
     ) -> OrderTimes:
-        """Store `order`, which `events` brought from `expected_version` (0: it is new) to its own.
+        """Store `order`, to which `events` led from `expected_version` (0: it is new).
 
-        Raises VersionConflict when the stored version is another one, and DuplicateCommand where
-        commands are remembered and this one is not new, or IdempotencyKeyReused if it was another
-        one then. In each case nothing is stored, and the transaction can go on.
+        Raises VersionConflict if the stored version is another one; DuplicateCommand, with the
+        order as it was then, if commands are remembered and this one was executed before; and
+        IdempotencyKeyReused if it had another content then. In each case nothing is stored, and
+        the transaction can go on.
         """
 
 
-BindOrders = Callable[[UnitOfWork], OrderRepository]
+OrderRepositoryFactory = Callable[[UnitOfWork], OrderRepository]
 
 _TIMES = (OrderRow.created_at, OrderRow.updated_at)
 
 
 class SqlOrderRepository:
-    """Keeps the present state in `orders` and `order_items`."""
+    """Stores the present state in `orders` and `order_items`."""
 
     def __init__(self, uow: UnitOfWork) -> None:
         self._session: AsyncSession = uow.session
@@ -71,7 +65,7 @@ class SqlOrderRepository:
             select(OrderRow)
             .where(OrderRow.id == order_id)
             .options(joinedload(OrderRow.items))
-            .execution_options(populate_existing=True)  # it may have changed since the last time
+            .execution_options(populate_existing=True)  # it may have changed since the last read
         )
         row = (await self._session.scalars(query)).unique().one_or_none()
         return None if row is None else _order(row)
@@ -135,7 +129,7 @@ def order_items(row: OrderRow) -> tuple[OrderItem, ...]:
 
 @dataclass(frozen=True)
 class OrderView:
-    """An order for reading."""
+    """An order, as a query returns it."""
 
     id: int
     user_id: int
@@ -147,26 +141,28 @@ class OrderView:
 
 @dataclass(frozen=True)
 class OrderFilter:
-    """A choice of orders; None takes all."""
+    """A filter of orders; None matches all."""
 
     user_id: int | None = None
     status: OrderStatus | None = None
 
 
 class OrderQueries(Protocol):
-    """Reads of orders. Each is a short transaction of its own, so that nothing is held between."""
+    """Queries on orders. Each is a short transaction, so that waiting holds no connection."""
 
     async def get(self, order_id: int) -> OrderView | None: ...
 
-    async def page(self, wanted: OrderFilter, before: int | None, limit: int) -> list[OrderView]:
-        """Up to `limit` orders, newest first, beginning below the id `before`."""
+    async def page(
+        self, order_filter: OrderFilter, before: int | None, limit: int
+    ) -> list[OrderView]:
+        """Return up to `limit` orders with ids below `before`, newest first."""
 
 
-BindOrderQueries = Callable[[async_sessionmaker[AsyncSession]], OrderQueries]
+OrderQueriesFactory = Callable[[async_sessionmaker[AsyncSession]], OrderQueries]
 
 
 class SqlOrderQueries:
-    """Reads what SqlOrderRepository writes."""
+    """Queries on the tables that SqlOrderRepository writes."""
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
         self._sessions = sessions
@@ -177,17 +173,19 @@ class SqlOrderQueries:
             row = (await session.scalars(query)).unique().one_or_none()
         return None if row is None else _view(row)
 
-    async def page(self, wanted: OrderFilter, before: int | None, limit: int) -> list[OrderView]:
+    async def page(
+        self, order_filter: OrderFilter, before: int | None, limit: int
+    ) -> list[OrderView]:
         query = (
             select(OrderRow)
             .order_by(OrderRow.id.desc())
             .limit(limit)
             .options(selectinload(OrderRow.items))
         )
-        if wanted.user_id is not None:
-            query = query.where(OrderRow.user_id == wanted.user_id)
-        if wanted.status is not None:
-            query = query.where(OrderRow.status == wanted.status)
+        if order_filter.user_id is not None:
+            query = query.where(OrderRow.user_id == order_filter.user_id)
+        if order_filter.status is not None:
+            query = query.where(OrderRow.status == order_filter.status)
         if before is not None:
             query = query.where(OrderRow.id < before)
         async with self._sessions() as session:
@@ -205,21 +203,10 @@ class InventoryRepository:
         self._session = session
 
     async def reserved(self, sku: str) -> int:
-        query = select(InventoryLevel.reserved).where(InventoryLevel.sku == sku)
-        return await self._session.scalar(query) or 0
+        found = await self._session.get(InventoryLevel, sku)
+        return 0 if found is None else found.reserved
 
     async def reserve(self, quantities: Mapping[str, int]) -> None:
-        """Add to what is reserved of each SKU. Rows are locked in the order of their SKUs."""
-        if not quantities:
-            return
-        skus, counts = zip(*sorted(quantities.items()), strict=True)
-        # As two arrays: a statement has at most 32,767 arguments, and a batch may have more SKUs.
-        rows = select(
-            func.unnest(literal(skus, ARRAY(String))),
-            func.unnest(literal(counts, ARRAY(BigInteger))),
-        )
-        new = upsert(InventoryLevel).from_select(["sku", "reserved"], rows)
-        total = InventoryLevel.reserved + new.excluded.reserved
-        await self._session.execute(
-            new.on_conflict_do_update(index_elements=[InventoryLevel.sku], set_={"reserved": total})
-        )
+        """Add to the reserved pieces of each SKU."""
+        reserved = InventoryLevel.reserved
+        await add_to_totals(self._session, InventoryLevel.sku, reserved, quantities)

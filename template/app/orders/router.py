@@ -1,20 +1,17 @@
-"""Orders over HTTP: commands with idempotency keys and versions, reads that can wait."""
+"""Orders over HTTP: commands with idempotency keys and versions, and queries."""
 
-import re
 from decimal import Decimal
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from app.orders import storage
 from app.orders.domain import Order, OrderItem, OrderStatus
-from app.orders.repository import InventoryRepository, OrderFilter
-from app.orders.service import OrderReads, OrderReadSettings, OrderService
-from app.platform.errors import PreconditionRequired
+from app.orders.repository import InventoryRepository, OrderFilter, OrderQueries, OrderView
+from app.orders.service import OrderReadSettings, OrderService
 from app.platform.http.dependencies import (
     IdempotencyDep,
-    IdempotencyKey,
     PathId,
     RuntimeDep,
     SessionDep,
@@ -34,6 +31,7 @@ from app.platform.http.schemas import (
     encode_cursor,
     require_plain_decimal,
 )
+from app.platform.http.versions import ExpectedVersions, etag, wait_for_version
 from app.users.repository import UserRepository
 
 _CENT = Decimal("0.01")
@@ -56,7 +54,7 @@ Money = Annotated[
 
 
 class InventoryResponse(ResponseModel):
-    """`reserved` counts what was ordered, as far as the consumer of `order.created` has come."""
+    """`reserved` is the number that the consumer of `order.created` has counted so far."""
 
     sku: str
     reserved: int
@@ -83,7 +81,7 @@ class OrderItemResponse(ResponseModel):
 
 
 class OrderResponse(ResponseModel):
-    """Money is a decimal number in a string. `version` is what the ETag says, too."""
+    """Money is a decimal number in a string. `version` is also the ETag."""
 
     id: int
     user_id: int
@@ -104,54 +102,18 @@ async def get_order_service(uow: UnitOfWorkDep) -> OrderService:
     return OrderService(storage.repository(uow), UserRepository(uow.session), uow.events)
 
 
-async def get_order_reads(runtime: RuntimeDep) -> OrderReads:
-    settings = runtime.setting(OrderReadSettings)
-    return OrderReads(storage.queries(runtime.database.sessions), settings)
+async def get_order_queries(runtime: RuntimeDep) -> OrderQueries:
+    return storage.queries(runtime.database.sessions)
 
 
-async def get_inventory_levels(session: SessionDep) -> InventoryRepository:
-    return InventoryRepository(session)
+async def get_version_wait(runtime: RuntimeDep) -> float:
+    return runtime.setting(OrderReadSettings).orders_min_version_wait_seconds
 
 
 OrderServiceDep = Annotated[OrderService, Depends(get_order_service, scope="function")]
-OrderReadsDep = Annotated[OrderReads, Depends(get_order_reads)]
-InventoryDep = Annotated[InventoryRepository, Depends(get_inventory_levels, scope="function")]
-
-_STRONG_ETAG = re.compile(r'"([1-9][0-9]{0,9})"')
-
-
-def etag(version: int) -> str:
-    """The version as a strong entity tag (RFC 9110, 8.8.3)."""
-    return f'"{version}"'
-
-
-def versions_in(if_match: str | None) -> frozenset[int] | None:
-    """The versions that If-Match allows, None for any. What is no ETag of ours matches nothing.
-
-    Raises PreconditionRequired where there is none.
-    """
-    if if_match is None:
-        raise PreconditionRequired("send the order's ETag in If-Match")
-    if if_match.strip() == "*":
-        return None
-    tags = (tag.strip() for tag in if_match.split(","))
-    return frozenset(int(match[1]) for tag in tags if (match := _STRONG_ETAG.fullmatch(tag)))
-
-
-async def get_expected_versions(
-    request: Request,
-    if_match: Annotated[
-        str | None,
-        Header(
-            alias="If-Match", description="ETag of the version that is to be changed; `*` for any"
-        ),
-    ] = None,
-) -> frozenset[int] | None:
-    """Lines of one header are one list (RFC 9110, 5.3), of which FastAPI takes the first only."""
-    return versions_in(if_match and ", ".join(request.headers.getlist("If-Match")))
-
-
-ExpectedVersions = Annotated[frozenset[int] | None, Depends(get_expected_versions)]
+OrderQueriesDep = Annotated[OrderQueries, Depends(get_order_queries)]
+VersionWaitSeconds = Annotated[float, Depends(get_version_wait)]
+MinVersion = Annotated[QueryVersion | None, Query(description="A version known from an ETag")]
 
 router = APIRouter(prefix="/orders", tags=["orders"], responses=responses(422, 500, 503))
 inventory = APIRouter(prefix="/inventory", tags=["inventory"], responses=responses(422, 500, 503))
@@ -168,23 +130,20 @@ _CHANGE = responses(404, 409, 412, 428) | with_headers(200, ETag=_ETAG)
     responses=with_headers(201, Location="The order's URL", ETag=_ETAG),
 )
 async def place_order(
-    order: OrderCreate,
-    service: OrderServiceDep,
-    idempotency: IdempotencyDep,
-    idempotency_key: IdempotencyKey = None,
+    order: OrderCreate, service: OrderServiceDep, idempotency: IdempotencyDep
 ) -> Response:
     """Publishes `order.created`, whose consumer reserves the inventory.
 
     With an `Idempotency-Key` the request can be repeated for a day: the same key and body get the
-    same answer, and order once. A repetition that comes while the first request is still at work
-    waits for it. The same key with another body gets 422.
+    same response, and order once. A repetition waits for a first request that is still running.
+    The same key with another body gets 422.
     """
 
-    async def work() -> StoredResponse:
-        return _created(await service.place(order.user_id, order.order_items()))
+    async def place() -> StoredResponse:
+        placed = await service.place(order.user_id, order.order_items())
+        return _response(201, placed, Location=f"/orders/{placed.id}")
 
-    request = order.model_dump_json()
-    return await idempotency.respond("POST /orders", idempotency_key, request, work)
+    return await idempotency.respond("POST /orders", order.model_dump_json(), place)
 
 
 @router.post(
@@ -195,16 +154,14 @@ async def pay_order(
     expected: ExpectedVersions,
     service: OrderServiceDep,
     idempotency: IdempotencyDep,
-    idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """`If-Match` says which version is paid: 412 when the order has changed since. With an
-    `Idempotency-Key` the request can be repeated for a day and gets the same answer."""
+    """`If-Match` names the version to pay: 412 if the order has changed since. With an
+    `Idempotency-Key` the request can be repeated for a day, and gets the same response."""
 
-    async def work() -> StoredResponse:
-        return _changed(await service.pay(order_id, expected))
+    async def pay() -> StoredResponse:
+        return _response(200, await service.pay(order_id, expected))
 
-    scope = f"POST /orders/{order_id}/pay"
-    return await idempotency.respond(scope, idempotency_key, _condition(expected), work)
+    return await idempotency.respond(f"POST /orders/{order_id}/pay", _condition(expected), pay)
 
 
 @router.post(
@@ -215,16 +172,15 @@ async def cancel_order(
     expected: ExpectedVersions,
     service: OrderServiceDep,
     idempotency: IdempotencyDep,
-    idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """`If-Match` says which version is cancelled: 412 when the order has changed since. With an
-    `Idempotency-Key` the request can be repeated for a day and gets the same answer."""
+    """`If-Match` names the version to cancel: 412 if the order has changed since. With an
+    `Idempotency-Key` the request can be repeated for a day, and gets the same response."""
 
-    async def work() -> StoredResponse:
-        return _changed(await service.cancel(order_id, expected))
+    async def cancel() -> StoredResponse:
+        return _response(200, await service.cancel(order_id, expected))
 
     scope = f"POST /orders/{order_id}/cancel"
-    return await idempotency.respond(scope, idempotency_key, _condition(expected), work)
+    return await idempotency.respond(scope, _condition(expected), cancel)
 
 
 @router.get(
@@ -232,29 +188,30 @@ async def cancel_order(
 )
 async def get_order(
     order_id: PathId,
-    orders: OrderReadsDep,
+    queries: OrderQueriesDep,
+    wait_seconds: VersionWaitSeconds,
     response: Response,
-    min_version: Annotated[
-        QueryVersion | None, Query(description="A version known from an ETag")
-    ] = None,
+    min_version: MinVersion = None,
 ) -> OrderResponse:
-    """With `min_version` the answer waits briefly until the order has come that far; then 503 with
-    `Retry-After`. So one reads what one has written."""
-    order = await orders.get(order_id, min_version)
+    """With `min_version` the response waits briefly until the order has reached that version; then
+    503 with `Retry-After`. So one reads what one has written."""
+    order = await wait_for_version(
+        lambda: queries.get(order_id), _version, min_version, "order", order_id, wait_seconds
+    )
     response.headers["ETag"] = etag(order.version)
     return OrderResponse.model_validate(order)
 
 
 @router.get("", summary="List orders, newest first")
 async def list_orders(
-    orders: OrderReadsDep,
+    queries: OrderQueriesDep,
     user_id: Annotated[QueryId | None, Query()] = None,
     status: OrderStatus | None = None,
     cursor: Annotated[Cursor | None, Query(description="`next_cursor` of the page before")] = None,
     limit: Annotated[int, Field(ge=1, le=100), DIGITS, Query()] = 20,
 ) -> OrderPage:
     """Pages stay in place while new orders come in."""
-    found = await orders.page(OrderFilter(user_id, status), before=cursor, limit=limit + 1)
+    found = await queries.page(OrderFilter(user_id, status), before=cursor, limit=limit + 1)
     page, more = found[:limit], found[limit:]
     return OrderPage(
         items=[OrderResponse.model_validate(order) for order in page],
@@ -262,26 +219,22 @@ async def list_orders(
     )
 
 
-def _created(order: Order) -> StoredResponse:
-    headers = {"Location": f"/orders/{order.id}", "ETag": etag(order.version)}
-    return StoredResponse(201, headers, _body(order))
+def _version(order: OrderView) -> int:
+    return order.version
 
 
-def _changed(order: Order) -> StoredResponse:
-    return StoredResponse(200, {"ETag": etag(order.version)}, _body(order))
-
-
-def _body(order: Order) -> bytes:
-    return OrderResponse.model_validate(order).model_dump_json().encode()
+def _response(status: int, order: Order, **headers: str) -> StoredResponse:
+    body = OrderResponse.model_validate(order)
+    return StoredResponse.of(status, body, ETag=etag(order.version), **headers)
 
 
 def _condition(expected: frozenset[int] | None) -> str:
-    """Tell requests without a body apart by the versions that they are meant for."""
+    """Identify a request without a body by the versions that it expects."""
     return "*" if expected is None else ",".join(map(str, sorted(expected)))
 
 
 @inventory.get("/{sku}", summary="Get how many pieces of a SKU are reserved")
-async def get_inventory(sku: Annotated[Sku, Path()], levels: InventoryDep) -> InventoryResponse:
-    """Counted by the consumer of `order.created`. There is no catalogue of SKUs: one that nobody
-    ordered, or whose orders were not consumed yet, has 0 reserved."""
-    return InventoryResponse(sku=sku, reserved=await levels.reserved(sku))
+async def get_inventory(sku: Annotated[Sku, Path()], session: SessionDep) -> InventoryResponse:
+    """Counted by the consumer of `order.created`. There is no catalogue of SKUs: one without
+    consumed orders has 0 reserved."""
+    return InventoryResponse(sku=sku, reserved=await InventoryRepository(session).reserved(sku))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date
 from decimal import Decimal
-from typing import assert_never, cast
+from typing import assert_never
 
 from sqlalchemy import BigInteger, Date, Integer, Numeric, Table, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -149,6 +149,6 @@ async def _add_to_totals(
 
 DAILY_SALES = Projection(
     "daily-sales",
-    [cast(Table, SaleRow.__table__), cast(Table, DailySalesRow.__table__)],
+    [SaleRow, DailySalesRow],
     write,
 )

@@ -1,11 +1,12 @@
-"""Orders as streams of events: which events there are, and the repository that keeps them."""
+"""Orders as streams of events, and the repository that stores them."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import assert_never
 
 from sqlalchemy import exists, select
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from app.orders.domain import (
@@ -20,31 +21,24 @@ from app.orders.domain import (
 )
 from app.orders.models import OrderRow, order_ids
 from app.orders.repository import (
-    BindOrderQueries,
-    BindOrders,
-    DuplicateCommand,
     OrderFilter,
+    OrderQueriesFactory,
     OrderTimes,
     OrderView,
     order_items,
 )
 from app.platform.database.unit_of_work import UnitOfWork
-from app.platform.errors import VersionConflict
+from app.platform.errors import DuplicateCommand
 from app.platform.event_store.category import Category, Data, EventType
-from app.platform.event_store.causation import event_id, new_events
 from app.platform.event_store.model import EventRow
-from app.platform.event_store.store import (
-    NO_STREAM,
-    EventStore,
-    ImportRefused,
-    NewEvent,
-    StreamState,
-)
+from app.platform.event_store.repository import EventSourcedRepository, Project
+from app.platform.event_store.store import NO_STREAM, ImportRefused
+from app.platform.event_store.streams import Imported, Repair, Sessions, Streams
 from app.platform.http.idempotency import IdempotencyKeyReused
 
 
 def order_placed_2(data: Data) -> Data:
-    """Version 1 had prices in cents, as integers. They are decimal numbers in strings since."""
+    """Version 1 had prices as integers, in cents; version 2 has decimal numbers in strings."""
     items = [
         {
             "sku": item["sku"],
@@ -56,7 +50,7 @@ def order_placed_2(data: Data) -> Data:
     return {**data, "items": items}
 
 
-# The names and versions are stored for ever: a class may be renamed, a name may not.
+# Names and versions of events are stored for ever; classes can be renamed.
 ORDERS: Category[OrderEvent, Order] = Category(
     "order",
     [
@@ -68,145 +62,82 @@ ORDERS: Category[OrderEvent, Order] = Category(
     evolve,
 )
 
-Project = Callable[[AsyncSession, Sequence[StreamState[Order]]], Awaitable[None]]
-
 
 class EventSourcedOrders:
-    """Keeps orders as their events. `project` writes the read table in the same transaction."""
+    """Stores orders as events. `project` writes the rows that are read, in the same transaction."""
 
-    def __init__(self, uow: UnitOfWork, project: Project | None = None) -> None:
+    def __init__(self, uow: UnitOfWork, project: Project[Order] | None = None) -> None:
         self._session = uow.session
-        self._store = EventStore(uow.session, ORDERS)
-        self._project = project
-        self._placed = 0
+        self._orders = EventSourcedRepository(uow.session, ORDERS, project)
 
     async def next_id(self) -> int:
         return int(await self._session.scalar(select(order_ids.next_value())) or 0)
 
     async def get(self, order_id: int) -> Order | None:
-        loaded = await self._store.load(order_id)
+        loaded = await self._orders.load(order_id)
         return None if loaded is None else loaded.state
 
     async def save(
         self, order: Order, events: Sequence[OrderEvent], expected_version: int
     ) -> OrderTimes:
-        new = self._with_ids(order.id, events, expected_version)
-        try:
-            appended = await self._store.append(order.id, new, expected_version)
-        except VersionConflict:
-            earlier = await self._find_previous_result(new)
-            if earlier is None:
-                raise
-            # Paying and cancelling have no content: their ids tell of the order and of what is done.
-            if (earlier.user_id, earlier.items) != (order.user_id, order.items):
-                raise IdempotencyKeyReused from None
-            raise DuplicateCommand(earlier) from None
-        loaded = StreamState(order, order.version, appended.began_at, appended.recorded_at)
-        if ORDERS.snapshot_is_due(expected_version, order.version):
-            await self._store.save_snapshot(order.id, loaded)
-        if self._project is not None:
-            await self._project(self._session, [loaded])
-        return OrderTimes(loaded.began_at, loaded.changed_at)
-
-    def _with_ids(
-        self, order_id: int, events: Sequence[OrderEvent], expected_version: int
-    ) -> list[NewEvent[OrderEvent]]:
-        subject = str(order_id)
-        if expected_version == NO_STREAM:  # repeated, it would have another id
-            self._placed += 1
-            subject = f"new-{self._placed}"
-        return new_events(ORDERS, subject, events)
-
-    async def _find_previous_result(self, new: Sequence[NewEvent[OrderEvent]]) -> Order | None:
-        """Return the result of the command when it came first; None when it never did."""
-        found = await self._store.find(new[-1].event_id)
-        if found is None:
-            return None
-        loaded = await self._store.load(*found)
-        return None if loaded is None else loaded.state
+        # A repetition of the command that placed an order has another order id.
+        subject = "new" if expected_version == NO_STREAM else None
+        saved = await self._orders.save(order.id, order, events, expected_version, subject)
+        if saved.duplicate:
+            # Paying and cancelling have no content beside the order.
+            if (saved.state.user_id, saved.state.items) != (order.user_id, order.items):
+                raise IdempotencyKeyReused
+            raise DuplicateCommand(saved.state)
+        return OrderTimes(saved.began_at, saved.changed_at)
 
 
-def stored(project: Project | None = None) -> BindOrders:
-    """Orders in the event store, for each unit of work."""
-    return lambda uow: EventSourcedOrders(uow, project)
-
-
-_Sessions = async_sessionmaker[AsyncSession]
 _PAGE = 500
 
 
-class OrderStreams:
-    """Orders as `app event-store` needs them. `repair` writes the rows of one anew."""
+class OrderStreams(Streams):
+    """Orders for `app event-store`. Their views are what queries return."""
 
     category = ORDERS
+    summary = "status"
     compared = ("user_id", "items", "total", "status", "version")
 
-    def __init__(
-        self,
-        queries: BindOrderQueries,
-        repair: Callable[[AsyncSession, StreamState[Order]], Awaitable[None]] | None = None,
-    ) -> None:
+    def __init__(self, queries: OrderQueriesFactory, repair: Repair | None = None) -> None:
+        super().__init__(repair)
         self._queries = queries
-        self.repair = repair
 
-    def summary(self, order: Order) -> str:
-        return order.status
-
-    async def view(self, sessions: _Sessions, order_id: int) -> OrderView | None:
-        return await self._queries(sessions).get(order_id)
-
-    async def views(
-        self, sessions: _Sessions, above: int, up_to: int | None
-    ) -> dict[int, OrderView]:
-        queries, before = self._queries(sessions), up_to and up_to + 1
+    async def views(self, sessions: Sessions, above: int, below: int) -> dict[int, OrderView]:
+        queries = self._queries(sessions)
         found: dict[int, OrderView] = {}
         while True:
-            page = await queries.page(OrderFilter(), before, _PAGE)
+            limit = min(_PAGE, below - above - 1)
+            page = await queries.page(OrderFilter(), below, limit)
             found |= {view.id: view for view in page if view.id > above}
-            if len(page) < _PAGE or page[-1].id <= above:
+            if len(page) < limit or page[-1].id <= above + 1:
                 return found
-            before = page[-1].id
+            below = page[-1].id
 
-    async def import_rows(self, session: AsyncSession, limit: int) -> int:
-        return await import_orders(session, limit)
+    async def unimported(self, session: AsyncSession, limit: int) -> list[Imported]:
+        is_stream = (EventRow.category == ORDERS.name) & (EventRow.stream_id == OrderRow.id)
+        query = select(OrderRow).where(~exists().where(is_stream)).order_by(OrderRow.id)
+        query = query.limit(limit).options(selectinload(OrderRow.items))
+        return [(row.id, _timed_history(row)) for row in await session.scalars(query)]
 
 
-async def import_orders(session: AsyncSession, limit: int) -> int:
-    """Give up to `limit` orders that are rows only the events that led to them; how many.
-
-    For a service whose orders are older than its event store. Nothing is published: others know.
-    Raises ImportRefused.
-    """
-    has_stream = exists().where(EventRow.category == ORDERS.name, EventRow.stream_id == OrderRow.id)
-    query = select(OrderRow).where(~has_stream).order_by(OrderRow.id).limit(limit)
-    rows = (await session.scalars(query.options(selectinload(OrderRow.items)))).all()
-    store = EventStore(session, ORDERS)
-    for row in rows:
-        events = _events_behind(row)
-        told = {"actor": "import"}
-        new = [
-            NewEvent(
-                event_id(ORDERS.name, row.id, number, "import"),
-                event,
-                told,
-                row.created_at if number == 0 else row.updated_at,
-            )
-            for number, event in enumerate(events)
-        ]
-        await store.append(row.id, new, NO_STREAM)
-    return len(rows)
+def _timed_history(row: OrderRow) -> list[tuple[OrderEvent, datetime]]:
+    placed, *rest = _events_behind(row)
+    return [(placed, row.created_at), *((event, row.updated_at) for event in rest)]
 
 
 def _events_behind(row: OrderRow) -> list[OrderEvent]:
-    """Return the events that led to the row. Raises ImportRefused where they are not known."""
+    """Return the events that led to the row. Raises ImportRefused if they are not known."""
     if row.status in {*OrderStatus}:
         events = _history(row, OrderStatus(row.status))
         order = fold(events)
         if order is not None and (order.status, order.version) == (row.status, row.version):
             return events
     raise ImportRefused(
-        f"order {row.id} is {row.status} in version {row.version}, and no events are known that lead"
-        " there: let `_history` in app/orders/stream.py return them, and import again"
+        f"order {row.id} is {row.status} in version {row.version}, and no known events lead there:"
+        " let `_history` in app/orders/stream.py return them, and import again"
     )
 
 

@@ -1,23 +1,10 @@
-"""Orders, worked out from their events, for rebuilding the read side (module cqrs)."""
-
-from sqlalchemy.ext.asyncio import AsyncSession
+"""The states of orders, from their events, for rebuilding the read side (module cqrs)."""
 
 from app.orders.domain import Order
 from app.orders.stream import ORDERS
 from app.orders.views import OrderState
-from app.platform.event_store.store import EventStore, StreamState
-
-
-class StoredOrderStates:
-    """The present state of every order in the event store."""
-
-    async def count(self, session: AsyncSession) -> int:
-        return await EventStore(session, ORDERS).count()
-
-    async def after(self, session: AsyncSession, id: int, limit: int) -> list[OrderState]:
-        store = EventStore(session, ORDERS)
-        found = await store.load_many(await store.streams(id, limit))
-        return [_state(loaded) for loaded in found]
+from app.platform.event_store.store import StreamState
+from app.platform.event_store.streams import StreamSource
 
 
 def _state(loaded: StreamState[Order]) -> OrderState:
@@ -32,3 +19,6 @@ def _state(loaded: StreamState[Order]) -> OrderState:
         loaded.began_at,
         loaded.changed_at,
     )
+
+
+ORDER_STREAMS = StreamSource(ORDERS, _state)

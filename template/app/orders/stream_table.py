@@ -1,7 +1,7 @@
-"""The read table of a service without a read side of its own, written in the append's transaction.
+"""The rows of orders that SqlOrderQueries reads, written in the transaction of the append.
 
-It is the table that SqlOrderQueries reads. What is in it can be worked out again at any time:
-`app event-store verify` compares it with the streams, and repairs it with `--repair`.
+They can be computed again at any time: `app event-store verify` compares them with the streams, and
+rewrites them with `--repair`.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.orders.domain import Order
 from app.orders.models import OrderItemRow, OrderRow
+from app.platform.database.upserts import upsert_newest
 from app.platform.event_store.store import StreamState
 
 _ORDERS = cast(Table, OrderRow.__table__)
@@ -20,21 +21,15 @@ _ITEMS = cast(Table, OrderItemRow.__table__)
 
 
 async def project(session: AsyncSession, states: Sequence[StreamState[Order]]) -> None:
-    """Bring the rows of these orders to these states; a row that is newer is left alone."""
-    new = insert(_ORDERS)
-    upsert = new.on_conflict_do_update(
-        index_elements=[_ORDERS.c.id],
-        set_={column.name: new.excluded[column.name] for column in _ORDERS.c},
-        where=new.excluded.version > _ORDERS.c.version,
-    )
-    await session.execute(upsert, [_row(loaded) for loaded in states])
-    # The items stay as they were placed: no event changes them, so there is nothing to update.
+    """Write the rows of orders; a newer row stays."""
+    await upsert_newest(session, _ORDERS, [_row(loaded) for loaded in states], "version")
+    # No event changes items, so there is nothing to update.
     if items := [row for loaded in states for row in _items(loaded.state)]:
         await session.execute(insert(_ITEMS).on_conflict_do_nothing(), items)
 
 
 async def rewrite(session: AsyncSession, loaded: StreamState[Order]) -> None:
-    """Replace an order's rows, whatever they say."""
+    """Replace the rows of an order."""
     order_id = loaded.state.id
     await session.execute(delete(_ITEMS).where(_ITEMS.c.order_id == order_id))
     await session.execute(delete(_ORDERS).where(_ORDERS.c.id == order_id))

@@ -55,20 +55,26 @@ class OrderViewQueries:
         found = await self._read(_views().where(OrderViewRow.order_id == order_id))
         return found[0] if found else None
 
-    async def page(self, wanted: OrderFilter, before: int | None, limit: int) -> list[OrderView]:
-        return [*await self.find(OrderDetailFilter(wanted.user_id, wanted.status), before, limit)]
+    async def page(
+        self, order_filter: OrderFilter, before: int | None, limit: int
+    ) -> list[OrderView]:
+        return [
+            *await self.find(
+                OrderDetailFilter(order_filter.user_id, order_filter.status), before, limit
+            )
+        ]
 
     async def find(
-        self, wanted: OrderDetailFilter, before: int | None, limit: int
+        self, order_filter: OrderDetailFilter, before: int | None, limit: int
     ) -> list[OrderDetail]:
         """Up to `limit` orders, newest first, beginning below the id `before`."""
         query = _views().order_by(OrderViewRow.order_id.desc()).limit(limit)
-        if wanted.user_id is not None:
-            query = query.where(OrderViewRow.user_id == wanted.user_id)
-        if wanted.customer_name is not None:
-            query = query.where(OrderViewRow.user_id == _called(wanted.customer_name))
-        if wanted.status is not None:
-            query = query.where(OrderViewRow.status == wanted.status)
+        if order_filter.user_id is not None:
+            query = query.where(OrderViewRow.user_id == order_filter.user_id)
+        if order_filter.customer_name is not None:
+            query = query.where(OrderViewRow.user_id == _called(order_filter.customer_name))
+        if order_filter.status is not None:
+            query = query.where(OrderViewRow.status == order_filter.status)
         if before is not None:
             query = query.where(OrderViewRow.order_id < before)
         return await self._read(query)

@@ -1,14 +1,13 @@
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import Field
 
 from app.orders.domain import OrderStatus
-from app.orders.router import OrderResponse, etag
-from app.orders.service import OrderReads, OrderReadSettings
-from app.orders.view_queries import OrderDetail, OrderDetailFilter, OrderViewQueries, SalesQueries
+from app.orders.router import MinVersion, OrderResponse, VersionWaitSeconds
+from app.orders.view_queries import OrderDetailFilter, OrderViewQueries, SalesQueries
 from app.platform.errors import Unprocessable
 from app.platform.http.dependencies import PathId, RuntimeDep
 from app.platform.http.problems import responses, with_headers
@@ -16,10 +15,10 @@ from app.platform.http.schemas import (
     DIGITS,
     Cursor,
     QueryId,
-    QueryVersion,
     ResponseModel,
     encode_cursor,
 )
+from app.platform.http.versions import etag, wait_for_version
 from app.users.router import Username
 
 
@@ -79,17 +78,21 @@ SalesDep = Annotated[SalesQueries, Depends(get_sales)]
 async def get_order_view(
     order_id: PathId,
     views: OrderViewsDep,
-    runtime: RuntimeDep,
+    wait_seconds: VersionWaitSeconds,
     response: Response,
-    min_version: Annotated[
-        QueryVersion | None, Query(description="A version known from an ETag")
-    ] = None,
+    min_version: MinVersion = None,
 ) -> OrderViewResponse:
     """`min_version` is waited for, as at `/orders/{order_id}`."""
-    found = await OrderReads(views, runtime.setting(OrderReadSettings)).get(order_id, min_version)
+    found = await wait_for_version(
+        lambda: views.get(order_id),
+        lambda order: order.version,
+        min_version,
+        "order",
+        order_id,
+        wait_seconds,
+    )
     response.headers["ETag"] = etag(found.version)
-    # OrderReads passes on what it was given to read from, and that knows details.
-    return OrderViewResponse.model_validate(cast(OrderDetail, found))
+    return OrderViewResponse.model_validate(found)
 
 
 @router.get("/order-views", summary="List orders with their customers' names, newest first")
@@ -102,8 +105,8 @@ async def list_order_views(
     limit: Annotated[int, Field(ge=1, le=100), DIGITS, Query()] = 20,
 ) -> OrderViewPage:
     """Pages stay in place while new orders come in."""
-    wanted = OrderDetailFilter(user_id, status, customer_name)
-    found = await views.find(wanted, before=cursor, limit=limit + 1)
+    order_filter = OrderDetailFilter(user_id, status, customer_name)
+    found = await views.find(order_filter, before=cursor, limit=limit + 1)
     page, more = found[:limit], found[limit:]
     return OrderViewPage(
         items=[OrderViewResponse.model_validate(order) for order in page],

@@ -1,24 +1,11 @@
-"""The read model `order_views`: orders as they are listed and shown, and what they are made of."""
+"""The read model `order_views`: orders, as they are listed and shown."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import cast
 
-from sqlalchemy import (
-    BigInteger,
-    DateTime,
-    Index,
-    Integer,
-    Numeric,
-    String,
-    Table,
-    func,
-    select,
-)
-from sqlalchemy.dialects.postgresql import JSONB, insert
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import BigInteger, DateTime, Index, Integer, Numeric, String
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, selectinload
 
 from app.orders.domain import OrderItem, OrderStatus
@@ -26,11 +13,13 @@ from app.orders.events import OrderStateEvent
 from app.orders.models import OrderRow
 from app.orders.repository import order_items
 from app.platform.database.engine import Base
-from app.platform.projections.projection import Projection, newest
+from app.platform.database.upserts import Row
+from app.platform.projections.projection import Projection, write_rows
+from app.platform.projections.rebuild import TableSource
 
 
 class OrderViewRow(Base):
-    """An order as it is shown: one row, whatever the write side would have to join."""
+    """An order as it is shown, in one row."""
 
     __tablename__ = "order_views"
     # For pages by id, filtered by either column.
@@ -49,7 +38,7 @@ class OrderViewRow(Base):
 
 @dataclass(frozen=True)
 class OrderState:
-    """An order as it was when it had come to `version`, at `updated_at`."""
+    """The state of an order since `updated_at`, when it reached `version`."""
 
     id: int
     version: int
@@ -61,7 +50,7 @@ class OrderState:
     updated_at: datetime
 
     @classmethod
-    def of(cls, event: OrderStateEvent) -> "OrderState":
+    def from_event(cls, event: OrderStateEvent) -> "OrderState":
         items = tuple(OrderItem(line.sku, line.quantity, line.unit_price) for line in event.items)
         return cls(
             event.order_id,
@@ -73,23 +62,6 @@ class OrderState:
             event.placed_at,
             event.timestamp,
         )
-
-
-class OrderTables:
-    """Orders, as SqlOrderRepository keeps them."""
-
-    async def count(self, session: AsyncSession) -> int:
-        return await session.scalar(select(func.count()).select_from(OrderRow)) or 0
-
-    async def after(self, session: AsyncSession, id: int, limit: int) -> list[OrderState]:
-        query = (
-            select(OrderRow)
-            .where(OrderRow.id > id)
-            .order_by(OrderRow.id)
-            .limit(limit)
-            .options(selectinload(OrderRow.items))
-        )
-        return [_state(row) for row in await session.scalars(query)]
 
 
 def _state(row: OrderRow) -> OrderState:
@@ -105,21 +77,11 @@ def _state(row: OrderRow) -> OrderState:
     )
 
 
-async def write(
-    session: AsyncSession, tables: Sequence[Table], states: Sequence[OrderState]
-) -> None:
-    (views,) = tables
-    new = insert(views)
-    upsert = new.on_conflict_do_update(
-        index_elements=[views.c.order_id],
-        set_={column.name: new.excluded[column.name] for column in views.c},
-        # Events of one order are on several topics and come in any order: the newest one wins.
-        where=new.excluded.version > views.c.version,
-    )
-    await session.execute(upsert, [_row(state) for state in newest(states)])
+# For rebuilds: the tables that SqlOrderRepository writes.
+ORDER_ROWS = TableSource(OrderRow.id, _state, selectinload(OrderRow.items))
 
 
-def _row(state: OrderState) -> dict[str, object]:
+def _row(state: OrderState) -> Row:
     return {
         "order_id": state.id,
         "user_id": state.user_id,
@@ -136,4 +98,4 @@ def _row(state: OrderState) -> dict[str, object]:
     }
 
 
-ORDER_VIEWS = Projection("order-views", [cast(Table, OrderViewRow.__table__)], write)
+ORDER_VIEWS = Projection("order-views", [OrderViewRow], write_rows(_row, version="version"))

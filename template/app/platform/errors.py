@@ -1,7 +1,7 @@
 """Errors that are reported to callers. `http/problems.py` renders them as problem details."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -21,6 +21,14 @@ class DomainError(Exception):
 
 class InvalidTransition(Exception):
     """The stored history is broken: the event cannot follow those before it."""
+
+
+class DuplicateCommand(Exception):
+    """The command was executed before. `result` is what it returned the first time."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__("the command was executed before")
+        self.result = result
 
 
 class FieldProblem(BaseModel):

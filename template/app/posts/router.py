@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from pydantic import AfterValidator, Field, StringConstraints
 
-from app.platform.http.dependencies import IdempotencyDep, IdempotencyKey, UnitOfWorkDep
+from app.platform.http.dependencies import IdempotencyDep, UnitOfWorkDep
 from app.platform.http.idempotency import StoredResponse
 from app.platform.http.problems import responses
 from app.platform.http.schemas import Id, RequestModel, ResponseModel, reject_nul
@@ -57,19 +57,13 @@ router = APIRouter(prefix="/posts", tags=["posts"], responses=responses(422, 500
     response_model=PostResponse,
 )
 async def publish_post(
-    post: PostCreate,
-    service: PostServiceDep,
-    idempotency: IdempotencyDep,
-    idempotency_key: IdempotencyKey = None,
+    post: PostCreate, service: PostServiceDep, idempotency: IdempotencyDep
 ) -> Response:
     """Publishes `post.published`, whose consumer counts it on the author's profile. With an
     `Idempotency-Key` the request can be repeated for a day: the same key and body are one post."""
 
-    async def work() -> StoredResponse:
+    async def publish() -> StoredResponse:
         published = await service.publish(post.author_id, post.title, post.body)
-        return StoredResponse(
-            201, {}, PostResponse.model_validate(published).model_dump_json().encode()
-        )
+        return StoredResponse.of(201, PostResponse.model_validate(published))
 
-    request = post.model_dump_json()
-    return await idempotency.respond("POST /posts", idempotency_key, request, work)
+    return await idempotency.respond("POST /posts", post.model_dump_json(), publish)

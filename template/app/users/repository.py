@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import ARRAY, BigInteger, and_, exists, func, literal, select
+from sqlalchemy import and_, exists, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.platform.database.errors import violated_constraint
+from app.platform.database.upserts import add_to_totals
 from app.platform.errors import Conflict
 from app.users.models import Profile, User
 
@@ -26,7 +27,7 @@ class UserRepository:
         self._session = session
 
     async def add(self, email: str, username: str, phone: str | None) -> User:
-        """Raises EmailTaken and UsernameTaken, also when another transaction was faster."""
+        """Store a new user. Raises EmailTaken and UsernameTaken, also for concurrent transactions."""
         user = User(email=email, username=username, phone=phone)
         self._session.add(user)
         try:
@@ -44,7 +45,7 @@ class UserRepository:
         return bool(await self._session.scalar(select(exists().where(User.id == user_id))))
 
     async def with_profile(self, user_id: int) -> tuple[User, Profile | None] | None:
-        """The user, and the profile once the consumer of user.created has made it."""
+        """Return the user, with the profile once the consumer of user.created has created it."""
         made = and_(Profile.user_id == User.id, Profile.created_at.is_not(None))
         query = select(User, Profile).outerjoin(Profile, made).where(User.id == user_id)
         row = (await self._session.execute(query)).one_or_none()
@@ -56,7 +57,7 @@ class ProfileRepository:
         self._session = session
 
     async def create(self, user_id: int, created_at: datetime) -> None:
-        """The profile exists from now on, with the posts that were counted before it did."""
+        """Create the profile, or complete the one that posts have begun."""
         new = insert(Profile).values(user_id=user_id, created_at=created_at)
         await self._session.execute(
             new.on_conflict_do_update(
@@ -67,18 +68,4 @@ class ProfileRepository:
 
     async def add_posts(self, posts: Mapping[int, int]) -> None:
         """Add to each author's number of posts, whether or not the profile exists yet."""
-        if not posts:
-            return
-        authors, numbers = zip(*sorted(posts.items()), strict=True)
-        # As two arrays: a statement has at most 32,767 arguments.
-        rows = select(
-            func.unnest(literal(authors, ARRAY(BigInteger))),
-            func.unnest(literal(numbers, ARRAY(BigInteger))),
-        )
-        new = insert(Profile).from_select(["user_id", "posts_published"], rows)
-        total = Profile.posts_published + new.excluded.posts_published
-        await self._session.execute(
-            new.on_conflict_do_update(
-                index_elements=[Profile.user_id], set_={"posts_published": total}
-            )
-        )
+        await add_to_totals(self._session, Profile.user_id, Profile.posts_published, posts)

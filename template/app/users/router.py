@@ -9,7 +9,6 @@ from pydantic import AfterValidator, EmailStr, Field
 from app.platform.errors import NotFound
 from app.platform.http.dependencies import (
     IdempotencyDep,
-    IdempotencyKey,
     PathId,
     SessionDep,
     UnitOfWorkDep,
@@ -46,7 +45,7 @@ class ProfileResponse(ResponseModel):
 
 
 class UserResponse(ResponseModel):
-    """`profile` is null until the consumer of `user.created` has made it."""
+    """`profile` is null until the consumer of `user.created` has created it."""
 
     id: int
     email: str
@@ -87,22 +86,17 @@ router = APIRouter(prefix="/users", tags=["users"], responses=responses(422, 500
     responses=responses(409) | with_headers(201, Location="The user's URL"),
 )
 async def create_user(
-    user: UserCreate,
-    service: UserServiceDep,
-    idempotency: IdempotencyDep,
-    idempotency_key: IdempotencyKey = None,
+    user: UserCreate, service: UserServiceDep, idempotency: IdempotencyDep
 ) -> Response:
-    """Publishes `user.created`, whose consumer makes the profile. 409 when the e-mail address or
+    """Publishes `user.created`, whose consumer creates the profile. 409 if the e-mail address or
     the username is taken. With an `Idempotency-Key` the request can be repeated for a day: the same
-    key and body get the same answer."""
+    key and body get the same response."""
 
-    async def work() -> StoredResponse:
+    async def create() -> StoredResponse:
         created = await service.create(user.email, user.username, user.phone)
-        body = UserResponse.of(created).model_dump_json().encode()
-        return StoredResponse(201, {"Location": f"/users/{created.id}"}, body)
+        return StoredResponse.of(201, UserResponse.of(created), Location=f"/users/{created.id}")
 
-    request = user.model_dump_json()
-    return await idempotency.respond("POST /users", idempotency_key, request, work)
+    return await idempotency.respond("POST /users", user.model_dump_json(), create)
 
 
 @router.get(
@@ -111,7 +105,7 @@ async def create_user(
     responses=responses(404),
 )
 async def get_user(user_id: PathId, users: UsersDep) -> UserResponse:
-    """`profile` is null until the consumer of `user.created` has made it."""
+    """`profile` is null until the consumer of `user.created` has created it."""
     found = await users.with_profile(user_id)
     if found is None:
         raise NotFound("user", user_id)

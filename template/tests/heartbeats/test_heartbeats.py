@@ -230,7 +230,7 @@ async def test_a_batch_counts_every_heartbeat(units: UnitOfWorkFactory) -> None:
         await count_heartbeats([], uow)
         await count_heartbeats(beats("door"), uow)
         counts = HeartbeatCountRepository(uow.session)
-        assert (await counts.of("door"), await counts.of("window")) == (3, 1)
+        assert (await counts.get("door"), await counts.get("window")) == (3, 1)
 
 
 async def test_a_batch_may_have_more_sources_than_a_statement_has_arguments(
@@ -239,7 +239,7 @@ async def test_a_batch_may_have_more_sources_than_a_statement_has_arguments(
     async with units.begin() as uow:
         counts = HeartbeatCountRepository(uow.session)
         await counts.add({f"door-{number}": number for number in range(40_000)})
-        assert await counts.of("door-39999") == 39_999
+        assert await counts.get("door-39999") == 39_999
 
 
 async def test_batches_with_the_same_sources_wait_instead_of_deadlocking(
@@ -253,4 +253,4 @@ async def test_batches_with_the_same_sources_wait_instead_of_deadlocking(
 
     await asyncio.gather(*(take(sources if n % 2 else sources[::-1]) for n in range(8)))
     async with units.begin() as uow:
-        assert await HeartbeatCountRepository(uow.session).of("door-0") == 8
+        assert await HeartbeatCountRepository(uow.session).get("door-0") == 8

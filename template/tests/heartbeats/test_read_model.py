@@ -13,24 +13,24 @@ from sqlalchemy import select, text
 from typer.testing import CliRunner
 
 from app import wiring
-from app.heartbeats import views as read_side
 from app.heartbeats.events import HeartbeatSent
-from app.heartbeats.views import SOURCES, HeartbeatTable, SourceQueries, SourceRow, project_sources
+from app.heartbeats.views import PROJECTIONS, SUBSCRIPTIONS, SourceRow, silent_sources
 from app.platform.cli import command_line
 from app.platform.database.engine import Database
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
+from app.platform.http import versions
 from app.platform.kafka.admin import provision
 from app.platform.kafka.codec import encode
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.topics import required_topics
 from app.platform.projections.lag import Lag, Monitor, ProjectionSettings, measure
-from app.platform.projections.rebuild import Rebuild
 from app.platform.tracing import Trace
 from tests.fixtures import eventually
 from tests.world import Api, NoPublisher
 
+(projector,), (rebuildable,) = SUBSCRIPTIONS, PROJECTIONS
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 
@@ -53,7 +53,7 @@ async def deliver(units: UnitOfWorkFactory, *batches: Sequence[HeartbeatSent]) -
     """There is no inbox here: what comes twice has to be recognised by the projection itself."""
     for batch in batches:
         async with units.begin() as uow:
-            await project_sources(batch, uow)
+            await projector.handlers[HeartbeatSent](batch, uow)
 
 
 async def content(database: Database) -> list[tuple[object, ...]]:
@@ -95,7 +95,7 @@ async def test_a_rebuild_makes_of_the_table_what_the_projector_makes_of_its_even
     async with database.engine.begin() as connection:
         await connection.execute(text("UPDATE sources SET sent_at = now() WHERE source = 'door'"))
         await connection.execute(text("DELETE FROM sources WHERE source = 'window'"))
-    done = await Rebuild(database, SOURCES, HeartbeatTable(), 2).run(lambda progress: None)
+    done = await rebuildable.rebuild(database, batch=2).run(lambda progress: None)
     assert done.done == done.expected == 3
     assert await content(database) == projected
 
@@ -104,7 +104,7 @@ async def test_an_event_that_comes_during_a_rebuild_is_not_lost(
     api: Api, database: Database, units: UnitOfWorkFactory
 ) -> None:
     await api.http.post("/heartbeats", json={"source": "door"})
-    rebuild = Rebuild(database, SOURCES, HeartbeatTable(), 2)
+    rebuild = rebuildable.rebuild(database, batch=2)
     await rebuild.register()
     while await rebuild.fill() is not None:
         pass
@@ -116,11 +116,11 @@ async def test_an_event_that_comes_during_a_rebuild_is_not_lost(
 
 async def test_the_silent_sources_come_first(database: Database, units: UnitOfWorkFactory) -> None:
     await deliver(units, BEATS)
-    queries = SourceQueries(database.sessions)
 
     async def silent(minute: int | None, limit: int = 10) -> list[str]:
         since = None if minute is None else NOON + timedelta(minutes=minute)
-        return [row.source for row in await queries.silent(since, limit)]
+        async with database.sessions() as session:
+            return [row.source for row in await silent_sources(session, since, limit)]
 
     assert await silent(None) == ["window", "door"]
     assert await silent(None, limit=1) == ["window"]
@@ -158,7 +158,7 @@ async def test_one_reads_what_one_has_written(client: AsyncClient) -> None:
 async def test_a_heartbeat_that_does_not_come_is_said_to_be_late(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_side, "MIN_VERSION_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(versions, "WAIT_SECONDS", 0.1)
     sent = await send(client)
     for source, version in [(sent["source"], sent["id"] + 1_000_000), ("nobody", 1)]:
         answer = await read(client, source, min_version=version)

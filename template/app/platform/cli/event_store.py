@@ -50,8 +50,8 @@ def list_streams(
         began, changed = (
             moment.isoformat(timespec="seconds") for moment in (loaded.began_at, loaded.changed_at)
         )
-        told = streams.summary(loaded.state)
-        say(f"{loaded.state.id}  version {loaded.version}  {told}  {began}  {changed}")
+        summary = getattr(loaded.state, streams.summary)
+        say(f"{loaded.state.id}  version {loaded.version}  {summary}  {began}  {changed}")
     say(counted(count, "stream"))
 
 
@@ -87,7 +87,7 @@ def verify(
     )
     left = [fault for fault in faults if not fault.repaired]
     for fault in faults:
-        say(f"{fault.id}: {fault.what}{'; repaired' if fault.repaired else ''}")
+        say(f"{fault.id}: {fault.problem}{'; repaired' if fault.repaired else ''}")
     differ = counted(len(faults), "differs", "differ")
     say(f"{counted(count, 'stream')}, {differ}, {len(faults) - len(left)} repaired")
     if left:

@@ -1,6 +1,7 @@
 """The cause of an event: its id and metadata follow from the command."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from uuid import UUID, uuid4, uuid5
 
 from app.platform import tracing
@@ -14,6 +15,18 @@ _COMMANDS = UUID("6d1f2b0e-5a0c-4b53-9f5e-0d8a4c1b7e92")
 def event_id(*parts: object) -> UUID:
     """The same id for the same parts."""
     return uuid5(_COMMANDS, "/".join(str(part) for part in parts))
+
+
+def imported_events(
+    category: Category[E, S], stream_id: int, history: Iterable[tuple[E, datetime]]
+) -> list[NewEvent[E]]:
+    """Return the events of an entity that is older than the event store, with their times."""
+    return [
+        NewEvent(
+            event_id(category.name, stream_id, number, "import"), event, {"actor": "import"}, at
+        )
+        for number, (event, at) in enumerate(history)
+    ]
 
 
 def new_events(category: Category[E, S], subject: str, events: Sequence[E]) -> list[NewEvent[E]]:

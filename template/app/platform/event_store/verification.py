@@ -1,4 +1,4 @@
-"""Are the streams readable, and does what is read of them agree with them?"""
+"""Comparison of streams with the rows that are read."""
 
 import asyncio
 import time
@@ -14,6 +14,8 @@ from app.platform.event_store.streams import State, Streams, View
 
 BATCH = 500
 RECHECK_SECONDS = 0.1
+_MAX_ID = 2**63 - 1
+_UNREADABLE = (BrokenStream, UnknownEvent, InvalidTransition)
 
 
 @dataclass(frozen=True)
@@ -21,50 +23,50 @@ class Fault:
     """A difference between a stream and its view, or a stream that cannot be read."""
 
     id: int
-    what: str
+    problem: str
     repaired: bool = False
 
 
 class Verification:
-    """Works out every state of `streams` from its events, and compares it with what is read.
+    """Computes every state of `streams` from its events, and compares it with its view.
 
-    A difference counts if it lasts longer than `patience` seconds: a read model may be behind. With
-    `repair`, what differs is written anew.
+    A difference counts if it lasts longer than `patience` seconds, as a read model may lag. With
+    `repair`, the rows that differ are rewritten.
     """
 
     def __init__(
         self, database: Database, streams: Streams, *, repair: bool, patience: float
     ) -> None:
-        self._database = database
+        self._sessions = database.sessions
         self._streams = streams
         self._repair = repair
         self._patience = patience
 
     async def run(self) -> tuple[int, list[Fault]]:
-        """Return how many streams there are, and what is wrong."""
+        """Return the number of streams, and the faults."""
         count, last, faults = 0, 0, []
         async for ids, states in self._batches():
-            views = await self._streams.views(self._database.sessions, last, ids[-1])
+            views = await self._streams.views(self._sessions, last, ids[-1] + 1)
             for id in sorted(states.keys() | views.keys()):
                 if self._difference(states.get(id), views.get(id)) is not None:
                     faults += await self._fault(id)
             count, last = count + len(ids), ids[-1]
-        # Those that are new since, or made up.
-        for id in sorted(await self._streams.views(self._database.sessions, last, None)):
+        # Streams that began meanwhile, and rows without events.
+        for id in sorted(await self._streams.views(self._sessions, last, _MAX_ID)):
             faults += await self._fault(id)
         return count, faults
 
     async def _fault(self, id: int) -> list[Fault]:
-        what = await self._lasting_difference(id)
-        if what is None:
+        problem = await self._lasting_difference(id)
+        if problem is None:
             return []
-        return [Fault(id, what, self._repair and await self._repair_stream(id))]
+        return [Fault(id, problem, self._repair and await self._repair_stream(id))]
 
     async def _batches(self) -> AsyncIterator[tuple[list[int], dict[int, State | Exception]]]:
-        """The ids of the streams, batch by batch, and what their events add up to."""
+        """Yield the ids of the streams, batch by batch, with the states of those streams."""
         after = 0
         while True:
-            async with self._database.sessions() as session:
+            async with self._sessions() as session:
                 store = EventStore(session, self._streams.category)
                 ids = await store.streams(after, BATCH)
                 if not ids:
@@ -74,43 +76,45 @@ class Verification:
                     states: dict[int, State | Exception] = {
                         each.state.id: each.state for each in loaded
                     }
-                except (BrokenStream, UnknownEvent, InvalidTransition):
+                except _UNREADABLE:
                     states = {id: await _state(store, id) for id in ids}
             yield ids, states
             after = ids[-1]
 
     async def _lasting_difference(self, id: int) -> str | None:
-        """Return the difference that lasts longer than the patience: a read model may be behind."""
+        """Return the difference that is still there when the patience has run out."""
         deadline = time.monotonic() + self._patience
         while True:
-            async with self._database.sessions() as session:
+            async with self._sessions() as session:
                 store = EventStore(session, self._streams.category)
                 known = await store.events(id, limit=1)
                 state = await _state(store, id) if known else None
-            what = self._difference(state, await self._streams.view(self._database.sessions, id))
-            if what is None or isinstance(state, Exception) or time.monotonic() >= deadline:
-                return what
+            views = await self._streams.views(self._sessions, id - 1, id + 1)
+            problem = self._difference(state, views.get(id))
+            if problem is None or isinstance(state, Exception) or time.monotonic() >= deadline:
+                return problem
             await asyncio.sleep(RECHECK_SECONDS)
 
     def _difference(self, state: State | Exception | None, view: View | None) -> str | None:
         if isinstance(state, Exception):
             return str(state)
         if state is None:
-            return "is read, and has no events"
+            return "is read, and has no events" if view is not None else None
         if view is None:
             return "has events, and is not read"
-        compared = self._streams.compared
-        differ = [name for name in compared if getattr(state, name) != getattr(view, name)]
-        told = (f"{n} is {getattr(view, n)}, its events say {getattr(state, n)}" for n in differ)
-        return ", ".join(told) or None
+        values = [
+            (name, getattr(view, name), getattr(state, name)) for name in self._streams.compared
+        ]
+        differ = [f"{name} is {a}, its events say {b}" for name, a, b in values if a != b]
+        return ", ".join(differ) or None
 
     async def _repair_stream(self, id: int) -> bool:
         if self._streams.repair is None:
             return False
-        async with self._database.sessions() as session, session.begin():
+        async with self._sessions() as session, session.begin():
             try:
                 (loaded,) = await EventStore(session, self._streams.category).load_many([id])
-            except (BrokenStream, UnknownEvent, InvalidTransition):
+            except _UNREADABLE:
                 return False
             await self._streams.repair(session, loaded)
             return True
@@ -119,6 +123,6 @@ class Verification:
 async def _state(store: EventStore[Any, State], id: int) -> State | Exception:
     try:
         (loaded,) = await store.load_many([id])
-    except (BrokenStream, UnknownEvent, InvalidTransition) as error:
+    except _UNREADABLE as error:
         return error
     return loaded.state

@@ -61,7 +61,9 @@ async def get_session(runtime: RuntimeDep) -> AsyncIterator[AsyncSession]:
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
-async def get_idempotency(request: Request, uow: UnitOfWorkDep) -> Idempotency:
+async def get_idempotency(
+    request: Request, uow: UnitOfWorkDep, key: IdempotencyKey = None
+) -> Idempotency:
     """Return the keeper of idempotency keys. Raises RequestValidationError for several keys.
 
     FastAPI itself would take the first one and ignore the rest.
@@ -70,7 +72,7 @@ async def get_idempotency(request: Request, uow: UnitOfWorkDep) -> Idempotency:
         message = "sent several times with different values: send one key"
         location = ("header", "Idempotency-Key")
         raise RequestValidationError([{"type": "value_error", "loc": location, "msg": message}])
-    return Idempotency(IdempotencyRepository(uow.session))
+    return Idempotency(IdempotencyRepository(uow.session), key)
 
 
 IdempotencyDep = Annotated[Idempotency, Depends(get_idempotency, scope="function")]

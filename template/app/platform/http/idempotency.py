@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pydantic import BaseModel
 from sqlalchemy import DateTime, Integer, LargeBinary, String, delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -44,6 +45,10 @@ class StoredResponse:
     status: int
     headers: dict[str, str]
     body: bytes
+
+    @classmethod
+    def of(cls, status: int, body: BaseModel, **headers: str) -> "StoredResponse":
+        return cls(status, headers, body.model_dump_json().encode())
 
 
 @dataclass(frozen=True)
@@ -127,20 +132,21 @@ class IdempotencyKeyReused(Unprocessable):
 class Idempotency:
     """Stores responses in the transaction of the work, so that neither exists without the other."""
 
-    def __init__(self, keys: IdempotencyRepository) -> None:
+    def __init__(self, keys: IdempotencyRepository, key: str | None) -> None:
         self._keys = keys
+        self._key = key
 
-    async def respond(self, scope: str, key: str | None, request: str, work: Work) -> Response:
-        """Do `work` and return its response, or the stored one if `key` was sent before.
+    async def respond(self, scope: str, request: str, work: Work) -> Response:
+        """Do `work` and return its response, or the stored one if the key was sent before.
 
         `request` identifies the content of the request. Raises IdempotencyKeyReused if the key
         belongs to another request in `scope`.
         """
-        if key is None:
+        if self._key is None:
             response = await work()
         else:
             fingerprint = hashlib.sha256(request.encode()).digest()
-            response = await self.run_once(scope, key, fingerprint, work)
+            response = await self.run_once(scope, self._key, fingerprint, work)
         return Response(response.body, response.status, response.headers, "application/json")
 
     async def run_once(

@@ -1,10 +1,10 @@
 """Projections: read models made of the newest state of each entity, from events or from the write side."""
 
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy import BigInteger, DateTime, MetaData, String, Table, Uuid, func, text
@@ -12,24 +12,34 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.platform.database.engine import Base
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.database.upserts import Row, upsert_newest
+from app.platform.events.event import BaseEvent
+from app.platform.kafka.subscription import Subscription
 
 
-class Versioned(Protocol):
-    """A state of the thing `id`. Of two, the one with the higher `version` is the newer."""
+class Identified(Protocol):
+    """A state of the entity `id`."""
 
     @property
     def id(self) -> int: ...
+
+
+class Versioned(Identified, Protocol):
+    """A state of an entity in a `version`; a newer state has a higher one."""
 
     @property
     def version(self) -> int: ...
 
 
-State = TypeVar("State", bound=Versioned)
+State = TypeVar("State", bound=Identified)
+VersionedState = TypeVar("VersionedState", bound=Versioned)
+Event = TypeVar("Event", bound=BaseEvent)
 
 
-def newest(states: Sequence[State]) -> list[State]:
-    """The newest of the states of each thing, by id."""
-    found: dict[int, State] = {}
+def newest(states: Sequence[VersionedState]) -> list[VersionedState]:
+    """Return the newest state of each entity, by ascending id."""
+    found: dict[int, VersionedState] = {}
     for state in states:
         known = found.get(state.id)
         if known is None or state.version > known.version:
@@ -48,14 +58,18 @@ Write = Callable[[AsyncSession, Sequence[Table], Sequence[State]], Awaitable[Non
 class Projection(Generic[State]):
     """A read model.
 
-    `write` brings `tables`, or others of their shape, to the given states; it skips those that are
-    not newer than what it finds, so states may come twice and in any order. The subscription that
-    keeps the tables up to date has the same name.
+    `write` brings the tables of `models`, or their shadows, to the given states; it skips states
+    that are not newer than the rows, so states may come twice and in any order. The subscription
+    that keeps the tables up to date has the same name.
     """
 
     name: str
-    tables: Sequence[Table]
+    models: Sequence[type[Base]]
     write: Write[State]
+
+    @property
+    def tables(self) -> list[Table]:
+        return [cast(Table, model.__table__) for model in self.models]
 
     @property
     def shadows(self) -> list[Table]:
@@ -66,6 +80,34 @@ class Projection(Generic[State]):
     def lock(self) -> int:
         """The second half of the keys of its advisory locks."""
         return zlib.crc32(self.name.encode()) - 2**31  # they are signed
+
+
+def write_rows(row: Callable[[State], Row], version: str) -> Write[State]:
+    """Return a `write` for one table: each state is a `row`, whose column `version` tells its age."""
+
+    async def write(
+        session: AsyncSession, tables: Sequence[Table], states: Sequence[State]
+    ) -> None:
+        (table,) = tables
+        await upsert_newest(session, table, [row(state) for state in states], version)
+
+    return write
+
+
+def projector(
+    projection: Projection[State],
+    events: Iterable[type[Event]],
+    state: Callable[[Event], State],
+) -> Subscription:
+    """Return the subscription that keeps `projection` up to date with the states in `events`.
+
+    It takes batches, because a projection has one writer at a time: a batch takes the lock once.
+    """
+
+    async def project_batch(batch: Sequence[Event], uow: UnitOfWork) -> None:
+        await project(uow.session, projection, [state(event) for event in batch])
+
+    return Subscription(projection.name, dict.fromkeys(events, project_batch), batch=True)
 
 
 def shadow_of(table: Table) -> Table:

@@ -9,17 +9,19 @@ from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import Table, delete, select, text
+from sqlalchemy import Table, delete, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.base import ExecutableOption
 
 from app.platform.database.engine import DISABLE_TIMEOUTS, Database
 from app.platform.projections.projection import (
     REBUILD_LOCK,
+    Identified,
     Projection,
     RebuildRow,
     State,
-    Versioned,
     lock_projection,
     shadow_of,
 )
@@ -75,17 +77,38 @@ async def _indexes(session: AsyncSession, table: str) -> dict[str, str]:
     return {row.definition: row.name for row in rows}
 
 
-S_co = TypeVar("S_co", bound=Versioned, covariant=True)
+S_co = TypeVar("S_co", bound=Identified, covariant=True)
 
 
 class Source(Protocol[S_co]):
-    """The present state of all things of a kind. An event store can take the tables' place."""
+    """The present states of all entities of a kind, which a rebuild reads."""
 
     async def count(self, session: AsyncSession) -> int:
-        """Count them, or nearly: it is for showing progress only."""
+        """Count them, for reporting progress; an estimate will do."""
 
     async def after(self, session: AsyncSession, id: int, limit: int) -> Sequence[S_co]:
-        """The next states above `id`, in the order of their ids; none at the end."""
+        """Return the next states above `id`, in the order of their ids; none at the end."""
+
+
+class TableSource(Generic[State]):
+    """The rows of the table with the primary key `id`, as states; `options` load what those need."""
+
+    def __init__(
+        self,
+        id: InstrumentedAttribute[int],
+        state: Callable[[Any], State],
+        *options: ExecutableOption,
+    ) -> None:
+        self._id = id
+        self._state = state
+        self._rows = select(id.class_).order_by(id).options(*options)
+
+    async def count(self, session: AsyncSession) -> int:
+        return await session.scalar(select(func.count()).select_from(self._id.class_)) or 0
+
+    async def after(self, session: AsyncSession, id: int, limit: int) -> list[State]:
+        rows = await session.scalars(self._rows.where(self._id > id).limit(limit))
+        return [self._state(row) for row in rows]
 
 
 log = structlog.get_logger(__name__)

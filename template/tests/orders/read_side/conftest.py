@@ -10,13 +10,13 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import wiring
-from app.orders.customer_names import CUSTOMER_NAMES, Customer, CustomerNameRow, UserTable
+from app.orders.customer_names import CUSTOMER_NAMES, USER_NAMES, Customer, CustomerNameRow
 from app.orders.domain import OrderItem
 from app.orders.projections import SUBSCRIPTIONS
 from app.orders.repository import SqlOrderRepository
 from app.orders.sales import DAILY_SALES, DailySalesRow, SaleRow
 from app.orders.service import OrderService
-from app.orders.views import ORDER_VIEWS, OrderState, OrderTables, OrderViewRow
+from app.orders.views import ORDER_ROWS, ORDER_VIEWS, OrderState, OrderViewRow
 from app.platform.database.engine import Base, Database
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import BaseEvent
@@ -130,13 +130,13 @@ class Shop:
     # Rebuilds
 
     def rebuild_views(self, batch: int = 2) -> Rebuild[OrderState]:
-        return Rebuild(self.database, ORDER_VIEWS, OrderTables(), batch)
+        return Rebuild(self.database, ORDER_VIEWS, ORDER_ROWS, batch)
 
     def rebuild_sales(self, batch: int = 2) -> Rebuild[OrderState]:
-        return Rebuild(self.database, DAILY_SALES, OrderTables(), batch)
+        return Rebuild(self.database, DAILY_SALES, ORDER_ROWS, batch)
 
     def rebuild_names(self, batch: int = 2) -> Rebuild[Customer]:
-        return Rebuild(self.database, CUSTOMER_NAMES, UserTable(), batch)
+        return Rebuild(self.database, CUSTOMER_NAMES, USER_NAMES, batch)
 
     async def rebuild_all(self) -> None:
         for rebuild in (self.rebuild_views(), self.rebuild_sales(), self.rebuild_names()):

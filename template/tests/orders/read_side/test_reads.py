@@ -27,7 +27,7 @@ from app.orders.domain import OrderStatus
 from app.orders.projections import SUBSCRIPTIONS
 from app.orders.repository import OrderFilter
 from app.orders.view_queries import DailySales, OrderDetailFilter, OrderViewQueries, SalesQueries
-from app.orders.views import OrderTables
+from app.orders.views import ORDER_ROWS
 from app.platform.cli import command_line
 from app.platform.database.engine import Database
 from app.platform.events.event import EventRegistry
@@ -496,7 +496,7 @@ def cli(
     monkeypatch.setenv("SERVICE_NAME", kafka_settings.kafka_client_id)
     monkeypatch.setenv("KAFKA_GROUP_ID", kafka_settings.kafka_group_id)
     # The shop of these tests keeps its orders in tables, whatever the service keeps them in.
-    rebuilt = projections.rebuilt_from(OrderTables())
+    rebuilt = projections.rebuilt_from(ORDER_ROWS)
     parts = [
         replace(part, projections=rebuilt) if part.name == "orders" else part
         for part in wiring.service.components

@@ -4,7 +4,7 @@ from app import wiring
 from app.orders.events import OrderStateEvent
 from app.orders.models import OrderRow
 from app.orders.sales import DAILY_SALES
-from app.orders.stream_states import StoredOrderStates
+from app.orders.stream_states import ORDER_STREAMS
 from app.orders.views import ORDER_VIEWS, OrderState
 from tests.orders.stream.conftest import Cli, Shop
 
@@ -17,7 +17,7 @@ async def told(shop: Shop) -> dict[int, OrderState]:
     for value in await shop.published():
         event = EVENTS[value["event_type"]].model_validate(value)
         assert isinstance(event, OrderStateEvent)
-        states[event.order_id] = OrderState.of(event)
+        states[event.order_id] = OrderState.from_event(event)
     return states
 
 
@@ -35,7 +35,7 @@ async def rebuild(shop: Shop) -> None:
 
 async def test_the_events_add_up_to_what_was_published(shop: Shop) -> None:
     ids = await some_orders(shop)
-    source = StoredOrderStates()
+    source = ORDER_STREAMS
     async with shop.database.sessions() as session:
         first = await source.after(session, 0, limit=3)
         rest = await source.after(session, first[-1].id, limit=3)
@@ -48,8 +48,8 @@ async def test_the_events_add_up_to_what_was_published(shop: Shop) -> None:
 async def test_projections_are_rebuilt_from_the_events(cli: Cli, shop: Shop) -> None:
     await some_orders(shop)
     sources = {entry.projection.name: entry.source for entry in wiring.service.projections}
-    assert isinstance(sources[ORDER_VIEWS.name], StoredOrderStates)
-    assert isinstance(sources[DAILY_SALES.name], StoredOrderStates)
+    assert sources[ORDER_VIEWS.name] is ORDER_STREAMS
+    assert sources[DAILY_SALES.name] is ORDER_STREAMS
     await rebuild(shop)
     answer = await cli("verify", "--patience", "0")
     assert (answer.exit_code, answer.stdout) == (0, "5 streams, 0 differ, 0 repaired\n")

@@ -1,0 +1,62 @@
+"""Upserts of many rows in one statement."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Table, func, literal, select
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+
+Row = dict[str, Any]
+
+
+async def add_to_totals(
+    session: AsyncSession,
+    key: InstrumentedAttribute[Any],
+    total: InstrumentedAttribute[int],
+    amounts: Mapping[Any, int],
+) -> None:
+    """Add to the `total` of each `key`; a key without a row starts at 0.
+
+    Rows are locked in the order of their keys, so that concurrent batches wait for each other and
+    never deadlock.
+    """
+    if not amounts:
+        return
+    keys, numbers = zip(*sorted(amounts.items()), strict=True)
+    # Two arrays, because a statement has at most 32,767 parameters.
+    rows = select(
+        func.unnest(literal(keys, ARRAY(key.type))),
+        func.unnest(literal(numbers, ARRAY(total.type))),
+    )
+    new = insert(key.class_).from_select([key.key, total.key], rows)
+    await session.execute(
+        new.on_conflict_do_update(
+            index_elements=[key], set_={total.key: total + new.excluded[total.key]}
+        )
+    )
+
+
+async def upsert_newest(
+    session: AsyncSession, table: Table, rows: Sequence[Row], version: str
+) -> None:
+    """Upsert `rows` by primary key; of each key the highest `version` stays.
+
+    Rows may come several times and in any order. They are locked in the order of their keys.
+    """
+    key = [column.name for column in table.primary_key]
+    newest: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        id = tuple(row[name] for name in key)
+        if id not in newest or row[version] > newest[id][version]:
+            newest[id] = row
+    if not newest:
+        return
+    new = insert(table)
+    upsert = new.on_conflict_do_update(
+        index_elements=key,
+        set_={column.name: new.excluded[column.name] for column in table.c},
+        where=new.excluded[version] > table.c[version],
+    )
+    await session.execute(upsert, [newest[id] for id in sorted(newest)])
