@@ -29,7 +29,7 @@ def new(session: nox.Session) -> None:
     install(session)
     refuse_unknown_questions(session, options)
     destination = (Path(session.invoked_from) / path).resolve()
-    # An absolute source and a commit that exists are what `copier update` will look for later.
+    # `copier update` needs an absolute source and a commit that exists.
     version = git(session, "rev-parse", "HEAD")
     if git(session, "status", "--porcelain"):
         session.warn("uncommitted changes of the template are left out")
@@ -48,7 +48,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff over the template's own Python; the workflows and the Dockerfile by their linters."""
+    """Lint the template's own Python, the workflows and the Dockerfile."""
     install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -58,16 +58,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict over the template's own Python."""
+    """Check the types of the template's own Python."""
     install(session)
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every variant renders cleanly, bad answers are refused, updates work (six minutes)."""
+    """Test rendering, answers, files and updates (six minutes)."""
     install(session)
-    # What needs a rendered service has sessions of its own.
+    # Tests that need a rendered service have sessions of their own.
     others = ("tests/generated", "tests/platform", "tests/drills", "tests/debezium")
     parallel = ("-n", "auto", "--dist", "loadgroup")
     options = session.posargs or [*parallel, *(f"--ignore={folder}" for folder in others)]
@@ -76,7 +76,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def generated(session: nox.Session) -> None:
-    """Every variant on the oldest Python found, the ends on the newest (-- --variant NAME: one)."""
+    """Run each variant's checks on the oldest Python, the ends on the newest (-- --variant NAME)."""
     install(session)
     # Two variants side by side: more would wait for each other's servers, and for the deadlines.
     run = ("pytest", "-v", "-n", "2", "--dist", "loadgroup")
@@ -98,19 +98,19 @@ def variants(session: nox.Session) -> None:
 
 @nox.session
 def drills(session: nox.Session) -> None:
-    """Break a running service from outside and compare (-- -k kill: one; -- --module cqrs)."""
+    """Break a running service from outside (-- -k kill: one; -- --module cqrs)."""
     install(session)
-    service = Path(session.create_tmp()) / "drill-service"
-    read_side = ["--module", "outbox", "--module", "cqrs", "-k", "read_side"]
-    every = [[], ["--module", "outbox"], read_side, ["--module", "event_sourcing", "-k", "whole"]]
-    chosen = [session.posargs] if session.posargs else every
-    for options in chosen:
-        session.run("python", "-m", "tests.drills", str(service), *options)
+    folder = Path(session.create_tmp())
+    if session.posargs:
+        service = str(folder / "drill-service")
+        session.run("python", "-m", "tests.drills", service, *session.posargs)
+    else:
+        session.run("python", "-m", "tests.drills.lanes", str(folder))
 
 
 @nox.session
 def debezium(session: nox.Session) -> None:
-    """Send an outbox by Debezium, as its page says, and compare with the relay."""
+    """Send an outbox by Debezium instead of the relay, as its page says."""
     install(session)
     service = Path(session.create_tmp()) / "debezium-service"
     session.run("python", "-m", "tests.debezium", str(service), *session.posargs)
@@ -118,7 +118,7 @@ def debezium(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure beside the floor and the peers (-- --area outbox --rounds 5; -- --quick)."""
+    """Run the benchmarks (-- --area outbox --rounds 5; -- --quick)."""
     install(session)
     work = Path(session.create_tmp()) / "bench"
     session.run("python", "-m", "benchmarks", str(work), *session.posargs)
@@ -134,7 +134,7 @@ def git(session: nox.Session, *arguments: str) -> str:
 
 
 def refuse_unknown_questions(session: nox.Session, options: list[str]) -> None:
-    # Copier drops an answer to a question that does not exist without a word.
+    # Copier silently drops an answer to an unknown question.
     questions = set(re.findall(r"^([a-z]\w*):$", (HERE / "copier.yml").read_text(), re.MULTILINE))
     given = re.findall(r"(?:^| )(?:-d|--data)[ =]?(\w+)=", " ".join(options))
     if unknown := set(given) - questions:
@@ -143,7 +143,7 @@ def refuse_unknown_questions(session: nox.Session, options: list[str]) -> None:
 
 
 def oldest_and_newest(session: nox.Session) -> list[str]:
-    """Paths of the first and the last of the supported Pythons installed; downloads none."""
+    """Return the oldest and the newest supported Python that is installed."""
     # pyenv keeps what is not its current version behind shims that fail.
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     kept = [str(path) for path in pyenv.glob("versions/*/bin")]

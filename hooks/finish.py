@@ -1,6 +1,6 @@
 """Finish a rendered service: a git repository, a lock file, a first commit.
 
-Copying and updating never need this; run it once if you like it, as often as you like:
+Optional, and safe to repeat:
 
     python hooks/finish.py PATH
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class StepFailed(Exception):
-    """A step could not be done. The message says why and how to mend it."""
+    """A step failed. The message says why and what to do."""
 
 
 def main() -> int:
@@ -28,9 +28,9 @@ def main() -> int:
 
 
 def finish(service: Path) -> None:
-    """Do every step that is still to do, and say what was done.
+    """Do the steps that are still to do, and print each.
 
-    Raises StepFailed at the first step that cannot be done; the steps before it stand.
+    Raises StepFailed at the first step that fails; the steps before it remain done.
     """
     if not (service / ".copier-answers.yml").is_file():
         raise StepFailed(f"{service} is no rendered service: it has no .copier-answers.yml")
@@ -41,7 +41,7 @@ def finish(service: Path) -> None:
 
 
 def start_repository(service: Path) -> bool:
-    """Make `service` a repository, unless it is part of one. Tells whether it is its own."""
+    """Make `service` a repository unless it is part of one; return whether it has its own."""
     inside = run(service, "git", "rev-parse", "--show-toplevel")
     if inside.returncode != 0:
         checked(service, "git", "init", "--quiet", "--initial-branch", "main")

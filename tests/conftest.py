@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    """Fail where xdist, without a word, has not grouped what must not run side by side."""
+    """Fail if xdist silently ignored the groups of tests that must not run side by side."""
     grouping = node.config.getoption("dist") == "loadgroup"
     if grouping and ids and not any("@" in nodeid.rpartition("]")[2] for nodeid in ids):
         raise pytest.UsageError("no test has its xdist_group: pytest and pytest-xdist do not match")
@@ -34,13 +34,13 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template as a git repository with the working tree as its one version."""
+    """Return a git repository whose only version is the working tree."""
     return rendering.snapshot(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture(scope="session")
 def rendered(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Rendered:
-    """Renders a variant, each once a session. Tests that write into one render their own."""
+    """Render a variant, once a session. Tests that change a rendering make their own."""
     done: dict[str, Path] = {}
 
     def render(variant: Variant) -> Path:

@@ -34,7 +34,7 @@ STOP_SECONDS = 60
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """A request, the event that it becomes, and the place of its consumer's effect."""
+    """A request, its event, and the URL at which the effect of the event's consumer appears."""
 
     path: str
     body: Mapping[str, str]
@@ -60,7 +60,7 @@ LEAN_TRIP = RoundTrip(
 
 
 class DemoFailed(Exception):
-    """The round trip did not come about. The message holds the end of the service's log."""
+    """The round trip failed. The message has the end of the service's log."""
 
 
 def main() -> int:
@@ -109,9 +109,9 @@ def running_service(
     keep: bool = False,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """`app dev` on a free port: its base address and its process.
+    """Run `app dev` on a free port; yield its base address and its process.
 
-    Stops it as Ctrl-C in a terminal would, and fails unless it ends with exit code 0.
+    It is stopped as by Ctrl-C in a terminal, and has to end with exit code 0.
     """
     port = free_port()
     with (service / "dev.log").open("wb") as log:
@@ -153,9 +153,9 @@ def stop(process: "subprocess.Popen[bytes]", service: Path) -> None:
 
 
 def round_trip(base: str, log: Callable[[], str], trip: RoundTrip) -> str:
-    """Send what the trip begins with, and wait until the consumer's effect is there.
+    """Send the request, and wait for the consumer's effect.
 
-    The result is the correlation id of all that.
+    Returns the correlation id.
     """
     correlation_id = str(uuid4())
     body = json.dumps(trip.body)
@@ -179,7 +179,7 @@ def round_trip(base: str, log: Callable[[], str], trip: RoundTrip) -> str:
 def first_event(
     service: Path, topic: str, settings: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The first event of `topic`, as the service's own command shows it beside `app dev`."""
+    """Return the first event of `topic`, as the service's own command prints it beside `app dev`."""
     result = subprocess.run(
         ("uv", "run", "app", "events", "tail", topic, "--from-beginning", "--limit", "1"),
         cwd=service,
@@ -195,7 +195,7 @@ def first_event(
 
 
 def log_lines(service: Path, correlation_id: str) -> list[str]:
-    """The lines of the log that carry the id, in short."""
+    """Return the log lines with that correlation id, shortened."""
     lines = (service / "dev.log").read_text().splitlines()
     entries = (
         json.loads(line) for line in lines if line.startswith("{") and correlation_id in line
@@ -221,7 +221,7 @@ def answers_of(service: Path) -> dict[str, Any]:
 def call(
     address: str, body: object = None, headers: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[int, dict[str, Any]]:
-    """The status and the JSON of an answer, whatever the status."""
+    """Return status and JSON of the answer, also of an error."""
     data = None if body is None else json.dumps(body).encode()
     content = {"Content-Type": "application/json", **headers}
     request = urllib.request.Request(address, data, content)

@@ -34,7 +34,7 @@ def packages() -> Mapping[str, set[str]]:
 
 
 def render_page() -> str:
-    """The text of docs/imports.md. Raises graphlib.CycleError."""
+    """Return the text of docs/imports.md. Raises graphlib.CycleError."""
     graph = {name: sorted(imports) for name, imports in sorted(packages().items())}
     order = [*TopologicalSorter(graph).static_order()][::-1]
     width = max(map(len, order))
@@ -53,7 +53,7 @@ def _package_name(module: str) -> str:
 
 
 def _imported_modules(path: Path) -> Iterator[str]:
-    # Of templates, the lines with tags are left out: what any variant imports counts.
+    # The lines with tags are left out: the imports of every variant count.
     lines = path.read_text().splitlines()
     source = (
         "\n".join(line for line in lines if not line.startswith("{%"))
@@ -79,7 +79,7 @@ def _without_type_checking(tree: ast.Module) -> ast.Module:
 
 
 def _resolve_module(name: str) -> str:
-    """The module of `name`, which may be one itself or something in one."""
+    """Return the module of `name`, which is a module or a member of one."""
     path = TEMPLATE / name.replace(".", "/")
     is_module = any(Path(f"{path}{end}").exists() for end in ("", ".py", ".py.jinja"))
     return name if is_module else name.rpartition(".")[0]

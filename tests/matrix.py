@@ -1,8 +1,8 @@
-"""The list of variants: every valid combination of the answers that decide which files are rendered.
+"""The variants: every valid combination of the answers that decide which files are rendered.
 
-Tests, docs/variants.md and this repository's workflow read it from here; it is made from copier.yml.
+Tests, docs/variants.md and this repository's workflow read it from here; it follows from copier.yml.
 
-    python -m tests.matrix           write docs/variants.md anew
+    python -m tests.matrix           write docs/variants.md
     python -m tests.matrix --json    the names of the codes, for a workflow
 """
 
@@ -23,7 +23,7 @@ from tests.rendering import ROOT, Answers
 
 PAGE = ROOT / "docs" / "variants.md"
 
-# Legal in every question, and unfriendly to TOML, YAML, Python, Markdown, shells and formatters.
+# Valid answers that are hard to quote in TOML, YAML, Python, Markdown and shells.
 AWKWARD = {
     "project_name": "Ann's Café \N{EN DASH} №1 {beta} 100% #1 & <co>",
     "description": "It's “the” service: a & b, 100% $HOME `x` [y] {z} # \N{EN DASH} " + "é" * 40,
@@ -45,7 +45,7 @@ class Variant:
 
     @property
     def code(self) -> str:
-        """The name of its Python: variants that differ in `ci` only have one and the same."""
+        """The name of its Python code, which variants that differ only in `ci` share."""
         return "-".join([*(self.modules or ["base"]), *([] if self.sample_domain else ["lean"])])
 
     @property
@@ -68,13 +68,13 @@ def questions() -> Mapping[str, Mapping[str, Any]]:
 
 
 def choices(question: str) -> list[str]:
-    """List the choices of a question; one that is not built yet has a validator."""
+    """List the choices of a question that are on offer."""
     offered = questions()[question]["choices"].values()
     return [choice for choice in offered if isinstance(choice, str)]
 
 
 def combinations() -> Iterator[Variant]:
-    """Every combination, valid or not: smallest first, with the sample domain before without."""
+    """Yield every combination, valid or not: the smallest first, with the sample domain first."""
     offered = choices("modules")
     sets = (itertools.combinations(offered, size) for size in range(len(offered) + 1))
     domains = [True, False] if "sample_domain" in questions() else [True]
@@ -84,7 +84,7 @@ def combinations() -> Iterator[Variant]:
 
 
 def refusal(variant: Variant) -> str:
-    """Ask copier.yml's validators about the combination, in turn; "" if it is valid."""
+    """Return the message of the first validator that refuses the combination, or ""."""
     jinja = SandboxedEnvironment(undefined=StrictUndefined)
     known: dict[str, object] = {}
     for name, question in questions().items():
@@ -98,33 +98,38 @@ def refusal(variant: Variant) -> str:
 
 @cache
 def variants() -> list[Variant]:
-    """Every valid combination."""
+    """List every valid combination."""
     return [variant for variant in combinations() if not refusal(variant)]
 
 
 def codes() -> list[Variant]:
-    """One variant of each code."""
+    """List one variant of each code."""
     return list({variant.code: variant for variant in reversed(variants())}.values())[::-1]
 
 
 def ends() -> list[Variant]:
-    """The smallest and the largest code of those with the sample domain."""
+    """Return the smallest and the largest code with the sample domain."""
     with_sample = [variant for variant in codes() if variant.sample_domain]
     return [with_sample[0], with_sample[-1]]
 
 
+def corners() -> list[Variant]:
+    """List the smallest and the largest code, with and without the sample domain."""
+    return [code for code in codes() if code.modules in {end.modules for end in ends()}]
+
+
 def covered_by(code: Variant) -> list[str]:
-    """The names of the variants whose Python is that of `code`."""
+    """List the names of the variants that have the Python code of `code`."""
     return [variant.name for variant in variants() if variant.code == code.code]
 
 
 def awkward() -> Variant:
-    """The largest variant with answers that are legal and unfriendly."""
+    """Return the largest variant, with answers that are valid and hard to quote."""
     return Variant(ends()[-1].modules, label="awkward", others=AWKWARD)
 
 
 def named(name: str) -> list[Variant]:
-    """The codes of that name, or of the variant of that name. Raises ValueError for another."""
+    """Return the code of that name, or of the variant of that name. Raises ValueError."""
     found = [code for code in codes() if name in (code.code, *covered_by(code))]
     if not found:
         names = ", ".join(code.code for code in codes())
@@ -133,7 +138,7 @@ def named(name: str) -> list[Variant]:
 
 
 def page() -> str:
-    """docs/variants.md."""
+    """Return the text of docs/variants.md."""
     rows = "\n".join(f"| `{code.code}` | `{options(code)}` |" for code in codes())
     endings = ", ".join(f"`base-{ci}`" for ci in choices("ci"))
     asked = ", ".join(f"`{name}`" for name in deciding((), True, ""))
@@ -170,7 +175,7 @@ A variant is named after its code and its `ci`: {endings}.
 
 
 def options(code: Variant) -> str:
-    """The answers of a code as one gives them to `copier copy`."""
+    """Return the options of `copier copy` for a code."""
     given = [f"-d modules='[{', '.join(code.modules)}]'"] if code.modules else []
     if not code.sample_domain:
         given.append("-d sample_domain=false")

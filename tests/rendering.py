@@ -1,4 +1,4 @@
-"""Rendering the template as its users do: with Copier's command line, from a git repository."""
+"""Renders the template as users do: with Copier's command line, from a git repository."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def questions(root: Path = ROOT) -> dict[str, dict[str, Any]]:
 
 
 def asked(repository: Path, version: str | None = None) -> set[str]:
-    """The names of the questions now, or of those in a version or commit."""
+    """Return the names of the questions, now or in a version or commit."""
     if version is None:
         return set(questions(repository))
     loaded = yaml.safe_load(git(repository, "show", f"{version}:copier.yml"))
@@ -51,7 +51,7 @@ def asked(repository: Path, version: str | None = None) -> set[str]:
 
 
 def git(repository: Path, *arguments: str) -> str:
-    """Run git there. Raises CalledProcessError with git's own words."""
+    """Run git in `repository`. Raises CalledProcessError."""
     return subprocess.run(
         ("git", *arguments),
         cwd=repository,
@@ -63,9 +63,9 @@ def git(repository: Path, *arguments: str) -> str:
 
 
 def snapshot(destination: Path, tag: str = "v0.0.1") -> Path:
-    """A repository at `destination` whose one commit is the working tree as it is now.
+    """Make a repository at `destination` whose only commit is the working tree.
 
-    So a run sees one state, whatever is edited meanwhile, and a rendering has a version to record.
+    So a run sees one state even if files are edited meanwhile, and renderings can record a version.
     """
     write_working_tree(destination)
     git(destination, "init", "--quiet", "--initial-branch", "main")
@@ -91,7 +91,7 @@ def commit(repository: Path, message: str, tag: str | None = None) -> None:
 
 
 def copier(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run Copier's command line without a terminal. It is never trusted."""
+    """Run Copier's command line without a terminal and without --trust."""
     return subprocess.run(
         (sys.executable, "-m", "copier", *arguments),
         cwd=cwd,
@@ -106,9 +106,9 @@ def copier(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 def copy(
     repository: Path, destination: Path, answers: Answers, *, version: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`copier copy --defaults` with these answers, of the newest version or the one given.
+    """Run `copier copy --defaults` with these answers, for the newest version or the given one.
 
-    Raises UnknownQuestion before it starts if there is an answer that nobody asked for.
+    Raises UnknownQuestion if there is an answer to a question that does not exist.
     """
     if unknown := answers.keys() - asked(repository, version):
         raise UnknownQuestion(f"copier.yml has no question {', '.join(sorted(unknown))}")
@@ -125,13 +125,13 @@ def as_data(value: object) -> str:
 def render(
     repository: Path, destination: Path, answers: Answers, *, version: str | None = None
 ) -> Path:
-    """The rendered service. Fails with Copier's own words."""
+    """Render a service and return its path. Fails with Copier's message."""
     result = copy(repository, destination, answers, version=version)
     assert result.returncode == 0, result.stderr
     return destination
 
 
 def files(folder: Path) -> list[Path]:
-    """The files below `folder`, relative to it, without git's own."""
+    """List the files below `folder`, relative to it, without those of git."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in found if path.parts[0] != ".git")

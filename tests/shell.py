@@ -1,13 +1,13 @@
-"""A person's shell, for commands that are run as a person runs them."""
+"""The environment of a shell, for commands that are run as users run them."""
 
 import os
 import re
 
-# Nothing of the virtual environment that these tests run in: uv would install into it.
+# uv would install into the virtual environment of these tests.
 TOOLS = "VIRTUAL_ENV|UV_PROJECT_ENVIRONMENT|PYTHON|PYTEST|COVERAGE|NOX"
 
 
 def environment(also_without: str = "") -> dict[str, str]:
-    """The variables without those whose names begin with what tools, or `also_without`, set."""
+    """Return the environment without variables that TOOLS or `also_without` match at their start."""
     own = re.compile(f"{TOOLS}|{also_without}" if also_without else TOOLS)
     return {name: value for name, value in os.environ.items() if not own.match(name)}

@@ -1,4 +1,4 @@
-"""Ratios, goals, plots and the page, made of measurements. Nothing is measured here."""
+"""Ratios, goals, plots and the report of given measurements. Nothing is measured here."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -65,7 +65,7 @@ def test_goals_are_bounds_of_the_ratio(ratio: float | None, goal: str, met: bool
     assert is_met(ratio, goal) is met
 
 
-def test_a_goal_that_says_nothing_is_refused() -> None:
+def test_a_goal_without_a_comparison_is_refused() -> None:
     with pytest.raises(ValueError, match="no goal"):
         is_met(1.0, "4")
 
@@ -81,7 +81,7 @@ def test_an_area_survives_json() -> None:
     assert Area.of(json.loads(json.dumps(measured.as_json()))) == measured
 
 
-def test_the_page_says_what_was_met_and_where_growth_stops_being_linear() -> None:
+def test_the_report_names_goals_met_and_growth_beyond_linear() -> None:
     goals = [Comparison("met", "a", "b", ">= 2"), Comparison("missed", "b", "a", ">= 2")]
     growth = [
         Comparison("10 times the rows", "a", "b", growth=True),
@@ -95,13 +95,13 @@ def test_the_page_says_what_was_met_and_where_growth_stops_being_linear() -> Non
     assert "| 100 times the rows | 4 | 8 | rows/s | 0.50 | no longer linear" in output
 
 
-def test_loads_of_longer_streams_are_linear_when_an_event_costs_the_same() -> None:
+def test_loads_are_linear_when_an_event_costs_the_same() -> None:
     measured = area(Comparison("loads: 10 times the events", "a", "b", growth=True))
     measured.sides = {"a": Samples("loads/s", [1.0]), "b": Samples("loads/s", [10.0])}
     assert "| 0.10 | linear |" in render_report(found(measured))
 
 
-def test_a_request_is_constant_when_it_costs_the_same_with_more_in_the_tables() -> None:
+def test_requests_are_constant_when_larger_tables_cost_the_same() -> None:
     measured = area(
         Comparison("list: 10 times the orders", "b", "a", growth=True),
         Comparison("list: 100 times the orders", "c", "a", growth=True),
@@ -113,7 +113,7 @@ def test_a_request_is_constant_when_it_costs_the_same_with_more_in_the_tables() 
     assert "| 0.10 | no longer constant: one costs more |" in output
 
 
-def test_templates_of_more_files_are_linear_when_a_file_costs_the_same() -> None:
+def test_copies_are_linear_when_a_file_costs_the_same() -> None:
     measured = area(
         Comparison("10 times the files", "b", "a", growth=True),
         Comparison("100 times the files", "c", "a", growth=True),
@@ -128,7 +128,7 @@ def test_templates_of_more_files_are_linear_when_a_file_costs_the_same() -> None
     assert "| 200.00 | no longer linear: one costs more |" in output
 
 
-def test_a_file_more_costs_what_the_first_does_not_explain() -> None:
+def test_the_cost_of_a_file_excludes_the_first() -> None:
     many, one = Samples("s", [3.0, 2.5]), Samples("s", [1.0, 0.5])
     assert cost_of_a_file(one, many, 101) == Samples("ms", [20.0, 20.0])
     failed = Samples("s", [3.0], failed="it stopped")
@@ -146,7 +146,7 @@ def test_a_plot_is_well_formed_and_in_proportion() -> None:
     assert "The <outbox>" in [text.text for text in drawn.iter(f"{space}text")]
 
 
-def test_figures_have_as_many_digits_as_mean_something() -> None:
+def test_figures_have_significant_digits_only() -> None:
     assert [number(n) for n in (12345.6, 123.4, 12.345, 0.01234, None)] == [
         "12,346",
         "123",
@@ -160,7 +160,7 @@ def test_every_area_says_what_limits_it() -> None:
     assert set(LIMITS) == set(AREAS)
 
 
-def test_the_page_and_the_plots_are_what_latest_json_gives() -> None:
+def test_the_report_and_the_plots_are_current() -> None:
     latest = json.loads((RESULTS / "latest.json").read_text())
     for name, text in render_files(latest).items():
         file = PAGE if name == PAGE.name else RESULTS / name

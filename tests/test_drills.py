@@ -1,4 +1,4 @@
-"""The lines that drills change in a rendered service exist, and so do the drills that guards name."""
+"""The lines that drills replace exist, and so do the drills that guards name."""
 
 import ast
 from pathlib import Path
@@ -14,7 +14,7 @@ NAMES = [*(guard.name for guard in GUARDS), *(f"shorter: {old}" for _, old, _ in
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=NAMES)
-def test_what_is_replaced_is_in_the_template_once(change: tuple[str, str, str]) -> None:
+def test_replaced_lines_are_in_the_template_once(change: tuple[str, str, str]) -> None:
     file, old, new = change
     assert (ROOT / "template" / file).read_text().count(old) == 1
     assert old != new

@@ -1,4 +1,4 @@
-"""The files that other tools read are what those tools take."""
+"""Files that other tools read are valid for those tools."""
 
 import ast
 import re
@@ -22,14 +22,14 @@ each_workflow = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: 
 
 
 def matches_schema(schema: str, *paths: Path) -> None:
-    """The schemas come with check-jsonschema, so nothing is fetched."""
+    """Check against a schema that comes with check-jsonschema."""
     command = (sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema)
     result = subprocess.run((*command, *paths), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @each_workflow
-def test_a_workflow_is_what_github_takes(workflow: Path) -> None:
+def test_a_workflow_follows_githubs_schema(workflow: Path) -> None:
     matches_schema("vendor.github-workflows", workflow)
 
 
@@ -40,7 +40,7 @@ def test_a_workflow_pins_every_action_to_a_commit(workflow: Path) -> None:
     assert [action for action in used if not FULL_SHA.fullmatch(action)] == []
 
 
-# What offers an update has to push a branch and open a request.
+# The update job pushes a branch and opens a pull request.
 MAY_WRITE = {"update.yml": {"update": {"contents": "write", "pull-requests": "write"}}}
 
 
@@ -53,7 +53,7 @@ def test_a_workflow_may_only_read_unless_it_offers_an_update(workflow: Path) -> 
     assert more == MAY_WRITE.get(workflow.name, {})
 
 
-def test_a_rendered_gitlab_pipeline_is_what_gitlab_takes(rendered: Rendered) -> None:
+def test_the_gitlab_pipeline_follows_its_schema(rendered: Rendered) -> None:
     matches_schema("vendor.gitlab-ci", rendered(Variant(ci="gitlab")) / ".gitlab-ci.yml")
 
 
@@ -66,7 +66,7 @@ def test_the_compose_file_follows_the_specification(compose: Path) -> None:
     matches_schema("vendor.compose-spec", compose)
 
 
-def test_compose_starts_the_service_after_its_migrations_and_topics(compose: Path) -> None:
+def test_compose_starts_processes_after_migrations_and_topics(compose: Path) -> None:
     services = yaml.safe_load(compose.read_text())["services"]
     for process in ("api", "worker"):
         waits_for = services[process]["depends_on"]
@@ -90,7 +90,7 @@ def test_compose_publishes_ports_to_this_machine_only(compose: Path) -> None:
     assert [port for port in published if not port.startswith("127.0.0.1:")] == []
 
 
-def test_the_image_runs_as_somebody_without_rights() -> None:
+def test_the_image_runs_without_root() -> None:
     dockerfile = (ROOT / "template" / "Dockerfile").read_text()
     final_stage = dockerfile.rpartition("\nFROM ")[2]
     assert re.search(r"^USER [1-9]\d*$", final_stage, re.MULTILINE)
@@ -98,7 +98,7 @@ def test_the_image_runs_as_somebody_without_rights() -> None:
     assert 'ENTRYPOINT ["app"]' in final_stage
 
 
-def test_everything_the_image_is_built_from_is_sent_to_the_builder() -> None:
+def test_the_builder_is_sent_everything_the_image_needs() -> None:
     ignored = (ROOT / "template" / ".dockerignore").read_text().splitlines()
     sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     assert sent >= {"app", "migrations", "pyproject.toml", "uv.lock", "README.md"}
@@ -139,12 +139,12 @@ CELL = re.compile(r"`([^`]+)`")
 
 
 def rows(table: str) -> list[list[str]]:
-    """The cells of each row, without those of its head."""
+    """Return the cells of each row, without the head."""
     lines = [line for line in table.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def test_the_guide_leads_to_files_of_the_service() -> None:
+def test_the_guide_names_existing_files() -> None:
     page = (ROOT / "docs" / "guide.md").read_text()
     sections = rows(page.split("\n## ")[1])
     assert [row[0] for row in sections if not CELL.findall(row[2])] == [], "leads nowhere"
@@ -158,7 +158,35 @@ def test_the_guide_leads_to_files_of_the_service() -> None:
     assert missing == []
 
 
-def test_the_drawing_of_the_imports_is_current_and_has_no_cycle() -> None:
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PATHS = re.compile(r"`((?:app|tests|benchmarks|hooks|template|docs|migrations)/[\w./-]+)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_existing_files(page: Path) -> None:
+    text = page.read_text()
+    if page.name == "guide.md":  # the first table's second column names files of the guide
+        text = "\n".join(row[2] for row in rows(text.split("\n## ")[1])) + text.split("\n## ")[2]
+    named = {name.rstrip("/") for name in PATHS.findall(text)}
+    places = [ROOT / "template", ROOT]
+    found = {
+        name
+        for name in named
+        if any((place / f"{name}{end}").exists() for place in places for end in ("", ".jinja"))
+    }
+    assert named - found == set()
+
+
+def test_the_index_of_decisions_is_current() -> None:
+    folder = ROOT / "docs" / "decisions"
+    expected = []
+    for page in sorted(folder.glob("0*.md")):
+        number, _, title = page.read_text().partition("\n")[0].removeprefix("# ").partition(". ")
+        expected.append(f"| {number} | [{title}]({page.name}) |")
+    assert (folder / "README.md").read_text().splitlines()[-len(expected) :] == expected
+
+
+def test_the_page_of_imports_is_current_and_has_no_cycle() -> None:
     assert import_graph.PAGE.read_text() == import_graph.render_page(), (
         "run `python -m tests.import_graph`"
     )

@@ -63,14 +63,14 @@ def test_a_folder_of_a_larger_repository_is_not_committed(service: Path) -> None
     assert "commit" not in result.stdout
 
 
-def test_a_folder_that_is_no_service_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_service_is_refused(tmp_path: Path) -> None:
     result = finish(tmp_path)
     assert result.returncode == 1
     assert "no rendered service" in result.stderr
     assert not (tmp_path / ".git").exists()
 
 
-def test_a_committer_without_a_name_is_told_how_to_set_one(service: Path) -> None:
+def test_a_committer_without_a_name_gets_the_remedy(service: Path) -> None:
     nameless = dict.fromkeys(
         ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"), ""
     )

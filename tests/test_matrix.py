@@ -1,4 +1,4 @@
-"""The list of variants is what Copier takes, and what the documentation says."""
+"""The list of variants agrees with Copier and with the documentation."""
 
 from pathlib import Path
 
@@ -12,17 +12,17 @@ REFUSED = [variant for variant in matrix.combinations() if matrix.refusal(varian
 
 
 @pytest.mark.parametrize("variant", REFUSED, ids=lambda variant: variant.name)
-def test_copier_refuses_what_the_list_leaves_out(
+def test_copier_refuses_combinations_that_are_not_listed(
     variant: Variant, repository: Path, tmp_path: Path
 ) -> None:
-    """That it takes what is in the list is what the tests of renderings begin with."""
+    """The tests of renderings show that it accepts those that are listed."""
     result = rendering.copy(repository, tmp_path / "service", variant.answers)
     assert result.returncode != 0
     assert matrix.refusal(variant) in " ".join(result.stderr.split())
     assert not (tmp_path / "service").exists()
 
 
-def test_nothing_is_left_out_but_what_is_refused() -> None:
+def test_every_valid_combination_is_listed() -> None:
     everything = len(REFUSED) + len(matrix.variants())
     deciding = matrix.deciding((), True, "github")
     values = {"modules": 2 ** len(matrix.choices("modules")), "sample_domain": 2}
@@ -33,13 +33,13 @@ def test_nothing_is_left_out_but_what_is_refused() -> None:
     assert len({variant.name for variant in matrix.variants()}) == len(matrix.variants())
 
 
-def test_every_question_that_decides_files_is_in_the_list() -> None:
+def test_every_question_that_decides_files_is_listed() -> None:
     manifest = "\n".join(rendering.configuration()["_exclude"])
     deciding = matrix.deciding((), True, "github").keys()
     assert {name for name in rendering.questions() if f"{name} | default(" in manifest} == deciding
 
 
-def test_the_smallest_and_the_largest_variant_come_first_and_last() -> None:
+def test_the_ends_are_the_smallest_and_the_largest_variant() -> None:
     smallest, largest = matrix.ends()
     assert smallest == matrix.variants()[0] == Variant()
     assert set(largest.modules) == set(matrix.choices("modules"))

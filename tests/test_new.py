@@ -25,7 +25,7 @@ def new(template: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which a session's environment may be made."""
+    """Clone the template, for nox to make its environments in."""
     return rendering.snapshot(tmp_path_factory.mktemp("clone") / "template")
 
 
@@ -45,7 +45,7 @@ def test_a_new_service_is_committed_and_can_be_updated(template: Path) -> None:
     assert rendering.git(service, "status", "--porcelain") == ""
 
 
-def test_an_answer_that_nobody_asked_for_is_refused(template: Path) -> None:
+def test_an_answer_to_an_unknown_question_is_refused(template: Path) -> None:
     result = new(template, "../other", "--defaults", "-d", "projectname=Orders")
     assert result.returncode != 0
     assert "no question is called projectname" in result.stdout

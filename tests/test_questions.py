@@ -1,6 +1,7 @@
-"""Bad answers are refused with a message that says how to mend them; good ones survive."""
+"""Bad answers are refused with a message that says what to do; good ones survive."""
 
 import ast
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from jinja2 import Environment, nodes
+from jinja2.sandbox import SandboxedEnvironment
+from jinja2_ansible_filters import (  # type: ignore[import-untyped]  # it has no types
+    AnsibleCoreFiltersExtension,
+)
 
 from tests import matrix, rendering
 from tests.matrix import Variant
@@ -24,7 +29,7 @@ REFUSED: list[tuple[Mapping[str, object], str]] = [
     ({"project_name": "bell\a"}, PLAIN_TEXT),
     ({"project_name": "{{ project_slug }}"}, PLAIN_TEXT),
     ({"project_name": "x" * 61}, "Use at most 60 characters"),
-    ({"project_slug": ""}, "Use kebab-case"),
+    ({"project_slug": ""}, "No slug can be made of this title"),
     ({"project_slug": "Order-Service"}, "Use kebab-case"),
     ({"project_slug": "order_service"}, "Use kebab-case"),
     ({"project_slug": "order service"}, "Use kebab-case"),
@@ -35,7 +40,7 @@ REFUSED: list[tuple[Mapping[str, object], str]] = [
     ({"project_slug": "orders\n"}, "Use kebab-case"),
     ({"project_slug": "../orders"}, "Use kebab-case"),
     ({"project_slug": "o" * 64}, "Use at most 63 characters"),
-    ({"project_name": "注文"}, "Use kebab-case"),  # its slug would be empty
+    ({"project_name": "注文"}, "No slug can be made of this title"),  # its slug would be empty
     ({"service_name": ""}, "Use lower-case ASCII letters, digits"),
     ({"service_name": "shop.orders"}, "Dots separate the parts of a topic"),
     ({"service_name": "Orders"}, "Use lower-case ASCII letters, digits"),
@@ -69,12 +74,14 @@ REFUSED: list[tuple[Mapping[str, object], str]] = [
     ({"modules": ["event_sourcing"]}, "choose outbox as well"),
     ({"modules": ["cqrs", "event_sourcing"]}, "choose outbox as well"),
     ({"sample_domain": False, "modules": ["event_sourcing"]}, "choose outbox as well"),
+    ({"project_slug": "fastapi"}, "the service depends on the package of this name"),
+    ({"project_slug": "starlette"}, "the service depends on the package of this name"),
     ({"ci": "travis"}, "'travis' is not in ['github', 'gitlab', 'none']"),
     ({"ci": ""}, "'' is not in ['github', 'gitlab', 'none']"),
     ({"ci": "GitHub"}, "'GitHub' is not in ['github', 'gitlab', 'none']"),
 ]
 
-# An answer on record is right; one that does not go with it is refused by its own validator.
+# The recorded answer is valid; a new one that does not fit it is refused.
 REFUSED_BY_UPDATE: list[tuple[Mapping[str, object], str, str]] = [
     ({"modules": ["outbox"]}, "modules=[event_sourcing]", "choose outbox as well"),
 ]
@@ -95,7 +102,7 @@ CHOICES = [name for name, question in rendering.questions().items() if "choices"
 
 
 @pytest.mark.parametrize(("answers", "message"), REFUSED, ids=str)
-def test_a_bad_answer_is_refused_with_its_mend(
+def test_a_bad_answer_is_refused_with_the_remedy(
     answers: Mapping[str, object], message: str, repository: Path, tmp_path: Path
 ) -> None:
     result = rendering.copy(repository, tmp_path / "service", answers)
@@ -116,16 +123,14 @@ def test_every_question_has_help_default_and_a_guard() -> None:
 
 
 @pytest.mark.parametrize(("question", "message"), BRANCHES)
-def test_every_branch_of_a_validator_has_an_answer_that_it_refuses(
-    question: str, message: str
-) -> None:
+def test_every_branch_of_a_validator_is_tried(question: str, message: str) -> None:
     tried = [answers for answers, refusal in REFUSED if refusal in message and question in answers]
     tried += [answers for answers, _, refusal in REFUSED_BY_UPDATE if refusal in message]
     assert tried, f"add a bad answer to REFUSED for which {question} says: {message}"
 
 
-def test_a_branch_of_a_validator_is_told_by_its_message() -> None:
-    """Two branches of a question with one message could hide behind each other's bad answers."""
+def test_every_branch_of_a_validator_has_its_own_message() -> None:
+    """With one message for two branches, a bad answer for either would cover both."""
     assert len(set(BRANCHES)) == len(BRANCHES)
     for name, question in rendering.questions().items():
         conditions = question.get("validator", "").replace("{% elif", "{% if").count("{% if")
@@ -133,9 +138,7 @@ def test_a_branch_of_a_validator_is_told_by_its_message() -> None:
 
 
 @pytest.mark.parametrize("question", CHOICES)
-def test_what_is_not_among_the_choices_is_refused(
-    question: str, repository: Path, tmp_path: Path
-) -> None:
+def test_an_unknown_choice_is_refused(question: str, repository: Path, tmp_path: Path) -> None:
     several = rendering.questions()[question].get("multiselect", False)
     answers: dict[str, object] = {question: ["no-such-choice"] if several else "no-such-choice"}
     result = rendering.copy(repository, tmp_path / "service", answers)
@@ -144,14 +147,39 @@ def test_what_is_not_among_the_choices_is_refused(
     assert not (tmp_path / "service").exists()
 
 
-def test_event_sourcing_with_outbox_is_taken(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("title", "slug"),
+    [
+        ("Größe Überfällig", "groesse-ueberfaellig"),
+        ("Żółć, gęślą jaźń", "zolc-gesla-jazn"),
+        ("Cafe\N{COMBINING ACUTE ACCENT} Œuvre № 2", "cafe-oeuvre-2"),
+        ("2nd Order {N{Service}}", "nd-order-n-service"),
+    ],
+)
+def test_titles_in_latin_scripts_have_a_readable_slug(title: str, slug: str) -> None:
+    # As Copier has it, without the time of a rendering.
+    jinja = SandboxedEnvironment(extensions=[AnsibleCoreFiltersExtension])
+    default = jinja.from_string(rendering.questions()["project_slug"]["default"])
+    assert default.render(project_name=title).strip() == slug
+
+
+def test_no_slug_is_the_name_of_a_dependency() -> None:
+    project = (ROOT / "template" / "pyproject.toml.jinja").read_text()
+    dependencies = re.findall(r'^    "([a-z0-9-]+)[\[>]', project, re.MULTILINE)
+    assert len(dependencies) > 20
+    validator = rendering.questions()["project_slug"]["validator"]
+    (names,) = re.findall(r"in \((.*?)\)\.split", validator, re.DOTALL)
+    assert {*dependencies} - {*re.findall(r"[a-z0-9-]+", names)} == set()
+
+
+def test_event_sourcing_with_outbox_is_accepted(repository: Path, tmp_path: Path) -> None:
     modules = ["outbox", "event_sourcing"]
     result = rendering.copy(repository, tmp_path / "service", {"modules": modules})
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(("recorded", "given", "message"), REFUSED_BY_UPDATE, ids=str)
-def test_an_update_refuses_what_is_given_and_replaces_nothing_that_is_recorded(
+def test_an_update_with_a_bad_answer_changes_nothing(
     recorded: rendering.Answers, given: str, message: str, repository: Path, tmp_path: Path
 ) -> None:
     service = rendering.render(repository, tmp_path / "service", recorded)
@@ -163,7 +191,7 @@ def test_an_update_refuses_what_is_given_and_replaces_nothing_that_is_recorded(
     assert rendering.git(service, "status", "--porcelain") == ""
 
 
-def test_an_answer_that_nobody_asked_for_is_caught(repository: Path, tmp_path: Path) -> None:
+def test_an_answer_to_an_unknown_question_is_caught(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(rendering.UnknownQuestion, match="moduls"):
         rendering.copy(repository, tmp_path / "service", {"moduls": ["outbox"]})
 
@@ -171,7 +199,7 @@ def test_an_answer_that_nobody_asked_for_is_caught(repository: Path, tmp_path: P
 def test_awkward_but_legal_answers_arrive_unharmed(repository: Path, tmp_path: Path) -> None:
     service = rendering.render(repository, tmp_path / "service", matrix.AWKWARD)
     project = tomllib.loads((service / "pyproject.toml").read_text())["project"]
-    assert project["name"] == "ann-s-caf-1-beta-100-1-co"
+    assert project["name"] == "ann-s-cafe-1-beta-100-1-co"
     assert project["description"] == matrix.AWKWARD["description"]
     assert project["authors"] == [
         {"name": matrix.AWKWARD["author_name"], "email": matrix.AWKWARD["author_email"]}
@@ -191,22 +219,22 @@ def constants(source: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[str]]:
-    """The table of docs/questions.md: default and effect of each question."""
+    """Read the table of docs/questions.md: default and effect of each question."""
     page = (ROOT / "docs" / "questions.md").read_text()
     cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines())
     return {row[0].strip("`"): row[1:] for row in cells if row and row[0].startswith("`")}
 
 
-def test_the_questions_in_the_documentation_are_those_that_are_asked(
+def test_the_documentation_lists_the_questions(
     rows: dict[str, list[str]],
 ) -> None:
     assert list(rows) == list(rendering.questions())
 
 
-def test_the_defaults_in_the_documentation_are_those_of_a_rendering(
+def test_the_documentation_lists_the_defaults(
     rows: dict[str, list[str]], repository: Path, tmp_path: Path
 ) -> None:
-    """A default that is made from another answer says so after a comma."""
+    """A default that follows from another answer has its origin after a comma."""
     service = rendering.render(repository, tmp_path / "my-service", {})
     answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
     for name, question in rendering.questions().items():

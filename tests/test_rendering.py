@@ -1,4 +1,4 @@
-"""Properties of every rendering, and of the files it is made from."""
+"""Properties of every rendering, and of the template's files."""
 
 import ast
 import json
@@ -36,14 +36,14 @@ each_code = pytest.mark.parametrize(
 # No residue: GitHub's own expressions, ${{ … }}, and the doubled braces of Python's f-strings.
 RESIDUE = re.compile(r"(?<!\$)\{\{-?\s*\w+\s*[|.}]|\{%-?\s|\{#-?\s")
 
-# Each module: what its package, its commands, their file, and its paths elsewhere are called.
+# The names of each module's package, commands and files.
 NAMES_OF_MODULE = {
     "outbox": ("outbox",),
     "cqrs": ("cqrs", "projections"),
     "event_sourcing": ("event_sourcing", "event_store"),
 }
 
-# Files that tell which modules there are, whatever was chosen.
+# Files that name every module, whatever was chosen.
 NAMES_MODULES = {Path(".copier-answers.yml")}
 
 
@@ -52,7 +52,7 @@ def text_files(service: Path) -> list[Path]:
 
 
 @each_variant
-def test_no_template_tag_is_left(variant: Variant, rendered: Rendered) -> None:
+def test_no_template_tag_remains(variant: Variant, rendered: Rendered) -> None:
     service = rendered(variant)
     left = [
         f"{path}: {line}"
@@ -64,7 +64,7 @@ def test_no_template_tag_is_left(variant: Variant, rendered: Rendered) -> None:
 
 
 @each_variant
-def test_no_file_name_is_left_unrendered_or_quoted(variant: Variant, rendered: Rendered) -> None:
+def test_every_file_name_is_rendered(variant: Variant, rendered: Rendered) -> None:
     odd = [path for path in rendering.files(rendered(variant)) if re.search(r'["{}]', str(path))]
     assert odd == []
 
@@ -76,7 +76,7 @@ def test_only_the_files_of_the_template_are_rendered(variant: Variant, rendered:
 
 
 @each_variant
-def test_a_rendering_is_as_ruff_formats_it(variant: Variant, rendered: Rendered) -> None:
+def test_a_rendering_is_formatted(variant: Variant, rendered: Rendered) -> None:
     ruff(rendered(variant), "format", "--check", "--diff", "--no-cache", ".")
 
 
@@ -127,7 +127,7 @@ def test_nothing_of_a_left_out_module_remains(variant: Variant, rendered: Render
 
 
 def remains_of(name: str) -> str:
-    """An expression for imports, paths, commands and settings."""
+    """Return an expression for imports, paths, commands and settings of a module."""
     command = name.replace("_", "-")
     place = rf"(?:app|platform|cli|tests|docs|migrations/versions)[./]{name}"
     return rf"\b(?:{place}|app {command}|{name.upper()}_)|import {name}\b"
@@ -170,8 +170,8 @@ def test_nothing_of_another_ci_remains(variant: Variant, rendered: Rendered) -> 
 
 
 @each_code
-def test_the_choice_of_ci_changes_nothing_that_runs(code: Variant, rendered: Rendered) -> None:
-    """So what is proved of a code by running it (tests/generated) holds for each of its variants."""
+def test_the_choice_of_ci_changes_no_code(code: Variant, rendered: Rendered) -> None:
+    """So a check of a code (tests/generated) holds for each of its variants."""
     # The README tells people what their CI needs.
     of_a_ci = {".github", ".gitlab-ci.yml", ".copier-answers.yml", "README.md"}
     first, *others = (
@@ -193,7 +193,7 @@ def contents(service: Path, without: set[str]) -> dict[str, bytes]:
     }
 
 
-def test_a_module_is_on_offer_when_it_is_there() -> None:
+def test_every_module_that_exists_is_a_choice() -> None:
     built = {path.parent.name for path in TEMPLATE.glob("app/platform/*/__init__.py")}
     there = {module for module, names in NAMES_OF_MODULE.items() if not built.isdisjoint(names)}
     assert {*matrix.choices("modules")} == there == NAMES_OF_MODULE.keys()
@@ -219,19 +219,19 @@ def test_every_path_of_a_module_is_in_the_manifest() -> None:
         assert forgotten == [], f"add to the manifest of {module} in copier.yml"
 
 
-def test_manifest_reads_every_answer_with_a_default() -> None:
+def test_the_manifest_reads_every_answer_with_a_default() -> None:
     for entry in rendering.configuration()["_exclude"]:
         for expression in re.findall(r"{% if (.*?) %}", entry):
             assert "default(" in expression, entry
 
 
-def test_template_needs_no_trust() -> None:
+def test_the_template_needs_no_trust() -> None:
     forbidden = {"_tasks", "_jinja_extensions", "_migrations"}
     assert forbidden & rendering.configuration().keys() == set()
 
 
 def is_wiring(path: Path) -> bool:
-    """Whether a file may have tags: the service's name and list, and a slice's component and storage."""
+    """Return whether a file may have tags: the service's name and list, a slice's component and storage."""
     match path.relative_to(TEMPLATE / "app").parts:
         case ["__init__.py.jinja" | "wiring.py.jinja"]:
             return True
@@ -240,13 +240,13 @@ def is_wiring(path: Path) -> bool:
     return False
 
 
-def test_python_with_template_tags_is_limited_to_the_wiring() -> None:
+def test_only_the_wiring_has_template_tags_in_python() -> None:
     assert [path for path in TEMPLATE.rglob("*.py.jinja") if not is_wiring(path)] == []
     plain = (path for path in TEMPLATE.rglob("*.py") if ".venv" not in path.parts)
     assert [path.name for path in plain if RESIDUE.search(path.read_text())] == []
 
 
-def test_template_tags_in_python_stand_alone_at_the_first_column() -> None:
+def test_template_tags_in_python_are_lines_of_their_own() -> None:
     statement = re.compile(r"\{%-? .+ -?%\}")
     for path in TEMPLATE.rglob("*.py.jinja"):
         for line in path.read_text().splitlines():
@@ -281,6 +281,6 @@ def test_only_files_that_need_an_answer_are_templates() -> None:
     assert needless == []
 
 
-def test_no_file_of_the_template_repository_has_a_quote_in_its_name() -> None:
+def test_no_file_name_has_a_quote() -> None:
     listed = rendering.git(ROOT, "ls-files", "-z").split("\0")
     assert [name for name in listed if '"' in name or name.endswith((".pyc", ".pyo"))] == []

@@ -1,4 +1,4 @@
-"""The steps of this repository's workflow, run here as a runner runs them."""
+"""The steps of this repository's workflow, run as a runner does."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def script(job: str, step: str) -> str:
 
 
 def outputs(job: str, step: str, folder: Path, **settings: str) -> dict[str, str]:
-    """Run a step in that folder; what it writes to GITHUB_OUTPUT."""
+    """Run a step in `folder`; return the outputs that it writes to GITHUB_OUTPUT."""
     written = folder.with_name("output")
     written.touch()
     result = subprocess.run(
@@ -44,7 +44,7 @@ def outputs(job: str, step: str, folder: Path, **settings: str) -> dict[str, str
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A repository with the kinds of files that there are."""
+    """Make a repository with each kind of file."""
     folder = tmp_path / "project"
     names = ["docs/page.md", "README.md", "template/docs/page.md", "template/README.md.jinja"]
     for name in [*names, "tests/test_it.py", "copier.yml"]:
@@ -134,7 +134,7 @@ SKIPPED = {**SUCCESS, **dict.fromkeys(HEAVY_JOBS, "skipped")}
     ],
     ids=str,
 )
-def test_the_gate_opens_when_all_passed_or_was_left_out_for_documentation(
+def test_the_gate_opens_when_every_needed_job_passed(
     results: dict[str, str], heavy: str, passes: bool
 ) -> None:
     needs = {name: {"result": result, "outputs": {}} for name, result in results.items()}

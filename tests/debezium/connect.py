@@ -29,7 +29,7 @@ topic.creation.enable=false
 
 
 class Connect:
-    """A standalone worker; `environment` is what its connectors' settings may name."""
+    """A standalone worker. Settings of its connectors may name variables of `environment`."""
 
     def __init__(self, folder: Path, bootstrap: str, environment: Mapping[str, str]) -> None:
         self._folder = folder
@@ -58,7 +58,7 @@ class Connect:
         return True
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        """Raises OSError, also for an answer that is an error."""
+        """Call Connect's REST interface. Raises OSError, also for an error status."""
         request = urllib.request.Request(
             f"http://{LOOPBACK}:{self._port}{path}",
             data=None if body is None else json.dumps(body).encode(),
@@ -70,7 +70,7 @@ class Connect:
 
 
 class Relay:
-    """`app relay` as a process of its own."""
+    """A process of `app relay`."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = {**os.environ, **environment, "LISTEN_PORT": str(free_port())}

@@ -39,7 +39,7 @@ KEYS = 3
 
 
 class LogicalPostgres(PostgresServer):
-    """PostgreSQL whose log can be decoded."""
+    """A PostgreSQL with logical decoding."""
 
     def _command(self) -> list[str]:
         return [*super()._command(), "-c", "wal_level=logical"]
@@ -59,7 +59,7 @@ def kafka() -> Iterator[KafkaCluster]:
 
 
 class Story:
-    """Events of a few keys, written to the outbox, and what became of them in Kafka."""
+    """Events of a few keys, written to the outbox, and their records in Kafka."""
 
     def __init__(self, url: str, settings: KafkaSettings) -> None:
         self._url = url
@@ -79,7 +79,7 @@ class Story:
             await connection.close()
 
     async def write(self, count: int) -> None:
-        """Each event in a transaction of its own."""
+        """Write each event in a transaction of its own."""
         connection = await asyncpg.connect(self._url)
         try:
             for _ in range(count):
@@ -101,7 +101,7 @@ class Story:
             await connection.close()
 
     async def arrived(self, seconds: float = 60) -> list[ConsumerRecord]:
-        """Wait until every event that was written is in Kafka; all records, in order."""
+        """Wait until every event is in Kafka; return all records, in order."""
         deadline = time.monotonic() + seconds
         topic = self.registry.topic(UserCreated)
         while True:
@@ -116,7 +116,7 @@ class Story:
             await asyncio.sleep(0.5)
 
     def check(self, records: list[ConsumerRecord], least: int) -> None:
-        """Topic, key, bytes and headers as they were written; no key's events out of order."""
+        """Check topic, key, bytes and headers, and the order by key."""
         expected = {ids(message.headers): (n, message) for n, message in enumerate(self.written)}
         firsts: dict[bytes, list[int]] = {}
         seen = set()
@@ -137,7 +137,7 @@ def ids(found: object) -> bytes:
 
 
 def headers(record: ConsumerRecord) -> dict[str, bytes]:
-    """The headers; of those that the page names, without the ones that have no value."""
+    """Return the headers without empty ones that the page names."""
     assert len(dict(record.headers)) == len(record.headers)
     return {
         name: value
@@ -210,7 +210,7 @@ async def back(connect: Connect, story: Story) -> None:
 
 
 def until_taken(connect: Connect, method: str, path: str) -> None:
-    """Call it, again while Connect is still stopping what the call before stopped."""
+    """Repeat the call while Connect is still stopping."""
     deadline = time.monotonic() + 60
     while True:
         try:

@@ -80,7 +80,9 @@ def render(service: Path, modules: Sequence[str] = ()) -> None:
     for folder in [template, service]:
         shutil.rmtree(folder, ignore_errors=True)
     rendering.render(rendering.snapshot(template), service, {"modules": list(modules)})
-    code = shutil.ignore_patterns("__main__.py", "guards.py", "handlers.py", "__pycache__")
+    code = shutil.ignore_patterns(
+        "__main__.py", "guards.py", "lanes.py", "handlers.py", "__pycache__"
+    )
     shutil.copytree(HERE, service / "drills", ignore=code)
     for file in (service / "drills").glob("test_*.py"):
         if not is_for(file.name, modules):

@@ -1,4 +1,4 @@
-"""Run inside a rendered service: its migrations on an empty database, and what they leave to do."""
+"""Run inside a rendered service: migrate an empty database, and compare it with the models."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Run inside a rendered service: a table gets a column, by `app db revision` and `app db upgrade`."""
+"""Run inside a rendered service: add a table and a column by `app db revision` and `app db upgrade`."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ async def revise(living: str, fresh: str) -> None:
 
 
 async def revise_for_a_new_module(living: str) -> None:
-    """Nothing imports it yet."""
+    """Revise for a module that nothing imports yet."""
     REVIEWS.write_text(
         "from sqlalchemy import Column, Integer, Table\n\n"
         "from app.platform.database.engine import Base\n\n"

@@ -18,14 +18,15 @@ from tests.shell import environment
 RUN_FOLDER = pytest.StashKey[Path]()
 EXIT_STACK = pytest.StashKey[ExitStack]()
 WORKER_INPUT = "services_folder"
-# Fixtures that are one variant each.
-SINGLE_VARIANTS = {"base": matrix.codes()[0], "whole": matrix.ends()[-1]}
+# Fixtures for a single variant.
+SINGLE_VARIANTS = {"base": matrix.codes()[0], "full": matrix.ends()[-1]}
 SECONDS = 600
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The folder of the run is the controller's; workers of xdist are told where it is."""
+    """Make the folder of the run; workers of xdist get its path from the controller."""
     config.stash[EXIT_STACK] = ExitStack()
+    config.addinivalue_line("markers", "corners: of all variants, only the corners run it")
     chosen_variants(config)  # before anything is made for a variant that there is not
     if (given := getattr(config, "workerinput", None)) is None:
         config.stash[RUN_FOLDER] = config.stash[EXIT_STACK].enter_context(temporary_folder())
@@ -58,11 +59,11 @@ class Service:
     summary: Path = field(repr=False)
 
     def run(self, *command: str, settings: Mapping[str, str] = MappingProxyType({})) -> str:
-        """`uv run` a command there, and fail with all it said unless it succeeds."""
+        """Run a command by `uv run`; fail with its output unless it succeeds."""
         result = subprocess.run(
             ("uv", "run", "--no-sync", *command),
             cwd=self.path,
-            # Folders of its own, which no other run of pytest takes back (see workspace.owned).
+            # pytest's own folder is unsuitable (see workspace.temporary_folder).
             env={
                 **environment(),
                 "PYTEST_DEBUG_TEMPROOT": str(self.path.parent),
@@ -104,9 +105,9 @@ def workspace(services_folder: Path, pytestconfig: pytest.Config) -> Workspace:
 def services(
     repository: Path, workspace: Workspace, services_folder: Path
 ) -> Callable[[Variant], Service]:
-    """Renders a variant and gives it an environment, each once a run.
+    """Render a variant and make its environment, each once a run.
 
-    The smallest is set up as its README says; the others share what that would give each of them.
+    The smallest is set up as its README says; the others share one environment.
     """
 
     def install(variant: Variant) -> Service:
@@ -129,7 +130,7 @@ def python_version(service: Path, settings: Mapping[str, str]) -> str:
 
 
 def chosen_variants(config: pytest.Config) -> list[Variant]:
-    """The codes that --variant names."""
+    """List the codes that --variant names."""
     match str(config.getoption("--variant")):
         case "all":
             return matrix.codes()
@@ -143,7 +144,7 @@ def chosen_variants(config: pytest.Config) -> list[Variant]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests of one variant are for one worker: no two of them use its folder at once.
+    """Group the tests of a variant for one worker, so that no two use its folder at once.
 
     The largest come first, so that the workers end at about the same time.
     """
@@ -156,18 +157,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of one variant where it is not chosen."""
+    """Deselect tests of a variant that is not chosen, and tests that only the corners run."""
     missing = {
         name for name, variant in SINGLE_VARIANTS.items() if variant not in chosen_variants(config)
     }
     others = [item for item in items if not missing.isdisjoint(getattr(item, "fixturenames", ()))]
+    if config.getoption("--variant") == "all":
+        others += [
+            item
+            for item in items
+            if item.get_closest_marker("corners") and variant_of(item) not in matrix.corners()
+        ]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
 
 
+def variant_of(item: pytest.Item) -> Variant:
+    assert isinstance(item, pytest.Function)
+    variant = item.callspec.params["variant"]
+    assert isinstance(variant, Variant)
+    return variant
+
+
 @pytest.fixture(scope="session")
 def service(variant: Variant, services: Callable[[Variant], Service]) -> Service:
-    """Every code in turn, or the one that was chosen."""
+    """Each code, or the chosen one."""
     return services(variant)
 
 
@@ -180,7 +194,7 @@ def base(services: Callable[[Variant], Service]) -> Service:
 @pytest.fixture(scope="session")
 def full(services: Callable[[Variant], Service]) -> Service:
     """The service with every module, for what needs them all."""
-    return services(SINGLE_VARIANTS["whole"])
+    return services(SINGLE_VARIANTS["full"])
 
 
 @pytest.fixture(scope="session")

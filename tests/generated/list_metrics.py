@@ -1,4 +1,4 @@
-"""Run inside a rendered service: the names of its metrics, one a line."""
+"""Run inside a rendered service: print the names of its metrics, one a line."""
 
 from importlib import import_module
 from pkgutil import walk_packages

@@ -1,4 +1,4 @@
-"""Run inside a rendered service: its settings and their defaults, and which are read late, as JSON."""
+"""Run inside a rendered service: print its settings with their defaults, and those read late, as JSON."""
 
 import json
 from importlib import import_module

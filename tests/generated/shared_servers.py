@@ -1,10 +1,10 @@
-"""Run inside a rendered service: the servers that all variants of a run share.
+"""Run inside a rendered service: start the servers that all variants of a run share.
 
 python shared_servers.py FOLDER
 
-Returns when they serve, with their addresses in FOLDER/servers.json. They go on for as long as
-somebody holds the pipe FOLDER/alive open for writing. A mock broker is not for sharing: then each
-service's tests start their own.
+Returns when they serve, with their addresses in FOLDER/servers.json. They run as long as a process
+has the pipe FOLDER/alive open for writing. A mock broker cannot be shared: then the tests of each
+service start their own.
 """
 
 import json

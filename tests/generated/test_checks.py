@@ -1,6 +1,8 @@
 """The rendered service's own checks, run as its README says."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,7 @@ from tests.rendering import ROOT
 
 CHECK_MIGRATIONS = Path(__file__).with_name("check_migrations.py")
 CHECK_REVISIONS = Path(__file__).with_name("check_revisions.py")
-ON_SERVERS = {"tests/platform", "tests/platform/outbox"}
 
-# Others look for processes that are left in the folder of this service.
-of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
 of_full = pytest.mark.xdist_group(matrix.ends()[-1].code)
 
 
@@ -36,15 +35,14 @@ def test_direction_of_imports(service: Service) -> None:
     service.run("lint-imports")
 
 
-def test_migrations_make_every_table_and_nothing_is_left_to_do(
-    service: Service, servers: Mapping[str, str]
-) -> None:
+def test_migrations_create_every_table(service: Service, servers: Mapping[str, str]) -> None:
     settings = {**servers, "PYTHONPATH": str(service.path)}
     output = service.run("python", str(CHECK_MIGRATIONS), settings=settings)
     assert "No new upgrade operations detected" in output
 
 
-def test_a_table_or_a_column_becomes_a_migration_of_the_services_own_branch(
+@pytest.mark.corners
+def test_new_tables_and_columns_become_migrations_of_branch_core(
     service: Service, servers: Mapping[str, str]
 ) -> None:
     settings = {**servers, "PYTHONPATH": str(service.path)}
@@ -64,30 +62,40 @@ def test_own_tests(
     repository: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    """On the servers of the run; the smallest starts its own, as it does for whoever renders it."""
-    smallest = variant == matrix.codes()[0]
-    servers = {} if smallest else request.getfixturevalue("servers")
-    where = "its own servers" if smallest else "shared servers"
+    """Run them on the servers of the run; the smallest variant starts its own, as for its users."""
+    smallest, largest = matrix.ends()
+    servers = {} if variant == smallest else request.getfixturevalue("servers")
+    where = "its own servers" if variant == smallest else "shared servers"
     covered = ", ".join(matrix.covered_by(variant))
     left_out: list[str] = []
-    if variant.modules and not variant.sample_domain:
-        full = Variant(variant.modules)
-        left_out = covered_elsewhere(service.path, workspace.render(full, repository))
-        where += f", without {len(left_out)} files that {full.code} runs"
+    if variant not in (smallest, largest):
+        reference = largest if "outbox" in variant.modules else smallest
+        left_out = run_elsewhere(variant, service.path, workspace.render(reference, repository))
+        where += f", without {len(left_out)} files that {reference.code} runs"
     output = service.run(
         "pytest", "-q", *(f"--ignore={path}" for path in left_out), settings=servers
     )
     service.report_last_line(output, f"{where}; covers {covered}")
 
 
-def covered_elsewhere(service: Path, full: Path) -> list[str]:
-    """The tests of the machinery on servers that `whole` has as well, of the same machinery."""
+# A test with these names uses the service as it is wired.
+WIRED = re.compile(r"\bwiring\b|: (?:AsyncClient|Api|FastAPI)\b")
+
+
+def run_elsewhere(variant: Variant, service: Path, reference: Path) -> list[str]:
+    """List the tests of the platform that `reference` runs as well, on the same platform.
+
+    Tests that use the wired service are listed for a lean service with some of the modules only: the
+    others run them.
+    """
+    everything = not variant.sample_domain and variant not in matrix.corners()
     found = [
         str(path)
         for path in rendering.files(service)
-        if str(path.parent) in ON_SERVERS
+        if str(path).startswith("tests/platform/")
         and path.name.startswith("test_")
-        and identical(service / path, full / path)
+        and identical(service / path, reference / path)
+        and (everything or not WIRED.search((service / path).read_text()))
     ]
     assert found
     return found
@@ -97,18 +105,19 @@ def identical(file: Path, other: Path) -> bool:
     return other.exists() and file.read_bytes() == other.read_bytes()
 
 
-MACHINERY = ROOT / "tests" / "platform"
+PLATFORM_TESTS = ROOT / "tests" / "platform"
 BENCHMARKS = ROOT / "benchmarks"
-SAMPLES = {"PYTHONPATH": str(MACHINERY), "MYPYPATH": str(MACHINERY)}
+SAMPLES = {"PYTHONPATH": str(PLATFORM_TESTS), "MYPYPATH": str(PLATFORM_TESTS)}
 
 
-def run_machinery(service: Service, tests: Sequence[str]) -> None:
-    """Tests of what no service changes are the template's to run, not each service's."""
-    # This repository's fixtures and its package `tests` are not theirs: those of the service are.
-    apart = ("--confcutdir", str(MACHINERY), "--import-mode", "importlib", "-p", "tests.conftest")
+def run_platform_tests(service: Service, tests: Sequence[str]) -> None:
+    """Run unit tests of the platform inside `service`."""
+    # They use the fixtures and the package `tests` of the service, not of this repository.
+    isolation = ("--confcutdir", str(PLATFORM_TESTS), "--import-mode", "importlib")
+    plugins = ("-p", "tests.conftest")
     settings = ("-c", "pyproject.toml", "--rootdir", ".")
     output = service.run(
-        "python", "-m", "pytest", "-q", *settings, *apart, *tests, settings=SAMPLES
+        "python", "-m", "pytest", "-q", *settings, *isolation, *plugins, *tests, settings=SAMPLES
     )
     service.report_last_line(output, "tests/platform")
 
@@ -117,30 +126,37 @@ def modules_in(folder: Path) -> list[str]:
     return [str(path) for path in sorted(folder.glob("test_*.py"))]
 
 
-@of_base
-def test_machinery(base: Service) -> None:
-    run_machinery(base, modules_in(MACHINERY))
+@pytest.fixture(scope="module")
+def apart(base: Service, workspace: Workspace, repository: Path) -> Service:
+    """Render the base once more, for tests that run beside those of the base."""
+    path = workspace.render(matrix.codes()[0], repository, "apart")
+    return replace(base, path=path, settings=workspace.sync_environment(path))
 
 
-@of_base
-def test_types_of_the_machinery_tests(
-    base: Service, workspace: Workspace, mypy_cache: Path
+@pytest.mark.xdist_group("platform")
+def test_platform(apart: Service) -> None:
+    run_platform_tests(apart, modules_in(PLATFORM_TESTS))
+
+
+@pytest.mark.xdist_group("platform")
+def test_types_of_the_platform_tests(
+    apart: Service, workspace: Workspace, mypy_cache: Path
 ) -> None:
-    tests = [*modules_in(MACHINERY), *modules_in(MACHINERY / "every")]
-    check_types(base, workspace, mypy_cache, tests)
+    tests = [*modules_in(PLATFORM_TESTS), *modules_in(PLATFORM_TESTS / "every")]
+    check_types(apart, workspace, mypy_cache, tests)
 
 
-def test_machinery_of_the_modules(
+def test_platform_with_the_modules(
     variant: Variant, service: Service, workspace: Workspace, mypy_cache: Path
 ) -> None:
-    """Everywhere what any module changes, and in the service with one module alone what is its own."""
-    own = modules_in(MACHINERY / variant.code)
-    run_machinery(service, [*modules_in(MACHINERY / "every"), *own])
+    """Run those for every combination, and those of a module where it is the only one."""
+    own = modules_in(PLATFORM_TESTS / variant.code)
+    run_platform_tests(service, [*modules_in(PLATFORM_TESTS / "every"), *own])
     if own:
         check_types(service, workspace, mypy_cache, own)
 
 
-# What is left open where the packages that the benchmarks compare with are not installed.
+# The packages that the benchmarks compare with are not installed.
 IGNORED_ERRORS = [
     "arg-type",
     "assignment",
@@ -155,9 +171,7 @@ IGNORED_ERRORS = [
 
 
 @of_full
-def test_what_the_benchmarks_call_is_there(
-    full: Service, workspace: Workspace, mypy_cache: Path
-) -> None:
+def test_types_of_the_benchmarks(full: Service, workspace: Workspace, mypy_cache: Path) -> None:
     files = [path for path in BENCHMARKS.glob("*.py") if "from app" in path.read_text()]
     assert files
     ignored = [f"--disable-error-code={code}" for code in IGNORED_ERRORS]

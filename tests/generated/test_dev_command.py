@@ -41,7 +41,7 @@ def test_a_run_cleans_up_after_a_killed_one(base: Service) -> None:
 
 
 def refusal(service: Service, group: str) -> str:
-    """Return what the command of `group` says when there is no server for it."""
+    """Return the error of a command of `group` without servers."""
     command = {"db": ("db", "upgrade"), "topics": ("topics", "list")}[group]
     result = subprocess.run(
         ("uv", "run", "--no-sync", "app", *command),
@@ -57,7 +57,7 @@ def refusal(service: Service, group: str) -> str:
     return result.stderr
 
 
-def test_signals_that_come_again_change_nothing(base: Service) -> None:
+def test_repeated_signals_change_nothing(base: Service) -> None:
     with demo.running_service(base.path) as (_, process):
         deadline = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < deadline:
@@ -76,9 +76,7 @@ def test_a_command_without_servers_says_what_to_start(base: Service) -> None:
     ("server", "identity"),
     [("Apache Kafka", "kafka/broker-1/server.pid"), ("PostgreSQL", "postgres/server.pid")],
 )
-def test_it_ends_with_a_server_that_ends_and_says_which(
-    base: Service, server: str, identity: str
-) -> None:
+def test_it_ends_with_a_server_and_names_it(base: Service, server: str, identity: str) -> None:
     with demo.running_service(base.path, keep=True) as (_, process):
         try:
             os.kill(int((base.path / ".dev" / identity).read_text()), signal.SIGKILL)

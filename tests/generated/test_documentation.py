@@ -4,12 +4,15 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.generated.conftest import Service
+from tests.generated.test_checks import check_types
+from tests.generated.workspace import Workspace
 
 LIST_SETTINGS = Path(__file__).with_name("list_settings.py")
 LIST_METRICS = Path(__file__).with_name("list_metrics.py")
@@ -22,7 +25,7 @@ def settings(service: Service) -> dict[str, Any]:
     return collected
 
 
-def test_the_example_lists_every_setting_with_its_default(
+def test_env_example_lists_every_setting_with_its_default(
     service: Service, settings: dict[str, Any]
 ) -> None:
     example = (service.path / ".env.example").read_text()
@@ -31,11 +34,11 @@ def test_the_example_lists_every_setting_with_its_default(
 
 
 def test_every_setting_is_read_before_anything_starts(settings: dict[str, Any]) -> None:
-    """So a wrong one ends the start with a line, as .env.example says."""
+    """So an invalid setting ends the start with one line, as .env.example says."""
     assert settings["late"] == []
 
 
-def test_the_readme_names_no_setting_that_is_not_there(
+def test_the_readme_names_existing_settings_only(
     service: Service, settings: dict[str, Any]
 ) -> None:
     readme = (service.path / "README.md").read_text()
@@ -52,29 +55,66 @@ def test_the_documentation_names_every_metric(service: Service) -> None:
     assert set(collected) - named == set()
 
 
-def test_the_readme_names_no_command_that_is_not_there(service: Service) -> None:
-    readme = (service.path / "README.md").read_text()
-    commands = set(re.findall(r"^\| `app ((?:[a-z]+ ?)+)", readme, re.MULTILINE))
-    assert commands
+# In a block, a line; elsewhere, what is marked as code.
+COMMAND = re.compile(
+    r"^ *(?:uv run )?(app [a-z].*?)(?:  .*)?$|`(?:uv run )?(app [a-z][^`|…]*)`", re.MULTILINE
+)
+
+
+def test_every_documented_command_is_valid(service: Service) -> None:
+    pages = [service.path / "README.md", *sorted((service.path / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text() for page in pages)
+    commands = {" ".join((line or marked).split()) for line, marked in COMMAND.findall(text)}
+    assert len(commands) > 20
     unknown = service.run("python", "-P", str(CHECK_COMMANDS), *sorted(commands))
     assert unknown == ""
 
 
-def test_the_readme_names_no_path_that_is_not_there(service: Service) -> None:
+def test_the_readme_names_existing_paths_only(service: Service) -> None:
     readme = (service.path / "README.md").read_text()
     named = set(re.findall(r"^\| `((?:app|tests|migrations|docs)[\w./-]*)`", readme, re.MULTILINE))
     assert named
     assert [path for path in sorted(named) if not (service.path / path).exists()] == []
 
 
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+ADDITION = re.compile(r"# (\S+), in addition\n")
+
+
+@pytest.fixture
+def samples(service: Service, tmp_path: Path) -> list[Path]:
+    """Write each block of Python in docs/ to a file; an addition follows the file that it names."""
+    blocks = [
+        textwrap.dedent(block)
+        for page in sorted((service.path / "docs").glob("*.md"))
+        for _, block in BLOCK.findall(page.read_text())
+    ]
+    files = [tmp_path / f"sample_{number}.py" for number in range(len(blocks))]
+    for file, block in zip(files, blocks, strict=True):
+        added_to = ADDITION.match(block)
+        before = (service.path / added_to[1]).read_text() if added_to else ""
+        file.write_text(before + block)
+    return files
+
+
+@pytest.mark.corners
+def test_the_code_of_the_pages_is_complete(
+    service: Service, samples: list[Path], workspace: Workspace, mypy_cache: Path
+) -> None:
+    assert len(samples) >= 2
+    for sample in samples:
+        service.run("python", str(sample), settings={"PYTHONPATH": str(service.path)})
+    check_types(service, workspace, mypy_cache, [str(sample) for sample in samples])
+
+
 def test_messages_are_as_the_asyncapi_document_says(service: Service, tmp_path: Path) -> None:
-    """The golden sample of each event's newest version, against the schema of its payload."""
+    """Check the golden sample of each event's newest version against its payload's schema."""
     document = json.loads(service.run("app", "asyncapi"))
     messages = [m for c in document["channels"].values() for m in c["messages"].values()]
     assert messages
     for message in messages:
         name, version = message["title"].split(" ")
-        kept = json.loads((service.path / "tests" / "events" / f"{name}.json").read_text())
+        kept = json.loads((service.path / "tests" / "contracts" / f"{name}.json").read_text())
         schema, sample = tmp_path / "schema.json", tmp_path / "sample.json"
         schema.write_text(json.dumps(message["payload"] | {"components": document["components"]}))
         sample.write_text(json.dumps(kept[version]["sample"]))

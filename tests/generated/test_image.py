@@ -54,7 +54,7 @@ def test_the_command_line_needs_no_development_dependency(image: Path) -> None:
     assert "worker" in result.stdout
 
 
-def test_the_api_can_be_constructed_without_development_dependencies(image: Path) -> None:
+def test_the_api_needs_no_development_dependency(image: Path) -> None:
     result = subprocess.run(
         (
             str(image / ".venv" / "bin" / "python"),
@@ -73,9 +73,7 @@ def test_the_api_can_be_constructed_without_development_dependencies(image: Path
 
 
 @pytest.mark.parametrize("command", ["dev", "platform"])
-def test_a_command_for_development_says_in_one_line_that_it_is_not_in_the_image(
-    image: Path, command: str
-) -> None:
+def test_development_commands_are_refused_in_one_line(image: Path, command: str) -> None:
     assert not (image / "app" / "platform" / "dev").exists()
     result = app(image, command)
     assert result.returncode == 1
@@ -84,7 +82,7 @@ def test_a_command_for_development_says_in_one_line_that_it_is_not_in_the_image(
     assert "neither in the image nor in the wheel" in line
 
 
-def test_servers_of_development_are_not_looked_for_in_the_image(image: Path) -> None:
+def test_the_image_ignores_development_servers(image: Path) -> None:
     (image / ".dev").mkdir()
     try:
         result = app(image, "topics", "list", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
@@ -95,7 +93,7 @@ def test_servers_of_development_are_not_looked_for_in_the_image(image: Path) -> 
     assert "Traceback" not in result.stderr
 
 
-def test_the_migrations_are_part_of_the_image(image: Path) -> None:
+def test_the_image_has_the_migrations(image: Path) -> None:
     result = app(image, "db", "upgrade", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
     assert result.returncode == 1
     assert "127.0.0.1" in result.stderr
@@ -103,7 +101,7 @@ def test_the_migrations_are_part_of_the_image(image: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["api"], ["worker"]], ids=["default", "api", "worker"])
-def test_the_health_check_asks_whichever_process_is_run(
+def test_the_health_check_works_for_every_process(
     base: Service, image: Path, command: list[str]
 ) -> None:
     final_stage = (base.path / "Dockerfile").read_text().rpartition("\nFROM ")[2]

@@ -1,6 +1,7 @@
-"""The code of the service's README runs as it stands."""
+"""The recipes of the service's README, carried out as they stand."""
 
 import re
+import shlex
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -10,35 +11,85 @@ import pytest
 
 from tests import matrix
 from tests.generated.conftest import Service
+from tests.generated.test_checks import check_types
 from tests.generated.workspace import Workspace
 
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-LIST_TOPICS = """\
-from app import SERVICE_NAME, reviews, wiring
-from app.platform.kafka.settings import KafkaSettings
-from app.platform.runtime import Context
-from app.platform.service import Service
-
-service = Service([*wiring.service.components, reviews.component])
-context = Context.of(service, SERVICE_NAME, KafkaSettings())
-print(*(topic.name for topic in context.topics()), sep="\\n")
-"""
+COMMAND = re.compile(r"`uv run (app .+?)`")
+DATABASE = Path(__file__).with_name("service_database.py")
 
 
-def test_the_code_of_the_readme_can_be_plugged_in(base: Service, tmp_path: Path) -> None:
-    shutil.copytree(base.path / "app", tmp_path / "app")
-    readme = (base.path / "README.md").read_text()
-    blocks = [textwrap.dedent(block) for _, block in BLOCK.findall(readme)]
-    *first, second_version = blocks
-    assert len(first) == 3
-    for blocks in (first, [second_version]):
-        for block in blocks:
-            path = tmp_path / block.partition("\n")[0].removeprefix("# ")
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(block)
-        topics = base.run("python", "-P", "-c", LIST_TOPICS, settings={"PYTHONPATH": str(tmp_path)})
-        (event,) = (topic for topic in topics.split() if topic.endswith(".review.written"))
-        assert f"{event}.ratings.dlq" in topics.split()
+@pytest.fixture(scope="module")
+def with_reviews(
+    workspace: Workspace, repository: Path, services_folder: Path, servers: Mapping[str, str]
+) -> Service:
+    """Render the smallest service, with a database."""
+    path = workspace.render(matrix.codes()[0], repository, "with-reviews")
+    environment = {**workspace.shared_environment(path), **servers}
+    summary = services_folder / "summary"
+    made = Service(path, "base", environment, summary).run("python", "-P", str(DATABASE), "create")
+    settings = {**environment, "DATABASE_URL": made.strip()}
+    return Service(path, "base with reviews", settings, summary)
+
+
+def section(service: Service, title: str) -> str:
+    """Return a section of the service's README."""
+    _, found, text = (service.path / "README.md").read_text().partition(f"\n### {title}\n")
+    assert found
+    return text.partition("\n### ")[0]
+
+
+def write_files(service: Service, text: str) -> None:
+    """Write each block of code to the file that its first line names."""
+    for block in (textwrap.dedent(block) for _, block in BLOCK.findall(text)):
+        name, _, code = block.partition("\n")
+        path = service.path / name.removeprefix("# ")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
+
+
+def wire_reviews(service: Service) -> None:
+    wiring, project = service.path / "app" / "wiring.py", service.path / "pyproject.toml"
+    before = wiring.read_text(), project.read_text()
+    wiring.write_text(
+        before[0]
+        .replace("posts, users\n", "posts, reviews, users\n")
+        .replace("orders.component,\n", "orders.component,\n        reviews.component,\n")
+    )
+    project.write_text(
+        before[1]
+        .replace('"app.users",\n', '"app.users | app.reviews",\n')
+        .replace('["app.users", ', '["app.users", "app.reviews", ')
+    )
+    assert wiring.read_text().count("reviews") == 2
+    assert project.read_text().count("app.reviews") == 2
+
+
+def test_an_event_is_added_as_the_readme_says(
+    with_reviews: Service, workspace: Workspace, mypy_cache: Path
+) -> None:
+    service = with_reviews
+    slice_of_event, new_version = section(service, "To add an event").split("**A new version.**")
+    service.run("app", "db", "upgrade")
+    write_files(service, slice_of_event)
+    wire_reviews(service)
+    commands = COMMAND.findall(slice_of_event)
+    assert len(commands) == 2
+    for command in commands:
+        service.run(*shlex.split(command))
+    assert ".review.written.ratings.dlq" in service.run("app", "topics", "list")
+    check(service, workspace, mypy_cache)
+    write_files(service, new_version)
+    service.run("app", "schemas", "export")
+    check(service, workspace, mypy_cache)
+
+
+def check(service: Service, workspace: Workspace, mypy_cache: Path) -> None:
+    service.run("ruff", "check", ".")
+    service.run("ruff", "format", "--check", ".")
+    service.run("lint-imports")
+    check_types(service, workspace, mypy_cache)
+    service.report_last_line(service.run("pytest", "-q", "tests/contracts"), "an event added")
 
 
 EXAMPLE = ["users", "posts", "orders"]
@@ -64,7 +115,7 @@ with temporary_database(os.environ["DATABASE_URL"]) as url:
 
 @pytest.fixture
 def without_example(workspace: Workspace, repository: Path, services_folder: Path) -> Service:
-    """The smallest service, whose example was removed as its README says."""
+    """Render the smallest service, and remove its example as its README says."""
     path = workspace.render(matrix.codes()[0], repository, "without-example")
     for name in EXAMPLE:
         shutil.rmtree(path / "app" / name)
@@ -84,14 +135,16 @@ def without_example(workspace: Workspace, repository: Path, services_folder: Pat
     )
 
 
-def test_the_example_can_be_removed(without_example: Service, servers: Mapping[str, str]) -> None:
+def test_the_example_is_removed_as_the_readme_says(
+    without_example: Service, servers: Mapping[str, str], workspace: Workspace, mypy_cache: Path
+) -> None:
     service = without_example
     settings = {**servers, "PYTHONPATH": str(service.path)}
     service.run("ruff", "format", "app/wiring.py")  # the list is empty now
     service.run("ruff", "check", ".")
     service.run("ruff", "format", "--check", ".")
     service.run("lint-imports")
-    service.run("mypy")
+    check_types(service, workspace, mypy_cache)
     output = service.run("python", "-c", DROP_EXAMPLE, settings=settings)
     assert "core_0002_drop_the_example.py" in output
     tables = ["inventory", "order_items", "orders", "posts", "profiles", "users"]

@@ -1,4 +1,4 @@
-"""`app dev`, from outside, as a person uses it."""
+"""`app dev`, from outside, as users see it."""
 
 import os
 import time
@@ -13,7 +13,8 @@ from tests.generated.conftest import Service
 of_base = pytest.mark.xdist_group(matrix.codes()[0].code)
 
 
-def test_what_is_sent_is_published_consumed_and_told_in_the_log(service: Service) -> None:
+@pytest.mark.corners
+def test_a_request_is_published_consumed_and_logged(service: Service) -> None:
     check_round_trip(service, "kafka")
 
 
@@ -49,7 +50,7 @@ def test_the_second_start_serves_and_leaves_nothing_behind(base: Service) -> Non
 
 
 def processes_in(folder: Path) -> list[str]:
-    """Command lines of living processes that work in `folder`, or name it."""
+    """List the command lines of running processes that work in `folder`, or name it."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,9 +1,10 @@
-"""Modules that are switched on and off in a living service, by `copier update`.
+"""Modules are switched on and off in a service with data, by `copier update`.
 
-The service comes from the first released version, and has data.
+The service comes from the first released version.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests import rendering
 from tests.generated.conftest import Service
 from tests.generated.workspace import Workspace
+from tests.rendering import ROOT
 from tests.update import releases
 
 DATABASE = Path(__file__).with_name("service_database.py")
@@ -34,19 +36,19 @@ class LivingService:
         self.path = service.path
         self._workspace = workspace
         self._servers = {**servers}
-        self._servers["DATABASE_URL"] = self.run("python", "-P", str(DATABASE), "new").strip()
+        self._servers["DATABASE_URL"] = self.run("python", "-P", str(DATABASE), "create").strip()
 
     def run(self, *command: str) -> str:
         environment = self._workspace.shared_environment(self.path)
         return self.service.run(*command, settings={**self._servers, **environment})
 
-    def fill(self, what: str = "fill") -> None:
+    def fill(self, rows: str = "orders") -> None:
         self.run("app", "db", "upgrade")
-        self.run("python", "-P", str(DATABASE), what)
+        self.run("python", "-P", str(DATABASE), rows)
 
     def rows(self) -> dict[str, list[str]]:
         """Return the contents of each table, without Alembic's own."""
-        found: dict[str, list[str]] = json.loads(self.run("python", "-P", str(DATABASE), "look"))
+        found: dict[str, list[str]] = json.loads(self.run("python", "-P", str(DATABASE), "dump"))
         return {table: rows for table, rows in found.items() if table != "alembic_version"}
 
     def switch(self, modules: Iterable[str]) -> None:
@@ -77,7 +79,7 @@ def start(history: Path, base: Service, workspace: Workspace, servers: Mapping[s
 def living_lean(
     history: Path, base: Service, workspace: Workspace, servers: Mapping[str, str]
 ) -> LivingService:
-    """A lean service of the version that is being worked on."""
+    """Render a lean service of the working tree."""
     path = Path(mkdtemp(dir=workspace.folder)) / "my-service"
     rendering.render(history, path, {"sample_domain": False})
     releases.commit_service(path)
@@ -104,7 +106,7 @@ MODULES = {
 @pytest.mark.parametrize(
     "module", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODULES]
 )
-def test_a_module_comes_with_its_tables_and_keeps_the_data(
+def test_a_module_switched_on_adds_tables_and_keeps_data(
     module: str, start: Start, history: Path
 ) -> None:
     new = MODULES[module]
@@ -135,7 +137,7 @@ def own_tests(service: Path, module: str) -> list[str]:
 
 
 @pytest.mark.xdist_group("switching off")
-def test_modules_that_are_switched_off_leave_a_whole_service_and_its_data(
+def test_switching_modules_off_keeps_the_service_and_its_data(
     start: Start, mypy_cache: Path, workspace: Workspace
 ) -> None:
     living_service = start(["outbox", "cqrs"])
@@ -171,7 +173,7 @@ HEARTBEAT_TABLES = {"heartbeats", "heartbeat_counts"}
     [([], HEARTBEAT_TABLES), (EVERY_MODULE, {*HEARTBEAT_TABLES, "sources", "source_streams"})],
     ids=["base", "every module"],
 )
-def test_the_sample_domain_goes_and_its_tables_stay_with_their_data(
+def test_leaving_the_sample_domain_keeps_its_data(
     modules: list[str], tables: set[str], start: Start, history: Path
 ) -> None:
     living_service = start(modules)
@@ -193,12 +195,29 @@ def test_the_sample_domain_goes_and_its_tables_stay_with_their_data(
     assert {table: rows for table, rows in after.items() if table in before} == before
 
 
+@pytest.mark.xdist_group("sample domain")
+def test_the_sample_tables_are_dropped_as_documented(start: Start) -> None:
+    living_service = start([])
+    living_service.fill()
+    living_service.update("sample_domain=false")
+    living_service.run("app", "db", "upgrade")
+    living_service.run("app", "db", "revision", "--empty", "Drop the sample domain")
+    (migration,) = living_service.path.glob("migrations/versions/core_0002_*.py")
+    page = (ROOT / "docs" / "updating.md").read_text()
+    (step,) = re.findall(r"^```python\n(.+?)^```$", page, re.MULTILINE | re.DOTALL)
+    generated = re.compile(r"^def upgrade\(\) -> None:\n.*?\n\n\n", re.MULTILINE | re.DOTALL)
+    migration.write_text(generated.sub(f"{step}\n\n", migration.read_text(), count=1))
+    living_service.run("app", "db", "upgrade")
+    assert "No new upgrade operations detected" in living_service.run("alembic", "check")
+    assert {"users", "orders"}.isdisjoint(living_service.rows())
+
+
 @pytest.mark.xdist_group("lean")
-def test_the_modules_of_a_lean_service_take_over_what_was_there_before(
+def test_modules_of_a_lean_service_take_over_existing_data(
     living_lean: LivingService, history: Path
 ) -> None:
     living_service = living_lean
-    living_service.fill("beat")
+    living_service.fill("heartbeats")
     before = living_service.rows()
     living_service.switch(EVERY_MODULE)
     lean = {"sample_domain": False, "modules": EVERY_MODULE}

@@ -1,7 +1,7 @@
 """Renderings, environments and servers, shared by all variants and all workers of one run.
 
-Everything is made once, by the worker that needs it first, below one folder; whoever else needs it
-meanwhile waits. The run that made the folder keeps it, and takes all of it away at its end.
+Each is made once, below one folder, by the worker that needs it first; others wait for it. The run
+that made the folder deletes it at its end.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from tests.shell import environment
 SERVERS = Path(__file__).with_name("shared_servers.py")
 START_SECONDS = 300  # the first start downloads the broker
 STOP_SECONDS = 60
-# A service names where its command begins, and versions that were released name other places.
+# The entry point is read from pyproject.toml, since older versions have another.
 APP_SCRIPT = """\
 #!{python}
 import os
@@ -39,15 +39,15 @@ getattr(import_module(module), name)()
 
 
 class SetUpFailed(Exception):
-    """An environment or the servers could not be made. The message holds what was said."""
+    """An environment or the servers could not be made. The message has the output."""
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder for a workspace, for as long as the process lives: whatever ends it, servers stop.
+    """Make a folder for a workspace. Servers in it stop with this process, however it ends.
 
-    Not below pytest's own folder: root's PostgreSQL runs as somebody else, who would be locked out
-    each time another pytest starts and takes that folder's permissions back.
+    It is not below pytest's own folder, whose permissions each start of pytest resets: PostgreSQL,
+    which root starts as another user, would be locked out.
     """
     with TemporaryDirectory(prefix="services-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
@@ -83,14 +83,14 @@ class Workspace:
         return service
 
     def sync_environment(self, service: Path) -> dict[str, str]:
-        """The service's environment as its README says; what commands in it need to be told."""
+        """Make the service's own environment, as its README says; return the variables for its commands."""
         with self.locked(f"{service.parent.name}-synced") as first:
             if first:
                 self._sync(service)
         return {}
 
     def shared_environment(self, service: Path) -> dict[str, str]:
-        """The same, with the environment of all services that have the same dependencies.
+        """Make or reuse the environment of all services with the same dependencies.
 
         The service itself is not installed there, but found by its path.
         """
@@ -105,9 +105,9 @@ class Workspace:
         return {**settings, "UV_NO_SYNC": "1", "PYTHONPATH": str(service)}
 
     def servers(self, repository: Path) -> dict[str, str]:
-        """Addresses of PostgreSQL and Kafka for every variant.
+        """Return the addresses of PostgreSQL and Kafka for every variant.
 
-        A service that is not tested itself starts them: of one that is, no process may be left.
+        They are started by a rendering of their own: no process of a tested service may remain.
         """
         with self.locked("servers") as first:
             if first:
@@ -118,7 +118,7 @@ class Workspace:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[bool]:
-        """One worker at a time. Tells whether nobody has come through this block before."""
+        """Let one worker in at a time; yield whether it is the first."""
         done = self.folder / f"{name}.done"
         with (self.folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -159,7 +159,7 @@ class Workspace:
 
 
 def dependency_hash(service: Path) -> str:
-    """A short name for what pyproject.toml asks for."""
+    """Return a short hash of the dependencies in pyproject.toml."""
     project = tomllib.loads((service / "pyproject.toml").read_text())
     wanted = [project["project"]["dependencies"], project["dependency-groups"]]
     return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]

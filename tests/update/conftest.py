@@ -7,13 +7,13 @@ from tests.update import releases
 
 @pytest.fixture(scope="session")
 def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template with its released versions, and the working tree as the newest."""
+    """Clone the template with its released versions, and the working tree as the newest."""
     return releases.history(tmp_path_factory.mktemp("history") / "template")
 
 
 @pytest.fixture(scope="session")
 def next_version(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with one more version, whose changes the tests know."""
+    """Add one more version, whose changes the tests know."""
     return releases.next_version(history, tmp_path_factory.mktemp("ahead") / "template")
 
 

@@ -1,4 +1,4 @@
-"""The template as its users find it: the released versions behind it, newer ones on top."""
+"""The template as users find it: with released versions, and newer ones on top."""
 
 import re
 import subprocess
@@ -14,13 +14,13 @@ VERSIONS: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("versions.
 WORKING_TREE = "v1000.0.0"
 NEXT_VERSION = "v1001.0.0"
 
-# What the version ahead does.
+# The changes of the next version.
 CHANGED_FILE = "app/platform/health.py"
 CHANGED_DOCSTRING = "Said anew by the template."
 ADDED_FILE = "SECURITY.md"
 REMOVED_FILE = "docs/consumer.md"
 RENAMED_FILE = ("app/platform/logs.py", "app/platform/logging.py")
-# In the example, which a team may have deleted.
+# Part of the example, which a team may have deleted.
 CHANGED_EXAMPLE = "app/orders/domain.py"
 WIRING_LINE = "        users.component,\n"
 NEW_QUESTION = """
@@ -36,7 +36,7 @@ class HistoryMissing(Exception):
 
 
 def history(destination: Path) -> Path:
-    """A clone of this repository in which the working tree is the newest version."""
+    """Clone this repository, and commit the working tree as the newest version."""
     for version, commit in VERSIONS.items():
         require_commit(version, commit)
     rendering.git(destination.parent, "clone", "--quiet", str(ROOT), str(destination))
@@ -62,7 +62,7 @@ def require_commit(version: str, commit: str, clone: Path = ROOT) -> None:
 
 
 def next_version(history: Path, destination: Path) -> Path:
-    """One more version, which changes, adds, drops, renames and asks what is said above."""
+    """Add a version with the changes that are listed above."""
     rendering.git(history.parent, "clone", "--quiet", str(history), str(destination))
     template = destination / "template"
     changed = template / CHANGED_FILE
@@ -85,14 +85,14 @@ def next_version(history: Path, destination: Path) -> Path:
 
 
 def known_answers(version: str, answers: Answers) -> Answers:
-    """Those of the answers that the version asked for."""
+    """Return the answers to questions of that version."""
     require_commit(version, VERSIONS[version])
     asked = rendering.asked(ROOT, VERSIONS[version])
     return {name: answer for name, answer in answers.items() if name in asked}
 
 
 def start(repository: Path, version: str, destination: Path, answers: Answers) -> Path:
-    """A service from a released version, under version control."""
+    """Render a service from a released version, and put it under version control."""
     rendering.render(
         repository, destination, known_answers(version, answers), version=f"v{version}"
     )
@@ -101,7 +101,7 @@ def start(repository: Path, version: str, destination: Path, answers: Answers) -
 
 
 def commit_service(service: Path) -> None:
-    """Put a new service under version control, as its people do."""
+    """Put a new service under version control."""
     rendering.git(service, "init", "--quiet", "--initial-branch", "main")
     rendering.commit(service, "Start")
 
@@ -112,7 +112,7 @@ def update(service: Path, *arguments: str) -> None:
 
 
 def differing_files(service: Path, other: Path) -> list[Path]:
-    """The files that only one of them has, or that are not the same in both."""
+    """List the files that differ, or that only one of the two has."""
     ours, theirs = set(rendering.files(service)), set(rendering.files(other))
     changed = {
         path

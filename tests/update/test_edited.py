@@ -16,7 +16,7 @@ OURS = "said by the team"
 
 @pytest.fixture(scope="module")
 def service(version: str, next_version: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A service with edits of each kind, updated."""
+    """Render a service, edit it in each way, and update it."""
     path = tmp_path_factory.mktemp("edited") / "service"
     service = releases.start(next_version, version, path, {"modules": ["outbox"]})
     edit_first_line(service / releases.CHANGED_FILE)
@@ -54,7 +54,7 @@ def conflicts(service: Path) -> set[str]:
     return {line.partition("\t")[2] for line in unmerged}
 
 
-def test_what_both_changed_is_in_conflict_and_both_are_there(service: Path) -> None:
+def test_lines_that_both_changed_are_in_conflict(service: Path) -> None:
     assert releases.CHANGED_FILE in conflicts(service)
     text = (service / releases.CHANGED_FILE).read_text()
     before, after = conflict_sides(text)
@@ -62,7 +62,7 @@ def test_what_both_changed_is_in_conflict_and_both_are_there(service: Path) -> N
     assert releases.CHANGED_DOCSTRING in after
 
 
-def test_a_file_that_both_added_is_in_conflict_and_both_are_there(service: Path) -> None:
+def test_a_file_that_both_added_is_in_conflict(service: Path) -> None:
     assert releases.ADDED_FILE in conflicts(service)
     before, after = conflict_sides((service / releases.ADDED_FILE).read_text())
     assert OURS in before
@@ -95,20 +95,20 @@ def test_deleted_files_stay_deleted(service: Path) -> None:
     assert [name for name in DELETED_BY_TEAM if (service / name).exists()] == []
 
 
-def test_an_edit_in_a_file_that_the_template_dropped_is_shown_as_removed(service: Path) -> None:
-    """Copier's limit, said in docs/updating.md: the file goes, and only git still has the edit."""
+def test_edits_in_a_file_that_the_template_removed_are_in_git(service: Path) -> None:
+    """A limit of Copier (docs/updating.md): the file is removed, and only git has the edit."""
     assert f" D {releases.REMOVED_FILE}\n" in rendering.git(service, "status", "--porcelain")
     assert OURS in rendering.git(service, "show", f"HEAD:{releases.REMOVED_FILE}")
 
 
-def test_a_renamed_file_is_one_that_vanished_and_one_that_is_new(service: Path) -> None:
+def test_a_renamed_file_is_removed_and_added(service: Path) -> None:
     old, new = releases.RENAMED_FILE
     status = rendering.git(service, "status", "--porcelain")
     assert f" D {old}\n" in status
     assert f"?? {new}\n" in status
 
 
-def test_edits_in_the_files_of_a_module_that_is_switched_off_are_shown_as_removed(
+def test_edits_in_a_module_that_is_switched_off_are_in_git(
     version: str, next_version: Path, tmp_path: Path
 ) -> None:
     service = releases.start(next_version, version, tmp_path / "service", {"modules": ["outbox"]})
@@ -125,7 +125,7 @@ def test_edits_in_the_files_of_a_module_that_is_switched_off_are_shown_as_remove
     assert OURS in rendering.git(service, "show", "HEAD:app/platform/outbox/store.py")
 
 
-def test_edits_in_slices_alone_lead_to_no_conflict_in_the_platform(
+def test_edits_in_slices_never_conflict_in_the_platform(
     version: str, next_version: Path, tmp_path: Path
 ) -> None:
     service = releases.start(next_version, version, tmp_path / "service", {})
@@ -147,7 +147,7 @@ SAMPLE_TEST = re.compile(r"app.(users|posts|orders)|/(users|posts|orders)")
 WIRING_OF_SAMPLE = re.compile(r".*\b(?:users|posts|orders)\b.*\n")
 
 
-def test_an_example_domain_that_was_removed_by_hand_does_not_come_back(
+def test_an_example_removed_by_hand_does_not_come_back(
     version: str, next_version: Path, tmp_path: Path
 ) -> None:
     service = releases.start(next_version, version, tmp_path / "service", {})
@@ -170,5 +170,5 @@ def test_an_example_domain_that_was_removed_by_hand_does_not_come_back(
 
 
 def without_template_side(text: str) -> str:
-    """A file without the template's half of its conflicts."""
+    """Return a text without the template's half of its conflicts."""
     return re.sub(r"^={7}\n.*?^>{7} after updating\n", "", text, flags=re.M | re.S)

@@ -1,4 +1,4 @@
-"""The markers of a conflict are caught before they are committed, and before they are merged."""
+"""Markers of conflicts are caught before a commit, and before a merge."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ BEGIN, MIDDLE, END = "<<<<<<< before updating", "=======", ">>>>>>> after updati
 def service(
     request: pytest.FixtureRequest, next_version: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A service whose update ended in conflicts that somebody added all the same."""
+    """Make a service whose update ended in conflicts that were added nevertheless."""
     path = tmp_path_factory.mktemp("markers") / "service"
     service = rendering.render(
         next_version, path, {"ci": request.param}, version=releases.WORKING_TREE
@@ -66,7 +66,7 @@ def test_markers_are_caught_and_named(service: Path, check: Check) -> None:
         assert name in result.stdout
 
 
-# Seven equals signs are a heading in some texts: the hook is at hand to be told, the CI is not.
+# Seven equals signs are a heading in some texts: the hook can be told so, the CI cannot.
 LEFT = [(hook, BEGIN), (hook, MIDDLE), (hook, END), (ci_step, BEGIN), (ci_step, END)]
 
 

@@ -1,4 +1,4 @@
-"""A service tells which files of the template it has changed: `app platform`."""
+"""`app platform` lists the template's files that a service has changed."""
 
 import subprocess
 import sys

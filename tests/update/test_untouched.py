@@ -1,4 +1,4 @@
-"""A service that nobody edited becomes what a fresh copy is, from every version there was."""
+"""An unedited service of any version becomes the same as a fresh copy."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.update import releases
 
 
 def cases() -> Iterator[tuple[str, Variant]]:
-    """From every version, each code and each CI, as far as the version asked for what differs."""
+    """Yield each version with each code and each CI that it asked for."""
     for version in releases.VERSIONS:
         seen: list[Answers] = []
         by_ci = [variant for variant in matrix.variants() if variant.code == matrix.codes()[0].code]
@@ -28,7 +28,7 @@ def cases() -> Iterator[tuple[str, Variant]]:
     ("version", "variant"),
     [pytest.param(*case, id=f"{case[0]}-{case[1].name}") for case in cases()],
 )
-def test_an_untouched_service_becomes_what_a_fresh_copy_is(
+def test_an_unedited_service_becomes_a_fresh_copy(
     version: str, variant: Variant, history: Path, tmp_path: Path
 ) -> None:
     service = releases.start(history, version, tmp_path / "service", variant.answers)
@@ -47,10 +47,8 @@ def test_a_second_update_changes_nothing(version: str, history: Path, tmp_path: 
     assert rendering.git(service, "status", "--porcelain", "--ignored") == ""
 
 
-def test_a_service_of_a_commit_that_has_no_version_can_be_updated(
-    history: Path, tmp_path: Path
-) -> None:
-    """As whoever rendered the template before its first release has it."""
+def test_a_service_of_an_untagged_commit_can_be_updated(history: Path, tmp_path: Path) -> None:
+    """Services rendered before the first release record a commit."""
     template = tmp_path / "template"
     rendering.git(tmp_path, "clone", "--quiet", "--no-tags", str(history), str(template))
     commit = releases.VERSIONS["0.1.0-pre"]
@@ -64,7 +62,7 @@ def test_a_service_of_a_commit_that_has_no_version_can_be_updated(
     assert releases.differing_files(service, fresh) == []
 
 
-# Each module switched on is in tests/generated/test_switching.py, with its data.
+# Switching a single module on is in tests/generated/test_switching.py.
 SWITCHED = [
     ((), ("outbox", "cqrs", "event_sourcing")),
     (("outbox", "cqrs", "event_sourcing"), ("outbox", "cqrs")),
@@ -76,7 +74,7 @@ SWITCHED = [
 
 
 @pytest.mark.parametrize(("before", "after"), SWITCHED, ids=str)
-def test_a_module_that_is_switched_on_or_off_leaves_what_a_fresh_copy_has(
+def test_switching_modules_leads_to_a_fresh_copy(
     before: tuple[str, ...], after: tuple[str, ...], version: str, history: Path, tmp_path: Path
 ) -> None:
     service = releases.start(history, version, tmp_path / "service", {"modules": [*before]})
@@ -85,7 +83,7 @@ def test_a_module_that_is_switched_on_or_off_leaves_what_a_fresh_copy_has(
     assert releases.differing_files(service, fresh) == []
 
 
-def test_answers_are_kept_and_questions_that_are_new_since_take_their_defaults(
+def test_answers_are_kept_and_new_questions_take_their_defaults(
     version: str, next_version: Path, tmp_path: Path
 ) -> None:
     given = releases.known_answers(version, matrix.awkward().answers)
@@ -109,7 +107,7 @@ def recorded_answers(service: Path) -> dict[str, object]:
 
 
 def fresh_copy(history: Path, version: str, destination: Path, answers: Answers) -> Path:
-    """The newest version, with only the answers that the old one asked for."""
+    """Render the newest version, with the answers that the old one asked for."""
     return rendering.render(history, destination, releases.known_answers(version, answers))
 
 
@@ -119,7 +117,7 @@ def test_every_listed_version_is_a_commit_of_this_repository() -> None:
         assert rendering.git(ROOT, "rev-parse", f"{commit}^{{commit}}").strip() == commit
 
 
-def test_a_shallow_clone_is_told_to_fetch_the_history(tmp_path: Path) -> None:
+def test_a_shallow_clone_gets_the_remedy(tmp_path: Path) -> None:
     rendering.git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{ROOT}", "shallow")
     with pytest.raises(releases.HistoryMissing, match="git fetch --unshallow"):
         releases.require_commit("0.0.9", "0" * 40, tmp_path / "shallow")

@@ -1,4 +1,4 @@
-"""The weekly job of a job: one request to merge when, and only when, there is something new."""
+"""The weekly job of a service opens one merge request if, and only if, there is a newer version."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_a_newer_version_is_offered_as_one_commit(job: UpdateJob) -> None:
     assert "uv run app db upgrade" in request["body"]
 
 
-def test_a_conflict_is_pushed_with_its_markers_as_a_draft_that_names_it(job: UpdateJob) -> None:
+def test_a_conflict_is_pushed_as_a_draft_that_names_it(job: UpdateJob) -> None:
     job.work({"code.py": "ours\n"})
     job.publish("v2.0.0", {"code.py": "two\n"})
     succeeds(job)
@@ -77,7 +77,7 @@ def test_the_same_update_is_offered_once(job: UpdateJob) -> None:
     assert job.request == request
 
 
-def test_a_still_newer_version_takes_the_place_of_the_one_on_offer(job: UpdateJob) -> None:
+def test_a_newer_version_replaces_the_one_on_offer(job: UpdateJob) -> None:
     job.work({"code.py": "ours\n"})
     job.publish("v2.0.0", {"code.py": "two\n"})
     succeeds(job)

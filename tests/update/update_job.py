@@ -1,7 +1,7 @@
-"""Runs what a service's CI runs each week, against repositories of this machine.
+"""Runs the weekly job of a service's CI against local repositories.
 
-The scripts are those of the workflow and of the GitLab job. Around them are an origin, Copier as it
-is installed here, and something that takes their requests to merge down.
+The scripts are those of the workflow and of the GitLab job. Stand-ins are the origin, `uvx`, and the
+recorder of merge requests.
 """
 
 import json
@@ -48,7 +48,7 @@ if request:
     taken.write_text(json.dumps(request))
 """
 
-# What GitLab does with the options of a push.
+# GitLab's treatment of push options.
 HOOK = f"""\
 #!{sys.executable}
 import json, os, pathlib
@@ -88,14 +88,14 @@ class UpdateJob:
 
     @property
     def request(self) -> dict[str, Any] | None:
-        """The request to merge as it now stands."""
+        """The recorded merge request."""
         taken = self.folder / "taken.json"
         loaded: dict[str, Any] | None = json.loads(taken.read_text()) if taken.exists() else None
         return loaded
 
     @property
     def pushed(self) -> str:
-        """The commit of the branch at the origin, or nothing."""
+        """The commit of the branch at the origin, or ""."""
         listed = rendering.git(self.origin, "for-each-ref", f"refs/heads/{BRANCH}")
         return listed.partition(" ")[0]
 
@@ -103,7 +103,7 @@ class UpdateJob:
         return rendering.git(self.origin, "show", f"{BRANCH}:{path}")
 
     def publish(self, version: str, files: Mapping[str, str | None]) -> None:
-        """A version of the template; None removes a file."""
+        """Release a version of the template; None removes a file."""
         for name, text in files.items():
             path = self.template / name
             if text is None:
@@ -114,14 +114,14 @@ class UpdateJob:
         rendering.commit(self.template, version, version)
 
     def work(self, files: Mapping[str, str]) -> None:
-        """A commit of the team, on the main branch of the origin."""
+        """Commit work of the team, and push it to the main branch."""
         for name, text in files.items():
             (self.service / name).write_text(text)
         rendering.commit(self.service, "The team's work")
         rendering.git(self.service, "push", "--quiet", "origin", "main")
 
     def run(self, own_token: bool = True) -> subprocess.CompletedProcess[str]:
-        """The weekly job, in a fresh clone as a CI makes it."""
+        """Run the weekly job in a fresh clone, as a CI does."""
         checkout = self.folder / "checkout"
         shutil.rmtree(checkout, ignore_errors=True)
         rendering.git(self.folder, "clone", "--quiet", str(self.origin), str(checkout))
@@ -152,7 +152,7 @@ class UpdateJob:
 
 
 def script(ci: str) -> str:
-    """The script of this CI's job, as it stands in the template."""
+    """Return the job's script from the template."""
     template = ROOT / "template"
     if ci == "github":
         workflow = yaml.safe_load((template / ".github" / "workflows" / "update.yml").read_text())
@@ -172,7 +172,7 @@ FIRST_VERSION = {
 
 
 def set_up(folder: Path, ci: str) -> UpdateJob:
-    """A service of the first version of a small template, and an origin."""
+    """Make a service of the first version of a small template, and its origin."""
     job = UpdateJob(folder, ci)
     for name, text in {"uvx": UVX, "gh": GH}.items():
         executable(folder / "bin" / name, text)
