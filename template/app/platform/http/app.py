@@ -13,7 +13,7 @@ from app.platform.database.migrations import SchemaCheck
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.health import Health
-from app.platform.http import health_routes, problems
+from app.platform.http import documentation, health_routes, problems
 from app.platform.http.boundary import RequestBoundary
 from app.platform.http.dependencies import reject_unknown_query
 from app.platform.http.limits import BodyLimits
@@ -50,8 +50,15 @@ def create_app(
             app.state.runtime = runtime
             yield
 
-    app = FastAPI(title=PROJECT_NAME, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title=PROJECT_NAME,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their assets from other hosts
+        redoc_url=None,
+    )
     problems.install(app)
+    documentation.install(app)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBoundary)
     app.add_middleware(BodyLimits, settings=configuration.http)
