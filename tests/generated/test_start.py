@@ -1,0 +1,145 @@
+"""The README's first commands, where Python is externally managed, as on Debian and Ubuntu.
+
+The home is empty, and the folder has spaces and umlauts in its path.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import which
+
+import pytest
+
+from tests import demo, rendering
+from tests.rendering import ROOT
+from tests.shell import environment
+
+# How packages are found here; and their caches, so that they are not downloaded again.
+KEPT = re.compile(r"(PIP|UV|SSL|REQUESTS)_|.*_PROXY$|.*_proxy$|REQUIRE_REAL_SERVERS$")
+SECONDS = 300
+
+pytestmark = pytest.mark.xdist_group("start")
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a `python3` that is marked as externally managed, of the standard library here."""
+    prefix = tmp_path_factory.mktemp("system")
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    marked = prefix / "lib" / stdlib.name
+    marked.mkdir(parents=True)
+    for entry in stdlib.iterdir():
+        (marked / entry.name).symlink_to(entry)
+    if not (marked / "EXTERNALLY-MANAGED").exists():
+        (marked / "EXTERNALLY-MANAGED").write_text("[externally-managed]\nError=Use a venv.\n")
+    program = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
+    python = prefix / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nPYTHONHOME="{prefix}" exec "{program}" "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+@pytest.fixture
+def settings(python: Path, tmp_path: Path) -> dict[str, str]:
+    """The variables of a new user's shell."""
+    cache = subprocess.run(("uv", "cache", "dir"), capture_output=True, text=True, check=True)
+    (tmp_path / "home").mkdir()
+    return {
+        **{name: value for name, value in environment().items() if KEPT.match(name)},
+        "UV_CACHE_DIR": cache.stdout.strip(),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
+        "HOME": str(tmp_path / "home"),
+        "PATH": f"{python.parent}:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+    }
+
+
+@pytest.fixture
+def uv(settings: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """The same shell with `uv` installed."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("uv", "uvx"):
+        found = which(name)
+        assert found is not None
+        (programs / name).symlink_to(found)
+    return {**settings, "PATH": f"{programs}:{settings['PATH']}"}
+
+
+@pytest.fixture
+def clone(repository: Path, tmp_path: Path) -> Path:
+    clone = tmp_path / "Größe und Übermut" / "clone"
+    rendering.git(tmp_path, "clone", "--quiet", str(repository), str(clone))
+    return clone
+
+
+def commands(title: str) -> list[str]:
+    """The blocks of code in a section of the README."""
+    text = (ROOT / "README.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```\n(.+?)\n```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run(command: str, folder: Path, settings: Mapping[str, str]) -> str:
+    result = subprocess.run(
+        ("bash", "-c", command),
+        cwd=folder,
+        env=settings,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def test_pip_alone_is_refused(clone: Path, settings: Mapping[str, str]) -> None:
+    with pytest.raises(AssertionError, match="externally-managed-environment"):
+        run("python3 -m pip install copier", clone, settings)
+
+
+def test_the_first_command_starts_a_service(clone: Path, settings: Mapping[str, str]) -> None:
+    command, *_ = commands("Start a service")
+    port = demo.free_port()
+    service = clone.parent / "my-service"
+    assert command.endswith("&& uv run app dev")
+    with (clone.parent / "dev.log").open("wb") as log:
+        shell = subprocess.Popen(
+            ("bash", "-c", f"{command} --port {port}"),
+            cwd=clone,
+            env=settings,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        base = f"http://127.0.0.1:{port}"
+        demo.wait_until(lambda: demo.is_ready(base, shell), SECONDS, "not ready", clone.parent)
+        demo.round_trip(base, lambda: "", demo.round_trip_of(service))
+        os.killpg(shell.pid, signal.SIGINT)
+        assert shell.wait(demo.STOP_SECONDS) == 0
+    finally:
+        if shell.poll() is None:
+            os.killpg(shell.pid, signal.SIGKILL)
+    assert [path.name for path in Path(settings["HOME"]).iterdir()] == []
+
+
+def test_with_uv_the_short_command_is_enough(clone: Path, uv: Mapping[str, str]) -> None:
+    _, command, *_ = commands("Start a service")
+    assert command.endswith("&& uv run app dev")
+    assert "Usage" in run(command.removesuffix("dev") + "--help", clone, uv)
+
+
+def test_the_test_command_finds_its_sessions(clone: Path, settings: Mapping[str, str]) -> None:
+    command, *_ = commands("Test the template")
+    assert command.endswith("&& nox")
+    assert "generated" in run(f"{command} -l", clone, settings)
