@@ -283,7 +283,7 @@ class Pair:
 
 
 def run(server: PostgresServer, program: str, *arguments: str) -> None:
-    command = [str(server._bin / program), "--dbname", server.url, *arguments]
+    command = [str(server._programs.folder / program), "--dbname", server.url, *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, env=clean_environment(), check=False
     )
