@@ -33,6 +33,7 @@ def test_a_run_cleans_up_after_a_killed_one(base: Service) -> None:
         demo.round_trip(address, demo.log_tail(base.path), demo.round_trip_of(base.path))
         settings = (base.path / "dev.log").read_text().splitlines()
         assert "  Try it:" in settings, "what is where is told line by line"
+        assert any("here was killed: its servers were stopped" in line for line in settings)
         assert f"  API documentation  {address}/docs" in settings
     deadline = time.monotonic() + SECONDS
     while processes_in(base.path) and time.monotonic() < deadline:

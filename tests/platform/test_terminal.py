@@ -18,7 +18,7 @@ from app.platform.cli.dlq import _line, _summary
 from app.platform.cli.events import show
 from app.platform.kafka import codec as names
 from app.platform.kafka.dead_letters import DeadLetter
-from app.platform.logs import _escape, _plain_traceback
+from app.platform.logs import _escape_control_characters, _plain_traceback
 from app.platform.terminal import printable
 
 # Clears the screen, sets the window's title, turns the direction, and begins a line of its own.
@@ -70,7 +70,9 @@ def test_a_dead_letter_of_a_stranger_is_one_harmless_line() -> None:
 
 
 def test_pretty_logs_escape_what_they_were_given() -> None:
-    event = _escape(None, "", {"event": HOSTILE, "key": HOSTILE, "stack": "a\nb", "count": 1})
+    event = _escape_control_characters(
+        None, "", {"event": HOSTILE, "key": HOSTILE, "stack": "a\nb", "count": 1}
+    )
 
     assert all(is_harmless(str(event[name])) for name in ("event", "key"))
     assert (event["stack"], event["count"]) == ("a\nb", 1)

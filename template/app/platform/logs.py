@@ -1,8 +1,11 @@
 """Structured logs: readable on a terminal, JSON lines otherwise."""
 
 import logging
+import os
 import sys
 from io import StringIO
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import Literal, TextIO
 
 import structlog
@@ -17,8 +20,16 @@ LogFormat = Literal["auto", "pretty", "json"]
 _LIBRARY_LEVELS = {"aiokafka": logging.CRITICAL, "uvicorn.access": logging.WARNING}
 
 
-def configure(level: str = "INFO", log_format: LogFormat = "auto") -> None:
-    """Write the logs of the service and of its libraries to standard error, in one format."""
+_FILE_BYTES = 10_000_000
+
+
+def configure(
+    level: str = "INFO", log_format: LogFormat = "auto", file: Path | None = None
+) -> None:
+    """Write the logs of the service and of its libraries to standard error, in one format.
+
+    They are appended to `file`, too, as JSON lines.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -32,18 +43,22 @@ def configure(level: str = "INFO", log_format: LogFormat = "auto") -> None:
         cache_logger_on_first_use=True,
     )
     pretty = log_format == "pretty" or (log_format == "auto" and sys.stderr.isatty())
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_renderers(pretty),
-            ],
+    handlers: list[tuple[logging.Handler, bool]] = [(logging.StreamHandler(), pretty)]
+    if file is not None:
+        rotating = RotatingFileHandler(file, maxBytes=_FILE_BYTES, backupCount=1, encoding="utf-8")
+        handlers.append((rotating, False))
+    for handler, is_pretty in handlers:
+        handler.setFormatter(
+            structlog.stdlib.ProcessorFormatter(
+                foreign_pre_chain=shared,
+                processors=[
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    *_renderers(is_pretty),
+                ],
+            )
         )
-    )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler for handler, _ in handlers]
     root.setLevel(level)
     for name, library_level in _LIBRARY_LEVELS.items():
         logging.getLogger(name).setLevel(library_level)
@@ -55,7 +70,8 @@ def _renderers(pretty: bool) -> list[Processor]:
         return [
             _escape_control_characters,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=_plain_traceback
+                colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+                exception_formatter=_plain_traceback,
             ),
         ]
     return [

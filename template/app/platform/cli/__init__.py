@@ -88,13 +88,13 @@ def run(load_service: "Callable[[], Service]") -> None:
     try:
         command_line(load_service)()
     except Exception as error:
-        message = _error_message(error)
+        message = error_message(error)
         if message is None:
             raise
         sys.exit(printable(f"error: {message}"))
 
 
-def _error_message(error: Exception) -> str | None:
+def error_message(error: Exception) -> str | None:
     """Return the message for an `error` that a user can mend; None for a fault of the code."""
     from aiokafka.errors import KafkaError
 

@@ -71,12 +71,26 @@ def dev(
         Broker, typer.Option(help="A real Apache Kafka, or a mock inside the process.")
     ] = Broker.KAFKA,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the data first.")] = False,
+    reload: Annotated[
+        bool,
+        typer.Option(
+            "--reload", help="Restart the application when app, migrations or .env change."
+        ),
+    ] = False,
+    servers_only: Annotated[
+        bool,
+        typer.Option("--servers-only", help="Run no application: only servers, schema, topics."),
+    ] = False,
 ) -> None:
     """Run everything on this machine, with a PostgreSQL and a Kafka of its own.
 
     Where DATABASE_URL or KAFKA_BOOTSTRAP_SERVERS are set, those are used instead.
     """
     require_development("app dev")
-    from app.platform.dev.command import run_dev
+    from app.platform.cli import error_message
+    from app.platform.dev.command import Mode, run_dev
 
-    run_dev(service_of(ctx), port=port, broker=broker.value, fresh=fresh)
+    if reload and servers_only:
+        raise typer.BadParameter("--reload and --servers-only exclude each other")
+    mode = Mode.RELOAD if reload else Mode.SERVERS_ONLY if servers_only else Mode.IN_PROCESS
+    run_dev(ctx.obj, port, broker.value, explain=error_message, fresh=fresh, mode=mode)

@@ -1,80 +1,104 @@
-"""`app dev`: servers, schema, topics, then API and consumers in this process."""
+"""`app dev`: servers, schema, topics, then API and consumers."""
 
 import asyncio
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
-from pathlib import Path
-from types import FrameType
-
-from asyncpg import PostgresError
-from fastapi import FastAPI
-from sqlalchemy.exc import DBAPIError
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+)
+from enum import StrEnum
+from functools import partial
 
 from app.platform import logs
 from app.platform.config import HttpSettings, Settings, load
-from app.platform.database import migrations
-from app.platform.database.engine import Database, DatabaseSettings
-from app.platform.database.errors import DatabaseUnavailable
+from app.platform.database.engine import DatabaseSettings
 from app.platform.database.url import async_url
+from app.platform.dev.application import once_started, prepare, run_child
 from app.platform.dev.errors import DevelopmentServerError
-from app.platform.dev.servers import BrokerChoice, Servers, publish_addresses, say
+from app.platform.dev.reload import FirstRequest, RunChild, supervise
+from app.platform.dev.servers import (
+    ADDRESSES,
+    APP_LOG,
+    FOLDER,
+    BrokerChoice,
+    Servers,
+    publish_addresses,
+    say,
+)
+from app.platform.dev.signals import StopRequested, StopSignals, handling_stop_signals
 from app.platform.dev.training import train_in_background
 from app.platform.http.app import create_app
-from app.platform.http.server import STOP_SIGNALS, listen, run
-from app.platform.kafka.admin import provision
+from app.platform.http.server import listen, run
 from app.platform.kafka.settings import KafkaSettings
-from app.platform.runtime import Context
 from app.platform.service import Role, Service
 from app.platform.terminal import say_block
 
 HOST = "127.0.0.1"
-FOLDER = Path(".dev")
 
 _WATCH_SECONDS = 0.5
 
 
-class StopRequested(KeyboardInterrupt):
-    """A signal came before the service was up, or after it went down."""
+class Mode(StrEnum):
+    """The way in which `app dev` runs the application."""
+
+    IN_PROCESS = "in-process"
+    RELOAD = "reload"
+    SERVERS_ONLY = "servers-only"
 
 
-class DatabaseUnusable(DevelopmentServerError):
-    """DATABASE_URL names a database that cannot be reached or does not let us in."""
+def run_dev(
+    load_service: Callable[[], Service],
+    port: int,
+    broker: BrokerChoice,
+    *,
+    explain: Callable[[Exception], str | None] = str,
+    fresh: bool = False,
+    mode: Mode = Mode.IN_PROCESS,
+) -> None:
+    """Run the servers and, by `mode`, the application until a signal.
 
-
-def run_dev(service: Service, port: int, broker: BrokerChoice, fresh: bool) -> None:
-    """Run all of it until a signal. Exits with one line if it cannot start."""
+    `explain` returns the message for an error that a user can mend. Exits with one line if it cannot start, and with code 1 if a server ends by itself.
+    """
     settings = load(Settings)
     logs.configure(settings.log_level, settings.log_format)
-    with _signals_interrupt() as signals:
+    # With --reload a service that cannot be loaded yet is no reason to end.
+    service = load_service() if mode is not Mode.RELOAD else None
+    with handling_stop_signals() as signals:
         try:
-            with closing(listen(HOST, port)) as listener:
-                servers = _servers(broker, fresh)
-                try:
-                    servers.start()
-                    _export_addresses(servers)
-                    with publish_addresses(servers):
-                        asyncio.run(_prepare(service))
-                        app = create_app(service, set(Role))
-                        announced_app = _with_announcement(
-                            app, _start_message(service, servers, port), servers, signals
-                        )
-                        run(announced_app, listener, load(HttpSettings))
-                    if servers.find_ended() is not None:
-                        sys.exit(1)  # it was said when it happened
-                finally:
-                    signals.ignored = True  # what is being stopped is stopped; it takes seconds
-                    servers.stop()
+            servers = _configure_servers(broker, fresh)
+            with _listening(port, mode) as listener, _running(servers, signals):
+                if listener is None:
+                    assert service is not None
+                    _keep_servers(service, servers)
+                elif service is None:
+                    child = partial(run_child, load_service, explain, listener)
+                    _reload(child, _port(listener), servers, signals)
+                else:
+                    _serve(service, listener, servers, signals)
+                ended = servers.find_ended()
+            if ended is not None:
+                sys.exit(1)  # its message was printed when it happened
         except DevelopmentServerError as error:
             sys.exit(f"error: {error}")
         except StopRequested:
             sys.exit("stopped before the service was up")
 
 
-def _servers(broker: BrokerChoice, fresh: bool) -> Servers:
-    """The servers that neither the environment nor `.env` names."""
+def _listening(port: int, mode: Mode) -> AbstractContextManager[socket.socket | None]:
+    return nullcontext() if mode is Mode.SERVERS_ONLY else closing(listen(HOST, port))
+
+
+def _configure_servers(broker: BrokerChoice, fresh: bool) -> Servers:
+    """Return the servers whose addresses neither the environment nor `.env` sets."""
     database, kafka = load(DatabaseSettings), load(KafkaSettings)
     given_url = "database_url" in database.model_fields_set
     given_kafka = "kafka_bootstrap_servers" in kafka.model_fields_set
@@ -87,57 +111,83 @@ def _servers(broker: BrokerChoice, fresh: bool) -> Servers:
     )
 
 
-def _export_addresses(servers: Servers) -> None:
-    """From here on the settings are the servers' addresses, as if they had been set."""
-    os.environ["DATABASE_URL"] = servers.database_url
-    os.environ["KAFKA_BOOTSTRAP_SERVERS"] = servers.kafka_bootstrap_servers
+@contextmanager
+def _running(servers: Servers, signals: StopSignals) -> Iterator[None]:
+    """Run the servers for the length of the block, and let this process and commands use them."""
+    was_killed = ADDRESSES.exists()
+    try:
+        servers.start()
+        os.environ |= {name.upper(): value for name, value in servers.settings.items()}
+        with publish_addresses(servers):
+            settings = load(Settings)
+            logs.configure(settings.log_level, settings.log_format, APP_LOG)
+            if was_killed:
+                _say_killed()
+            yield
+    finally:
+        signals.ignore()
+        servers.stop()
 
 
-async def _prepare(service: Service) -> None:
-    await _check_database()
-    context = Context.of(service, load(Settings).service_name, load(KafkaSettings))
-    database = load(DatabaseSettings)
-    await asyncio.gather(
-        migrations.upgrade(
-            database.database_url.get_secret_value(), pooler=database.database_pooler
-        ),
-        provision(context.kafka, context.topics()),
+def _say_killed() -> None:
+    timeout = load(KafkaSettings).kafka_session_timeout_seconds
+    say(
+        "the last `app dev` here was killed: its servers were stopped, and their data is kept; "
+        f"consumers may wait up to {timeout:g} s, until Kafka drops the members of that run"
     )
 
 
-async def _check_database() -> None:
-    database = Database(load(DatabaseSettings))
-    try:
-        await database.ping()
-    except (DatabaseUnavailable, DBAPIError, PostgresError, OSError) as error:
-        raise DatabaseUnusable(
-            f"the database of DATABASE_URL cannot be used: {error}; correct DATABASE_URL, or unset "
-            "it to get a server of its own"
-        ) from error
-    finally:
-        await database.close()
-
-
-def _with_announcement(app: FastAPI, where: str, servers: Servers, signals: "_Signals") -> FastAPI:
-    """`app`, which says `where` everything is once it is up."""
-    lifespan = app.router.lifespan_context
+def _serve(
+    service: Service, listener: socket.socket, servers: Servers, signals: StopSignals
+) -> None:
+    """Run the application in this process."""
+    asyncio.run(prepare(service))
 
     @asynccontextmanager
-    async def announced(app: FastAPI) -> AsyncIterator[None]:
-        async with lifespan(app):
-            signals.ignored = True  # the server has its own way with the first, and that is enough
-            say_block(where, err=True)
-            with train_in_background(FOLDER / "training") if servers.kafka else nullcontext():
-                async with _watching(servers):
-                    yield
+    async def started() -> AsyncIterator[None]:
+        signals.ignore()  # the HTTP server handles them itself
+        say_block(_start_message(servers, _port(listener), service.first_request), err=True)
+        with _training(servers):
+            async with _watching(servers):
+                yield
 
-    app.router.lifespan_context = announced
-    return app
+    run(once_started(create_app(service, set(Role)), started), listener, load(HttpSettings))
+
+
+def _reload(child: RunChild, port: int, servers: Servers, signals: StopSignals) -> None:
+    """Run the application in a child process, and replace it after each edit."""
+    stopping = threading.Event()
+    signals.call(stopping.set)
+
+    def announce(first_request: FirstRequest) -> None:
+        message = _start_message(servers, port, first_request)
+        say_block(f"{message}  A change in app, migrations or .env is served at once.\n", err=True)
+
+    with _training(servers):
+        supervise(child, stopping, servers.find_ended, announce)
+        _say_ended(servers)
+
+
+def _keep_servers(service: Service, servers: Servers) -> None:
+    """Prepare the servers, and keep them running for other processes until a signal."""
+    asyncio.run(prepare(service))
+    say_block(_servers_message(servers), err=True)
+    with _training(servers):
+        try:
+            while servers.find_ended() is None:
+                time.sleep(_WATCH_SECONDS)
+        except StopRequested:
+            return
+        _say_ended(servers)
+
+
+def _training(servers: Servers) -> AbstractContextManager[None]:
+    return train_in_background(FOLDER / "training") if servers.kafka else nullcontext()
 
 
 @asynccontextmanager
 async def _watching(servers: Servers) -> AsyncIterator[None]:
-    """Stop this process when one of its servers ends: without it nothing here would go on."""
+    """Stop this process when one of its servers ends."""
     watch = asyncio.create_task(_watch(servers), name="development-servers")
     try:
         yield
@@ -149,18 +199,24 @@ async def _watching(servers: Servers) -> AsyncIterator[None]:
 async def _watch(servers: Servers) -> None:
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
-        if (ended := servers.find_ended()) is not None:
-            say(f"error: {ended}; stopping the rest, `uv run app dev` starts all of it again")
+        if _say_ended(servers):
             signal.raise_signal(signal.SIGTERM)
             return
 
 
-def _start_message(service: Service, servers: Servers, port: int) -> str:
+def _say_ended(servers: Servers) -> bool:
+    """Print a message if a server has ended by itself; return whether one has."""
+    if (ended := servers.find_ended()) is None:
+        return False
+    say(f"error: {ended}; stopping the rest, `uv run app dev` starts all of it again")
+    return True
+
+
+def _start_message(servers: Servers, port: int, first_request: FirstRequest) -> str:
     api = f"http://{HOST}:{port}"
-    broker = {"kafka": "Apache Kafka", "mock": "Mock broker", "external": "Kafka"}
     first = ""
-    if service.first_request is not None:
-        path, body = service.first_request
+    if first_request is not None:
+        path, body = first_request
         first = f"""
   Try it:
     curl {api}{path} -H 'Content-Type: application/json' -d '{body}'
@@ -168,50 +224,33 @@ def _start_message(service: Service, servers: Servers, port: int) -> str:
     return f"""
   API documentation  {api}/docs
   Metrics            {api}/metrics
-  {broker[servers.broker_kind]:<17}  {servers.kafka_bootstrap_servers}
-  Database           {_without_password(servers.database_url)}
-  Data and logs      {FOLDER.resolve()}
+{_addresses(servers)}
 {first}
   `uv run app ...` in this folder uses these servers. Ctrl-C stops all of it.
 """
 
 
+def _servers_message(servers: Servers) -> str:
+    return f"""
+{_addresses(servers)}
+
+  The database is migrated and the topics exist. Nothing serves or consumes yet: run
+  `uv run app api`, `uv run app worker` and the rest beside it. Ctrl-C stops the servers.
+"""
+
+
+def _addresses(servers: Servers) -> str:
+    broker = {"kafka": "Apache Kafka", "mock": "Mock broker", "external": "Kafka"}
+    return f"""\
+  {broker[servers.broker_kind]:<17}  {servers.kafka_bootstrap_servers}
+  Database           {_without_password(servers.database_url)}
+  Data and logs      {FOLDER.resolve()}"""
+
+
+def _port(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
+
+
 def _without_password(url: str) -> str:
     return async_url(url).set(drivername="postgresql").render_as_string(hide_password=True)
-
-
-class _Signals:
-    """The reaction to a stop signal: raise StopRequested, so that `finally` stops the servers.
-
-    Once they are `ignored`, nothing. One often comes twice: from the terminal, and from uv.
-    """
-
-    def __init__(self) -> None:
-        self.ignored = False
-
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        if number not in (signal.SIGINT, signal.SIGTERM):
-            _drop_output()
-        if not self.ignored:
-            raise StopRequested
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[_Signals]:
-    """Stop signals do what `_Signals` says. Those that are ignored are so to the end of the process:
-    what comes after the block is its exit, which has its code already."""
-    signals = _Signals()
-    before = {number: signal.signal(number, signals) for number in STOP_SIGNALS}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            # Not by `signals`: Python forgets its own handlers a little before its process ends.
-            signal.signal(number, signal.SIG_IGN if signals.ignored else handler)
-
-
-def _drop_output() -> None:
-    """A closed terminal takes no output any more; writing to it would raise while we stop."""
-    with Path(os.devnull).open("w") as nowhere:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere.fileno(), stream.fileno())

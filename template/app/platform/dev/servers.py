@@ -21,7 +21,9 @@ from app.platform.dev.kafka import KafkaCluster
 from app.platform.dev.postgres import PostgresServer
 from app.platform.dev.process import Startable, start_time
 
-ADDRESSES = Path(".dev/servers.json")
+FOLDER = Path(".dev")
+ADDRESSES = FOLDER / "servers.json"
+APP_LOG = FOLDER / "app.log"
 
 _ANSWER_SECONDS = 10.0
 # The start time of a process shifts a little when the clock is set.
@@ -117,6 +119,16 @@ class Servers(Startable):
             return "mock"
         return "external" if self.kafka is None else "kafka"
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings that address the embedded servers: a given address may hold a password."""
+        settings = {}
+        if self.postgres is not None:
+            settings["database_url"] = self.database_url
+        if self.broker_kind != "external":
+            settings["kafka_bootstrap_servers"] = self.kafka_bootstrap_servers
+        return settings
+
     def start(self) -> None:
         """Start the servers. Raises DevelopmentServerError, and then stops those already started."""
         with ThreadPoolExecutor(2, "servers") as pool:
@@ -195,21 +207,15 @@ def _wait_all(futures: list[Future[None]]) -> None:
 
 @contextmanager
 def publish_addresses(servers: Servers, file: Path = ADDRESSES) -> Iterator[None]:
-    """Write the addresses of `servers` to `file`, for the length of the block.
-
-    Only embedded servers are written: an address that was given may contain a password.
-    """
-    settings = {}
-    if servers.postgres is not None:
-        settings["database_url"] = servers.database_url
-    if servers.broker_kind != "external":
-        settings["kafka_bootstrap_servers"] = servers.kafka_bootstrap_servers
+    """Write the addresses of embedded `servers` to `file`, for the length of the block."""
     process = os.getpid()
     private_folder(file.parent)  # it does not exist yet if both servers were given
     written = file.with_suffix(".new")
     written.touch(mode=0o600)  # the database's address contains its password
     written.write_text(
-        json.dumps({"process": process, "started": start_time(process), "settings": settings})
+        json.dumps(
+            {"process": process, "started": start_time(process), "settings": servers.settings}
+        )
         + "\n"
     )
     written.replace(file)  # so that nobody reads half of it

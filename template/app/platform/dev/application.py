@@ -1,0 +1,141 @@
+"""The application on the servers of `app dev`: preparation, start message, and the child of `--reload`."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from asyncpg import PostgresError
+from fastapi import FastAPI
+from sqlalchemy.exc import DBAPIError
+
+from app.platform import logs, terminal
+from app.platform.config import HttpSettings, Settings, load
+from app.platform.database import migrations
+from app.platform.database.engine import Database, DatabaseSettings
+from app.platform.database.errors import DatabaseUnavailable
+from app.platform.dev.errors import DevelopmentServerError
+from app.platform.dev.servers import APP_LOG
+from app.platform.http.app import create_app
+from app.platform.http.server import run
+from app.platform.kafka.admin import provision
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.runtime import Context
+from app.platform.service import Role, Service
+
+LOADED, READY, START = "loaded", "ready", "start"
+
+_ORPHAN_SECONDS = 30.0
+
+
+class DatabaseUnusable(DevelopmentServerError):
+    """The database of DATABASE_URL cannot be reached, or refuses the connection."""
+
+
+async def prepare(service: Service) -> None:
+    """Migrate the database and create the topics. Raises DatabaseUnusable."""
+    await _check_database()
+    context = Context.of(service, load(Settings).service_name, load(KafkaSettings))
+    database = load(DatabaseSettings)
+    await asyncio.gather(
+        migrations.upgrade(
+            database.database_url.get_secret_value(), pooler=database.database_pooler
+        ),
+        provision(context.kafka, context.topics()),
+    )
+
+
+async def _check_database() -> None:
+    database = Database(load(DatabaseSettings))
+    try:
+        await database.ping()
+    except (DatabaseUnavailable, DBAPIError, PostgresError, OSError) as error:
+        raise DatabaseUnusable(
+            f"the database of DATABASE_URL cannot be used: {error}; correct DATABASE_URL, or unset "
+            "it to get a server of its own"
+        ) from error
+    finally:
+        await database.close()
+
+
+def once_started(app: FastAPI, scope: Callable[[], AbstractAsyncContextManager[None]]) -> FastAPI:
+    """Enter `scope` when `app` has started, and leave it before `app` stops."""
+    lifespan = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def scoped(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app), scope():
+            yield
+
+    app.router.lifespan_context = scoped
+    return app
+
+
+def run_child(
+    load_service: Callable[[], Service],
+    explain: Callable[[Exception], str | None],
+    listener: socket.socket,
+    supervisor: Connection,
+) -> None:
+    """Load the application, wait for START, and serve until SIGTERM or the supervisor's end."""
+    terminal.prepare_streams()
+    if hasattr(os, "setsid"):  # Ctrl-C in the terminal is the supervisor's
+        os.setsid()
+    started = threading.Event()
+    threading.Thread(target=_follow, args=(supervisor, started), daemon=True).start()
+    try:
+        settings = load(Settings)
+        logs.configure(settings.log_level, settings.log_format, APP_LOG)
+        service = load_service()
+        app = create_app(service, set(Role))
+        supervisor.send((LOADED, None))
+        started.wait()
+        asyncio.run(prepare(service))
+        run(
+            once_started(app, lambda: _reporting(supervisor, service)), listener, load(HttpSettings)
+        )
+    except Exception as error:
+        own = isinstance(error, DevelopmentServerError)
+        _show(error, str(error) if own else explain(error))
+        sys.exit(1)
+
+
+def _follow(supervisor: Connection, started: threading.Event) -> None:
+    """Wait for START, then for the end of the supervisor, which this process does not outlive."""
+    try:
+        supervisor.recv()
+        started.set()
+        supervisor.recv()
+    except (EOFError, ConnectionError):
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_ORPHAN_SECONDS)
+    os._exit(1)
+
+
+@asynccontextmanager
+async def _reporting(supervisor: Connection, service: Service) -> AsyncIterator[None]:
+    supervisor.send((READY, service.first_request))
+    yield
+
+
+def _show(error: Exception, message: str | None) -> None:
+    """Print the message or, without one, the traceback from the project's first frame."""
+    if message is not None:
+        terminal.say(f"error: {message}", err=True)
+        return
+    shown = traceback.TracebackException.from_exception(error)
+    own = [Path(frame.filename).is_relative_to(Path.cwd()) for frame in shown.stack]
+    own = [
+        is_own and frame.filename != __file__
+        for is_own, frame in zip(own, shown.stack, strict=True)
+    ]
+    del shown.stack[: own.index(True) if any(own) else len(own)]
+    terminal.say_block("".join(shown.format()).rstrip(), err=True)
