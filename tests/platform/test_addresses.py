@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from app import wiring
 from app.platform.cli import base as commands
-from app.platform.cli import command_line, serve
+from app.platform.cli import command_line
 from app.platform.cli.base import advice, load
 from app.platform.config import ConfigurationError
 from app.platform.database.engine import DatabaseSettings
@@ -19,6 +19,7 @@ from app.platform.dev import process
 from app.platform.dev.errors import DevelopmentDependencyMissing
 from app.platform.dev.process import start_time
 from app.platform.dev.servers import ADDRESSES, Servers, publish_addresses, running_addresses
+from app.platform.http import server
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.runtime import Configuration
 
@@ -74,7 +75,7 @@ def test_a_process_beside_it_uses_the_running_servers_too(
     def keep(_service: object, _roles: object, configuration: Configuration, *_: object) -> None:
         served.append(configuration)
 
-    monkeypatch.setattr(serve, "serve", keep)
+    monkeypatch.setattr(server, "serve", keep)
     result = CliRunner().invoke(command_line(lambda: wiring.service), [command])
 
     assert result.output == "using the servers of `app dev`\n"

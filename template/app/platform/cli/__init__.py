@@ -11,7 +11,6 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
 from app import DESCRIPTION, PROJECT_NAME
-from app.platform import logs
 from app.platform.terminal import printable
 
 if TYPE_CHECKING:
@@ -84,7 +83,10 @@ def command_line(load_service: "Callable[[], Service]") -> typer.Typer:
 
 def run(load_service: "Callable[[], Service]") -> None:
     """Run the command line. An error is one line on standard error, and exit code 1."""
-    logs.configure("WARNING")  # until a process that serves reads its own settings
+    if "--help" not in sys.argv:  # help is quick without the libraries of logging
+        from app.platform import logs
+
+        logs.configure("WARNING")  # until a process that serves reads its own settings
     try:
         command_line(load_service)()
     except Exception as error:

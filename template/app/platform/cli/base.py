@@ -4,19 +4,19 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from app.platform import config
-from app.platform.config import ConfigurationError, EnvSettings, Settings
-from app.platform.database.engine import Database, DatabaseSettings
-from app.platform.kafka.settings import KafkaSettings
-from app.platform.runtime import Context
-from app.platform.service import Service
 from app.platform.terminal import say
 
-S = TypeVar("S", bound=EnvSettings)
+if TYPE_CHECKING:  # imported when a command runs, so that its help is quick
+    from app.platform.config import EnvSettings
+    from app.platform.database.engine import Database
+    from app.platform.runtime import Context
+    from app.platform.service import Service
+
+S = TypeVar("S", bound="EnvSettings")
 T = TypeVar("T")
 
 
@@ -25,6 +25,8 @@ def load(settings: type[S]) -> S:
 
     Raises ConfigurationError.
     """
+    from app.platform import config
+
     loaded = config.load(settings)
     unnamed = settings.model_fields.keys() - loaded.model_fields_set
     if unnamed.isdisjoint(("database_url", "kafka_bootstrap_servers")):
@@ -32,17 +34,19 @@ def load(settings: type[S]) -> S:
     return config.load(settings, **_dev_servers())  # those of other classes are ignored
 
 
-def advice(settings: type[EnvSettings], name: str) -> str:
+def advice(settings: "type[EnvSettings]", name: str) -> str:
     """Return a hint for an unreachable server if the setting `name` is not set."""
     named = name.lower() in load(settings).model_fields_set
     return "" if named else f"; start `uv run app dev` in this folder, or set {name}"
 
 
-async def on_database(work: Callable[[Database], Awaitable[T]]) -> T:
+async def on_database(work: "Callable[[Database], Awaitable[T]]") -> T:
     """Do `work` on the service's database, without a limit on the time of a statement.
 
     Raises ConfigurationError.
     """
+    from app.platform.database.engine import Database, DatabaseSettings
+
     database = Database(load(DatabaseSettings), no_timeout=True)
     try:
         return await work(database)
@@ -54,6 +58,7 @@ async def on_database(work: Callable[[Database], Awaitable[T]]) -> T:
 def _dev_servers() -> dict[str, str]:
     if not Path(".dev").is_dir() or not _has_development():
         return {}
+    from app.platform.config import ConfigurationError
     from app.platform.dev.errors import DevelopmentDependencyMissing
     from app.platform.dev.servers import running_addresses
 
@@ -69,6 +74,8 @@ def _dev_servers() -> dict[str, str]:
 def require_development(command: str) -> None:
     """Raise ConfigurationError where the development code is missing: in a wheel or an image."""
     if not _has_development():
+        from app.platform.config import ConfigurationError
+
         raise ConfigurationError(
             f"`{command}` is for development: app/platform/dev is neither in the image nor in the wheel;"
             " run it in the project's folder"
@@ -79,14 +86,18 @@ def _has_development() -> bool:
     return find_spec("app.platform.dev") is not None
 
 
-def service_of(ctx: typer.Context) -> Service:
+def service_of(ctx: typer.Context) -> "Service":
     """Import and return the service of the command line."""
     load_service: Callable[[], Service] = ctx.obj
     return load_service()
 
 
-def context_of(ctx: typer.Context) -> Context:
+def context_of(ctx: typer.Context) -> "Context":
     """Return the service's settings, events and subscriptions. Raises ConfigurationError."""
+    from app.platform.config import Settings
+    from app.platform.kafka.settings import KafkaSettings
+    from app.platform.runtime import Context
+
     return Context.of(service_of(ctx), load(Settings).service_name, load(KafkaSettings))
 
 

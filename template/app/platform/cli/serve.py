@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 from app.platform.cli.base import context_of, load, require_development, service_of
-from app.platform.config import HttpSettings, Settings
-from app.platform.database.engine import DatabaseSettings
-from app.platform.http.server import serve
-from app.platform.runtime import Configuration
-from app.platform.service import Role
 
 commands = typer.Typer()
 
@@ -26,7 +21,7 @@ Port = Annotated[
     ),
 ]
 
-_PORTS = {Role.API: 8000, Role.WORKER: 8001, Role.RELAY: 8002}
+_PORTS = {"api": 8000, "worker": 8001, "relay": 8002}
 
 
 class Broker(StrEnum):
@@ -39,20 +34,26 @@ class Broker(StrEnum):
 @commands.command()
 def api(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
     """Serve the HTTP API, with its documentation at /docs."""
-    serve_as(ctx, Role.API, host, port)
+    serve_as(ctx, "api", host, port)
 
 
 @commands.command()
 def worker(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
     """Run the consumers; health and metrics are served on the port."""
-    serve_as(ctx, Role.WORKER, host, port)
+    serve_as(ctx, "worker", host, port)
 
 
-def serve_as(ctx: typer.Context, role: Role, host: str | None, port: int | None) -> None:
+def serve_as(ctx: typer.Context, role: str, host: str | None, port: int | None) -> None:
     """Run a process with `role` until a signal. `host` and `port` replace the settings.
 
     Raises ConfigurationError, before anything starts.
     """
+    from app.platform.config import HttpSettings, Settings
+    from app.platform.database.engine import DatabaseSettings
+    from app.platform.http.server import serve
+    from app.platform.runtime import Configuration
+    from app.platform.service import Role
+
     service = service_of(ctx)
     context = context_of(ctx)  # also checks events and consumers
     settings = load(Settings)
@@ -60,7 +61,7 @@ def serve_as(ctx: typer.Context, role: Role, host: str | None, port: int | None)
         settings, context.kafka, load(DatabaseSettings), load(HttpSettings)
     )
     where = host or settings.listen_host, port or settings.listen_port or _PORTS[role]
-    serve(service, {role}, configuration, *where)
+    serve(service, {Role(role)}, configuration, *where)
 
 
 @commands.command()
