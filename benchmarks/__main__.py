@@ -30,7 +30,7 @@ from tests.shell import environment
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 # In a rendered service's environment; and one without servers, in this one.
-INSIDE = ["produce", "consume", "outbox", "orders", "event_store", "projection"]
+INSIDE = ["produce", "consume", "outbox", "orders", "event_store", "projection", "commands"]
 AREAS = [*INSIDE, "generation"]
 PEERS = ["faststream", "faststream-outbox", "confluent-kafka", "eventsourcing"]
 VARIANTS = [[], ["outbox"], ["outbox", "cqrs"], ["outbox", "event_sourcing"]]

@@ -70,6 +70,10 @@ events, one by one. A snapshot makes a load independent of the length of the str
 Validating the events and writing JSON columns through SQLAlchemy is what the projector adds to the
 floor. A rebuild reads the states with the ORM, as a projection may be of anything that Python can work out; SQL
 alone cannot be reached by that.""",
+    "commands": """\
+Nearly all of it is imports: Typer, Rich and pydantic for a help text, and the libraries of the whole service
+for a command that reads its events and consumers, since the slices that declare them import their
+tables and routes, too.""",
     "generation": """\
 Most of it is Copier's own start and its git clone of the template; the rest is linear in the number of
 files, most of which is Copier's own price for a file, even of one line (*a file more*). An update

@@ -23,14 +23,15 @@ HELD_SECONDS = 3
 # One run of `app dev` at a time in the folder of a service.
 pytestmark = pytest.mark.xdist_group(matrix.codes()[0].code)
 
-ROUTE = f"""
-
+ROUTE = f"""\
 @router.get("/held")
 async def held() -> dict[str, str]:
     import asyncio
 
     await asyncio.sleep({HELD_SECONDS})
     return {{"held": "whole"}}
+
+
 """
 MIGRATION = """
 from alembic import op
@@ -83,28 +84,31 @@ def test_an_edit_replaces_the_application(base: Service) -> None:
     """Slices, `.env` and migrations; what cannot be loaded is shown, and open requests end."""
     router = base.path / "app" / "users" / "router.py"
     with own_files(base), demo.running_service(base.path, "--reload", "--fresh") as (address, _):
-        router.write_text(router.read_text() + ROUTE)
-        served = wait_until(lambda: has_route(address, "/held"), "the route is not served", base)
+        head, at, rest = router.read_text().partition("@router.")  # before /users/{user_id}
+        router.write_text(head + ROUTE + at + rest)
+        served = wait_until(
+            lambda: has_route(address, "/users/held"), "the route is not served", base
+        )
         base.report(f"from an edit to its effect under app dev --reload: {served:.1f} s")
 
         with ThreadPoolExecutor(1) as pool:
-            held = pool.submit(demo.call, f"{address}/held")
+            held = pool.submit(demo.call, f"{address}/users/held")
             time.sleep(HELD_SECONDS / 3)  # it is on its way
             router.write_text(router.read_text().replace("/held", "/edited"))
             assert held.result() == (200, {"held": "whole"}), (
                 "the application was stopped with it open"
             )
-        wait_until(lambda: has_route(address, "/edited"), "second edit", base)
+        wait_until(lambda: has_route(address, "/users/edited"), "second edit", base)
 
         correct = router.read_text()
         router.write_text("def broken(:\n")
         wait_until(lambda: "save a file to try again" in log(base), "no word of the error", base)
         assert "SyntaxError: invalid syntax" in log(base)
-        assert demo.call(f"{address}/edited")[0] == 200, "the version before serves"
+        assert demo.call(f"{address}/users/edited")[0] == 200, "the version before serves"
 
         (base.path / ".env").write_text("HTTP_MAX_BODY_BYTES=10\n")
         router.write_text(correct.replace("/edited", "/mended"))
-        wait_until(lambda: has_route(address, "/mended"), "mended edit", base)
+        wait_until(lambda: has_route(address, "/users/mended"), "mended edit", base)
         wait_until(lambda: demo.call(f"{address}/users", [1, 2, 3, 4, 5])[0] == 413, ".env", base)
 
         migration = base.path / "migrations" / "versions" / "core_9999_reloaded.py"

@@ -90,13 +90,13 @@ def run(load_service: "Callable[[], Service]") -> None:
     try:
         command_line(load_service)()
     except Exception as error:
-        message = error_message(error)
+        message = user_message(error)
         if message is None:
             raise
         sys.exit(printable(f"error: {message}"))
 
 
-def error_message(error: Exception) -> str | None:
+def user_message(error: Exception) -> str | None:
     """Return the message for an `error` that a user can mend; None for a fault of the code."""
     from aiokafka.errors import KafkaError
 
@@ -123,4 +123,5 @@ def error_message(error: Exception) -> str | None:
         return f"{error_message(error)}: run `app db upgrade`"
     if categorize(error) is not ErrorCategory.UNAVAILABLE:
         return f"the database cannot do this at the moment: {error_message(error)}"
-    return f"the database is away: {error_message(error)}{advice(DatabaseSettings, 'DATABASE_URL')}"
+    hint = advice(DatabaseSettings, "DATABASE_URL")
+    return f"the database is unavailable: {error_message(error)}{hint}"

@@ -88,10 +88,10 @@ def dev(
     Where DATABASE_URL or KAFKA_BOOTSTRAP_SERVERS are set, those are used instead.
     """
     require_development("app dev")
-    from app.platform.cli import error_message
+    from app.platform.cli import user_message
     from app.platform.dev.command import Mode, run_dev
 
     if reload and servers_only:
         raise typer.BadParameter("--reload and --servers-only exclude each other")
     mode = Mode.RELOAD if reload else Mode.SERVERS_ONLY if servers_only else Mode.IN_PROCESS
-    run_dev(ctx.obj, port, broker.value, explain=error_message, fresh=fresh, mode=mode)
+    run_dev(ctx.obj, port, broker.value, explain=user_message, fresh=fresh, mode=mode)
