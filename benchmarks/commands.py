@@ -27,8 +27,13 @@ from app.platform.dev.servers import ADDRESSES
 
 APP = Path(sys.executable).with_name("app")
 FLOOR = "import fastapi"
-HELP = [("--help",), *((name, "--help") for name in COMMANDS)]
-WORKING = [("topics", "list"), ("topics", "check"), ("dlq", "list"), ("schemas", "check")]
+HELP: list[tuple[str, ...]] = [("--help",), *((name, "--help") for name in COMMANDS)]
+WORKING: list[tuple[str, ...]] = [
+    ("topics", "list"),
+    ("topics", "check"),
+    ("dlq", "list"),
+    ("schemas", "check"),
+]
 DEV, ALLOWED = "app dev, from its servers to ready", "three seconds"
 START_SECONDS, POLL_SECONDS = 120.0, 0.02
 
@@ -75,9 +80,8 @@ def timed(
 
 def processor_seconds(command: Sequence[str | Path], environment: dict[str, str]) -> float:
     """The processor time of a whole process, which has to succeed."""
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL
-    )
+    settings = {**os.environ, **environment}
+    process = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, f"{command} ended with {process.returncode}"

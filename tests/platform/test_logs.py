@@ -60,7 +60,7 @@ def test_a_file_has_the_lines_as_json_beside_a_terminal(tmp_path: Path) -> None:
     assert not shown.startswith("{")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["message"] for line in lines].count("order placed") == 2, "a run appends"
-    assert {line["correlation_id"] for line in lines if "order" in line} == {"story"}
+    assert {line["correlation_id"] for line in lines if "order" in line} == {"correlation-1"}
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="the system has no pseudo terminals")
