@@ -135,6 +135,20 @@ def test_no_dependency_of_a_route_runs_in_a_thread() -> None:
     assert asked_for & plain == set(), "FastAPI runs what is not `async def` in a thread"
 
 
+def test_names_of_tests_are_short() -> None:
+    folders = (ROOT / "tests", ROOT / "template" / "tests")
+    names = [
+        node.name
+        for folder in folders
+        for path in folder.rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+    ]
+    assert len(names) > 1000
+    assert [name for name in names if len(name) > 60] == []
+
+
 CELL = re.compile(r"`([^`]+)`")
 
 

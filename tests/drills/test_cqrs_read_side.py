@@ -170,7 +170,7 @@ class Trouble:
     killed_rebuilds: int = 0
 
 
-async def test_read_side_is_right_while_projectors_die_and_projections_are_rebuilt(
+async def test_read_side_is_right_under_kills_and_rebuilds(
     bench_of: MakeBench,
 ) -> None:
     """Orders come in over HTTP; workers, and relays where there are any, are killed at random;

@@ -98,7 +98,7 @@ async def kill(bench: Bench, mortal: list[Process], apis: list[Process], number:
     await replacement.is_ready()
 
 
-async def test_streams_and_topics_are_whole_after_kills_of_apis_and_relays(
+async def test_streams_and_topics_are_whole_after_kills(
     bench_of: MakeBench,
 ) -> None:
     """After a dozen SIGKILLs among work: every stream is contiguous, every appended event has its

@@ -12,7 +12,7 @@ from drills.conftest import MakeBench
 LATE_SECONDS = 3.0
 
 
-async def test_failures_are_retried_and_what_fails_for_ever_is_dead_lettered(
+async def test_failures_are_retried_and_then_dead_lettered(
     bench_of: MakeBench, tmp_path: Path
 ) -> None:
     """Some events fail twice, some always, some permanently, among good ones; in place and with

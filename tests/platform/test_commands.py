@@ -116,7 +116,7 @@ CONSUMERS = ", ".join(subscription.name for subscription in wiring.service.subsc
 
 @pytest.mark.usefixtures("mock_broker")
 @pytest.mark.parametrize("command", ["list", "replay", "discard"])
-def test_a_consumer_that_does_not_exist_is_refused_with_those_that_do(command: str) -> None:
+def test_an_unknown_consumer_is_refused_with_the_known_ones(command: str) -> None:
     result = runner.invoke(cli, ["dlq", command, "--consumer", "nosuch"])
 
     assert result.exit_code == 1
@@ -125,7 +125,7 @@ def test_a_consumer_that_does_not_exist_is_refused_with_those_that_do(command: s
 
 @pytest.mark.usefixtures("mock_broker")
 @pytest.mark.parametrize("command", ["list", "replay", "discard"])
-def test_a_topic_that_no_consumer_reads_is_refused_with_those_that_are_read(command: str) -> None:
+def test_an_unread_topic_is_refused_with_those_that_are_read(command: str) -> None:
     result = runner.invoke(cli, ["dlq", command, "--topic", "review.written"])
 
     assert result.exit_code == 1
@@ -139,7 +139,7 @@ def test_only_a_consumer_of_the_code_is_handed_dead_letters() -> None:
     assert f"error: there is no consumer nosuch; there are: {CONSUMERS}\n" in result.output
 
 
-def test_dead_letters_are_handed_over_from_a_consumer_that_is_named() -> None:
+def test_dead_letters_are_handed_over_from_a_named_consumer() -> None:
     name = wiring.service.subscriptions[0].name
     result = runner.invoke(cli, ["dlq", "replay", "--to", name])
 
@@ -155,7 +155,7 @@ def test_a_topic_that_the_service_does_not_have_is_not_followed() -> None:
 
 
 @pytest.mark.usefixtures("mock_broker")
-def test_topics_that_the_broker_does_not_have_yet_hold_no_dead_letters() -> None:
+def test_missing_topics_hold_no_dead_letters() -> None:
     listed = runner.invoke(cli, ["dlq", "list"])
     followed = runner.invoke(cli, ["events", "tail", "--from-beginning"])
 
@@ -163,7 +163,7 @@ def test_topics_that_the_broker_does_not_have_yet_hold_no_dead_letters() -> None
     assert "none of these topics exists" in followed.output
 
 
-def test_what_a_replay_leaves_out_is_said_with_what_to_do_about_it() -> None:
+def test_a_replay_says_which_letters_it_leaves_out() -> None:
     assert _left_out(12).startswith("12 left out")
     assert "app dlq discard --undecodable" in _left_out(12)
 
@@ -201,7 +201,7 @@ def test_times_on_the_command_line_are_utc() -> None:
     assert _utc(None) is None
 
 
-def test_a_message_is_shown_with_its_place_its_headers_and_its_body() -> None:
+def test_a_message_is_shown_with_place_headers_and_body() -> None:
     shown = show(
         record(b'{"a": "\xc3\xa9"}', b"k", partition=2, offset=7, headers=[("ce_id", b"1")])
     )
@@ -341,7 +341,7 @@ def test_an_incompatible_change_is_refused_in_one_line(
     assert "Traceback" not in result.output
 
 
-def test_the_refusal_says_what_is_allowed_while_nobody_has_the_version(
+def test_a_refusal_allows_deleting_an_unpublished_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner.invoke(cli, ["schemas", "export", str(tmp_path)])
@@ -355,7 +355,7 @@ def test_the_refusal_says_what_is_allowed_while_nobody_has_the_version(
 
 
 @pytest.mark.parametrize("command", ["export", "check"])
-def test_a_major_version_without_an_upcaster_is_refused_when_schemas_are_kept(
+def test_a_major_version_needs_an_upcaster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     entry = EventType(MeterNamed, upcasters={1: named_2})
@@ -400,7 +400,7 @@ def resolved(whole: Any, reference: str) -> Any:
 
 
 @pytest.mark.parametrize("registry", [REGISTRY, EventRegistry("own", wiring.service.events)])
-def test_every_reference_of_the_asyncapi_document_leads_somewhere(registry: EventRegistry) -> None:
+def test_every_reference_in_the_asyncapi_document_resolves(registry: EventRegistry) -> None:
     subscriptions = wiring.service.subscriptions if registry.service == "own" else [BILLING]
     whole = document(INFO, registry, subscriptions, "own")
     found = list(references(whole))
@@ -456,7 +456,7 @@ def test_the_headers_of_a_message_are_those_described(trace: Trace) -> None:
         )
 
 
-def test_the_document_of_the_service_is_printed_and_always_the_same() -> None:
+def test_the_document_of_the_service_is_deterministic() -> None:
     first, again = (runner.invoke(cli, ["asyncapi"]) for _ in range(2))
 
     assert first.exit_code == 0

@@ -57,7 +57,7 @@ def test_a_retry_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any], me
         RetryPolicy(**wrong)
 
 
-def test_a_delay_given_twice_is_refused_because_its_messages_would_go_round_for_ever() -> None:
+def test_a_delay_given_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="once"):
         RetryPolicy(retry_after=[timedelta(seconds=60), timedelta(minutes=1)])
 
@@ -95,7 +95,7 @@ def test_a_subscription_needs_a_handler_a_lane_and_a_batch() -> None:
         Subscription("billing", {MeterRead: handle}, batch_size=0)
 
 
-def test_a_handler_of_many_is_given_more_at_once_unless_told_otherwise() -> None:
+def test_a_batch_handler_gets_larger_batches_by_default() -> None:
     one = Subscription("billing", {MeterRead: handle})
     many = Subscription("billing", {MeterRead: handle}, batch=True)
     told = Subscription("billing", {MeterRead: handle}, batch=True, batch_size=10)
@@ -205,7 +205,7 @@ async def test_counts_are_there_before_there_is_anything_to_count(
     assert METRICS.get_sample_value(name, {"consumer": "watchful", "topic": topic, **more}) == 0
 
 
-async def test_what_was_fetched_before_a_revocation_is_not_handled_after_it() -> None:
+async def test_messages_fetched_before_a_revocation_are_not_handled() -> None:
     billing = consumer()
     client = FakeClient(lambda: billing.on_partitions_revoked({PARTITION}))
 
@@ -269,7 +269,7 @@ async def test_between_two_commits_that_fail_there_is_a_pause(
     assert client.asked == 2, "once more at the end"
 
 
-async def test_a_consumer_goes_on_when_the_broker_takes_its_offsets_again(
+async def test_a_consumer_resumes_when_offset_commits_succeed_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(offsets, "COMMIT_RETRY_SECONDS", (0.01, 0.01))
@@ -282,7 +282,7 @@ async def test_a_consumer_goes_on_when_the_broker_takes_its_offsets_again(
     assert billing.status.block_reason is None
 
 
-async def test_with_other_partitions_the_trouble_with_the_last_ones_is_over() -> None:
+async def test_other_partitions_end_the_trouble_with_the_last_ones() -> None:
     billing = consumer()
     billing.status.block("the broker refuses offset commits")
     await billing.on_partitions_revoked({PARTITION})
@@ -323,9 +323,7 @@ def test_the_inbox_must_outlast_the_topic_and_all_delays(
 
 
 @pytest.mark.parametrize(("inbox_hours", "enough"), [(124, False), (125, True)])
-def test_the_inbox_must_outlast_dead_letters_whose_segment_is_deleted_a_day_late(
-    inbox_hours: int, enough: bool
-) -> None:
+def test_the_inbox_must_outlast_dead_letters(inbox_hours: int, enough: bool) -> None:
     assert check_inbox_retention(settings(24, inbox_hours, dlq_hours=100), []) is enough
 
 
@@ -394,7 +392,7 @@ def test_the_whole_done_beginning_may_be_committed(
 
 
 @given(half_done())
-def test_each_partition_is_committed_to_its_end_or_read_again_from_where_it_is_undone(
+def test_each_partition_is_committed_or_rewound_to_undone_work(
     case: tuple[Batch, list[ConsumerRecord]],
 ) -> None:
     batch, done = case
@@ -471,7 +469,7 @@ def test_no_record_is_lost_or_doubled(keys: list[bytes | None], lanes: int) -> N
 
 
 @given(KEYS, LANES)
-def test_there_are_at_most_as_many_lanes_as_asked_for_and_none_is_empty(
+def test_there_are_at_most_so_many_lanes_and_none_is_empty(
     keys: list[bytes | None], lanes: int
 ) -> None:
     shared = split_into_lanes(records_of(keys), lanes)
@@ -601,7 +599,7 @@ class Ends:
         return dict.fromkeys(partitions, 10)
 
 
-async def test_a_consumer_that_has_nothing_to_do_notices_that_the_broker_is_away(
+async def test_an_idle_consumer_notices_that_the_broker_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lag, "ASSIGNMENT_INTERVAL_SECONDS", 0.01)
@@ -760,7 +758,7 @@ async def test_an_answer_that_is_an_error_is_no_broker_that_is_away(
         assert status.block_reason is None
 
 
-def test_a_broker_that_answers_does_not_end_the_wait_for_the_database() -> None:
+def test_an_answering_broker_leaves_the_wait_for_the_database() -> None:
     status = ConsumerStatus("billing")
     status.block("the database is away")
     status.block("Kafka does not answer", BlockSource.BROKER_CHECK)

@@ -64,7 +64,7 @@ def test_waits_in_place_follow_the_policy() -> None:
     assert all(0.5 <= jittery.next() <= 1 for _ in range(20))
 
 
-def test_a_failing_message_passes_its_delays_in_order_and_then_has_none_left() -> None:
+def test_a_failing_message_passes_its_delays_in_order() -> None:
     topic, first, second = retry_path(BILLING, TOPIC)
 
     assert next_delay(BILLING, TOPIC, topic) == DELAYS[0]
@@ -76,7 +76,7 @@ def test_a_replayed_message_begins_with_the_first_delay() -> None:
     assert next_delay(BILLING, TOPIC, f"{TOPIC}.billing.replay") == DELAYS[0]
 
 
-def test_without_delays_a_message_goes_to_the_dead_letters_at_once() -> None:
+def test_without_delays_a_message_is_dead_lettered_at_once() -> None:
     assert next_delay(Subscription("billing", {MeterRead: handle}), TOPIC, TOPIC) is None
 
 
@@ -90,7 +90,7 @@ def test_a_delayed_message_is_due_after_the_delay() -> None:
     assert before + DELAYS[0] <= due <= datetime.now(UTC) + DELAYS[0]
 
 
-def test_a_dead_letter_does_not_tell_what_was_written_to_the_database() -> None:
+def test_a_dead_letter_holds_no_values_of_a_failed_statement() -> None:
     said = Exception("no such column\nDETAIL:  (email)=(ada@example.com)")
     error = DBAPIError("UPDATE people SET email = :email", {"email": "ada@example.com"}, said)
 
@@ -99,7 +99,7 @@ def test_a_dead_letter_does_not_tell_what_was_written_to_the_database() -> None:
     assert header(message.headers, names.ERROR_MESSAGE) == "no such column"
 
 
-def test_a_dead_letter_keeps_key_bytes_and_foreign_headers_and_tells_its_story() -> None:
+def test_a_dead_letter_keeps_key_bytes_and_foreign_headers() -> None:
     headers: list[Header] = [("ce_id", b"1"), ("raw", b"\xff\x00"), ("empty", None)]
     failed = record(b"\xff", b"\xfe", partition=2, offset=7, headers=headers)
 
@@ -121,7 +121,7 @@ def test_a_dead_letter_keeps_key_bytes_and_foreign_headers_and_tells_its_story()
     assert message.size > 0
 
 
-def test_a_message_that_kafka_had_taken_once_is_marked_as_forwarded() -> None:
+def test_a_message_that_kafka_has_taken_counts_as_forwarded() -> None:
     assert dead_letter_message(record(), BILLING, TOPIC, 1, ERROR).forwarded
     assert delayed_message(record(), BILLING, TOPIC, DELAYS[0], 1, ERROR).forwarded
 
@@ -139,7 +139,7 @@ def test_origin_and_first_failure_survive_every_further_stage() -> None:
     assert header(last.headers, names.DUE_AT) is None
 
 
-def test_headers_that_came_with_the_message_do_not_forge_its_origin() -> None:
+def test_headers_of_a_message_cannot_forge_its_origin() -> None:
     forged: list[Header] = [
         (names.ORIGIN_TOPIC, b"somewhere"),
         (names.ORIGIN_OFFSET, b"1"),
@@ -163,14 +163,14 @@ def test_a_header_that_came_with_the_message_does_not_hide_it() -> None:
     assert header(message.headers, names.DISCARDS) is None
 
 
-def test_lone_surrogates_and_endless_texts_in_an_error_do_not_stop_it() -> None:
+def test_surrogates_and_endless_texts_in_an_error_are_logged() -> None:
     error = ValueError("\ud800" + "x" * 100_000)
     message = dead_letter_message(record(), BILLING, TOPIC, 1, error)
 
     assert header(message.headers, names.ERROR_MESSAGE) == "?" + "x" * (ERROR_MESSAGE_LENGTH - 1)
 
 
-def test_a_replayed_letter_goes_to_its_consumer_only_with_its_event_and_its_history() -> None:
+def test_a_replayed_letter_goes_to_its_consumer_only() -> None:
     letter = dead_letter_message(
         record(b"body", headers=[("ce_id", b"1")]), BILLING, TOPIC, 3, ERROR
     )
@@ -185,7 +185,7 @@ def test_a_replayed_letter_goes_to_its_consumer_only_with_its_event_and_its_hist
 
 
 @pytest.mark.parametrize("missing", [names.ORIGIN_TOPIC, names.CONSUMER])
-def test_a_letter_that_does_not_say_where_it_came_from_cannot_be_replayed(missing: str) -> None:
+def test_a_letter_without_an_origin_cannot_be_replayed(missing: str) -> None:
     letter = dead_letter_message(record(), BILLING, TOPIC, 3, ERROR)
     headers = [h for h in letter.headers if h[0] != missing]
 
@@ -193,7 +193,7 @@ def test_a_letter_that_does_not_say_where_it_came_from_cannot_be_replayed(missin
         replay_message(record(topic=letter.topic, headers=headers))
 
 
-def test_a_letter_is_shortened_until_it_says_little_more_than_where_the_message_is() -> None:
+def test_a_letter_is_shortened_down_to_its_origin() -> None:
     headers: list[Header] = [(names.OMITTED_BYTES, b"not ours"), ("theirs", b"h" * 500)]
     letter = dead_letter_message(
         record(b"body" * 50, partition=2, offset=7, headers=headers), BILLING, TOPIC, 3, ERROR
@@ -223,7 +223,7 @@ def test_nothing_is_left_out_that_makes_a_letter_no_smaller() -> None:
 
 
 @pytest.mark.parametrize("value", [b"0", b"", b"-3", b"x", b"\xff", b"9" * 5000, None])
-def test_an_attempts_header_that_no_consumer_wrote_counts_as_none(value: bytes | None) -> None:
+def test_a_foreign_attempts_header_counts_as_none(value: bytes | None) -> None:
     assert previous_attempts(record(headers=[(names.ATTEMPTS, value)])) == 0
 
 
@@ -339,7 +339,7 @@ def test_thousands_of_probes_do_not_overflow() -> None:
     st.floats(0.01, 1),
     st.lists(st.one_of(st.none(), st.integers(1, 50)), max_size=80),
 )
-def test_it_is_open_exactly_from_a_full_failing_window_to_the_next_success(
+def test_it_is_open_from_a_failing_window_to_the_next_success(
     window: int, threshold: float, outcomes: list[int | None]
 ) -> None:
     breaker = CircuitBreaker(OverloadPolicy(window=window, threshold=threshold))
@@ -530,7 +530,7 @@ def test_the_newest_letter_of_a_message_counts() -> None:
     assert current_letters([again, first]) == [again]
 
 
-def test_the_newest_letter_counts_when_it_came_back_to_another_partition() -> None:
+def test_the_newest_letter_counts_across_partitions() -> None:
     first = letter_of(record(key=None), offset=90)
     again = raw(*first.record.headers, key=None)
     again.record.partition, again.record.offset = 1, 0
@@ -555,7 +555,7 @@ def test_messages_of_a_topic_made_anew_are_not_those_before(second: dict[str, An
     assert current_letters([before, after, failed_again(after, offset=2)])[0] == before
 
 
-def test_a_letter_of_an_older_version_is_the_same_when_it_fails_again() -> None:
+def test_a_letter_of_an_older_version_keeps_its_identity() -> None:
     first = letter_of(record(), offset=0)
     older = [entry for entry in first.record.headers if entry[0] != names.ORIGIN_TIMESTAMP]
     first.record.headers = tuple(older)
@@ -564,7 +564,7 @@ def test_a_letter_of_an_older_version_is_the_same_when_it_fails_again() -> None:
     assert current_letters([first, again]) == [again]
 
 
-def test_a_letter_that_failed_again_tells_how_often_it_was_replayed() -> None:
+def test_a_letter_that_failed_again_counts_its_replays() -> None:
     first = letter_of(record(), offset=0)
     again = failed_again(failed_again(first, offset=1), offset=2)
 
@@ -584,7 +584,7 @@ def marker_of(letter: DeadLetter, offset: int) -> DeadLetter:
 
 
 @pytest.mark.parametrize("key", [b"m-1", None])
-def test_a_discarded_letter_counts_no_more_and_neither_does_what_discards_it(
+def test_neither_a_discarded_letter_nor_its_marker_counts(
     key: bytes | None,
 ) -> None:
     kept, given_up = (letter_of(record(key=key, offset=n), offset=n) for n in range(2))
@@ -594,7 +594,7 @@ def test_a_discarded_letter_counts_no_more_and_neither_does_what_discards_it(
     assert current_letters([marker, given_up, kept]) == [kept]  # partitions are read in any order
 
 
-def test_a_record_at_the_offset_of_a_discarded_letter_is_not_discarded() -> None:
+def test_a_new_record_at_a_discarded_offset_is_not_discarded() -> None:
     discarded_letter, other = (
         letter_of(record(timestamp=time, offset=time), offset=0) for time in (1, 2)
     )
@@ -611,14 +611,14 @@ def test_a_letter_discarded_by_an_older_version_stays_discarded() -> None:
     assert current_letters([letter, marker]) == []
 
 
-def test_to_discard_a_letter_brings_no_earlier_one_of_its_message_back() -> None:
+def test_discarding_a_letter_brings_no_earlier_one_back() -> None:
     first = letter_of(record(), offset=0)
     again = failed_again(first, offset=1)
 
     assert current_letters([first, again, marker_of(again, offset=2)]) == []
 
 
-def test_what_fails_once_more_after_it_was_discarded_counts_again() -> None:
+def test_a_discarded_letter_that_fails_again_counts_again() -> None:
     first = letter_of(record(), offset=0)
     on_its_way = failed_again(first, offset=2)
 

@@ -124,7 +124,7 @@ def test_a_change_to_none_removes(headers: list[Header]) -> None:
     st.none() | st.binary(max_size=1000),
     st.none() | st.binary(max_size=1000),
 )
-def test_the_size_is_never_less_than_that_of_the_message_on_the_wire(
+def test_the_size_is_at_least_that_on_the_wire(
     headers: list[Header], key: bytes | None, value: bytes | None
 ) -> None:
     message = Message("t", key, value, tuple(headers))
@@ -191,7 +191,7 @@ def test_an_event_that_is_not_registered_is_named_in_the_error() -> None:
         REGISTRY.topic(BadlyNamed)
 
 
-def test_the_events_of_other_services_are_on_their_topics_and_not_ours() -> None:
+def test_foreign_events_are_on_the_topics_of_their_services() -> None:
     registry = EventRegistry("billing", [EventType(MeterRead, service="shop")])
 
     assert registry.topic(MeterRead) == TOPIC
@@ -380,21 +380,17 @@ def test_any_json_decodes_or_is_undecodable(value: Any, topic: str) -> None:
 
 
 @given(st.sampled_from(list(payload())), json_values)
-def test_a_good_event_with_any_one_field_wrong_decodes_or_is_undecodable(
-    name: str, value: Any
-) -> None:
+def test_an_event_with_any_wrong_field_is_read_or_undecodable(name: str, value: Any) -> None:
     try_to_decode(json.dumps(payload(**{name: value})).encode(), TOPIC)
 
 
 @given(st.sampled_from([*named(), "first", "title"]), json_values)
-def test_an_old_event_with_any_one_field_wrong_decodes_or_is_undecodable(
-    name: str, value: Any
-) -> None:
+def test_an_old_event_with_a_wrong_field_is_read_or_undecodable(name: str, value: Any) -> None:
     try_to_decode(json.dumps(named(**{name: value})).encode(), NAMED_TOPIC)
 
 
 @given(st.data())
-def test_a_good_event_with_any_byte_changed_decodes_or_is_undecodable(data: st.DataObject) -> None:
+def test_an_event_with_any_changed_byte_is_read_or_undecodable(data: st.DataObject) -> None:
     good = bytearray(body(meter_read(note="é")))
     good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
 
@@ -458,7 +454,7 @@ def test_the_error_does_not_repeat_the_value() -> None:
 
 
 @pytest.mark.parametrize("names", [["event_id"], ["timestamp"], ["event_id", "timestamp"]])
-def test_an_event_that_could_not_be_recognised_again_is_undecodable(names: list[str]) -> None:
+def test_an_event_without_an_identity_is_undecodable(names: list[str]) -> None:
     fields = payload(**dict.fromkeys(names, ...))
 
     assert refusal_of(fields) == f"meter.read: {' and '.join(names)} missing"
@@ -471,7 +467,7 @@ def test_a_whole_number_written_as_float_is_taken() -> None:
     assert event.count == 2
 
 
-def test_fields_that_are_not_known_are_ignored_however_deep_they_are() -> None:
+def test_unknown_fields_are_ignored_at_any_depth() -> None:
     deep: object = None
     for _ in range(100):
         deep = [deep]
@@ -508,7 +504,7 @@ def test_a_version_that_is_none_is_undecodable(version: object) -> None:
     assert "version" in refusal_of(payload(version=version))
 
 
-def test_a_version_with_more_digits_than_python_reads_is_undecodable() -> None:
+def test_a_version_with_endless_digits_is_undecodable() -> None:
     assert "is not a version" in refusal_of(payload(version="9" * 5000 + ".0.0"))
 
 
@@ -542,9 +538,7 @@ def test_an_old_event_that_looks_like_a_new_one_is_still_upcast() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"), [(..., "KeyError"), ("Ada", "ValueError"), (7, "AttributeError")]
 )
-def test_an_old_event_that_its_upcaster_cannot_take_is_undecodable(
-    name: object, reason: str
-) -> None:
+def test_an_old_event_that_no_upcaster_takes_is_undecodable(name: object, reason: str) -> None:
     message = refusal_of(named(name=name), NAMED_TOPIC)
 
     assert message.startswith("meter.named: upcasting from version 1 to 2 failed: ")
@@ -556,12 +550,12 @@ def registry_with(upcaster: Any) -> EventRegistry:
 
 
 @pytest.mark.parametrize("answer", [None, 5, [], {}])
-def test_an_upcaster_that_returns_no_event_makes_the_message_undecodable(answer: object) -> None:
+def test_an_upcaster_without_an_event_is_undecodable(answer: object) -> None:
     with pytest.raises(UndecodableMessage, match=r"meter\.named"):
         decode(NAMED_TOPIC, json.dumps(named()).encode(), registry_with(lambda _: answer))
 
 
-def test_an_upcaster_that_fails_in_an_unusual_way_makes_the_message_undecodable() -> None:
+def test_any_error_of_an_upcaster_is_undecodable() -> None:
     def endless(payload: Payload) -> Payload:
         return endless(payload)
 
@@ -580,7 +574,7 @@ class Checked(BaseEvent):
         return 10 // value
 
 
-def test_a_validator_that_fails_in_an_unusual_way_makes_the_message_undecodable() -> None:
+def test_any_error_of_a_validator_is_undecodable() -> None:
     registry = EventRegistry("shop", [EventType(Checked)])
     fields = {"event_id": str(EVENT_ID), "timestamp": "2024-05-01T12:00:00Z", "number": 0}
 
@@ -602,7 +596,7 @@ def test_a_handler_works_in_the_same_story_caused_by_the_event() -> None:
 
 
 @pytest.mark.parametrize("value", [None, b"", b"\xff", b"a\nb", b"story\n", b"x" * 200])
-def test_a_correlation_id_that_must_not_reach_the_logs_is_replaced(value: bytes | None) -> None:
+def test_a_correlation_id_unfit_for_logs_is_replaced(value: bytes | None) -> None:
     trace = trace_of([("correlation-id", value)], None)
 
     assert len(trace.correlation_id) == 36

@@ -59,7 +59,7 @@ def test_a_process_listens_where_the_settings_say(
     ]
 
 
-def test_compose_gives_every_process_the_time_that_it_may_take_to_stop() -> None:
+def test_compose_gives_every_process_time_to_stop() -> None:
     kafka = KafkaSettings(_env_file=None)
     drain = kafka.kafka_drain_timeout_seconds
     # Of these the relay needs only the first.

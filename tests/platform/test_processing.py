@@ -142,7 +142,7 @@ async def test_a_batch_handler_takes_the_new_events_at_once() -> None:
     assert calls == [[0, 1, 2, 3]]
 
 
-async def test_one_bad_message_leaves_nothing_and_the_others_are_applied_once() -> None:
+async def test_one_bad_message_leaves_the_others_applied_once() -> None:
     world = World(failing_for(lambda event: event.count == 2, ValueError("broken")))
     tracker = await world.process(*numbered(5))
 
@@ -182,7 +182,7 @@ async def test_a_permanent_error_is_not_tried_again(error: Exception, policy: Re
     assert world.units.transactions == 1
 
 
-async def test_an_exhausted_message_takes_its_delays_and_then_the_dead_letters() -> None:
+async def test_an_exhausted_message_is_delayed_and_then_dead_lettered() -> None:
     policy = RetryPolicy(attempts=2, initial=0, retry_after=[timedelta(seconds=5)])
     world = World(failing_for(lambda _: True, ValueError("broken")), retry=policy)
     await world.process(*numbered(1))
@@ -218,7 +218,7 @@ ODD_HEADERS: list[tuple[str, bytes | None]] = [
         b'{"meter_id": "\\ud800"}',
     ],
 )
-async def test_poison_of_any_kind_is_dead_lettered_with_its_bytes_and_the_others_go_on(
+async def test_poison_of_any_kind_is_dead_lettered_with_its_bytes(
     value: bytes | None,
 ) -> None:
     world = World(apply)
@@ -242,7 +242,7 @@ async def test_odd_headers_do_not_keep_a_good_event_from_being_applied() -> None
     assert tracker.complete
 
 
-async def test_an_error_that_utf_8_cannot_hold_is_dead_lettered_all_the_same() -> None:
+async def test_an_error_beyond_utf_8_is_dead_lettered_nevertheless() -> None:
     world = World(failing_for(lambda _: True, PermanentError("\ud800 broken")))
     await world.process(*numbered(1))
 
@@ -250,7 +250,7 @@ async def test_an_error_that_utf_8_cannot_hold_is_dead_lettered_all_the_same() -
     assert header(dead.headers, names.ERROR_MESSAGE) == "? broken"
 
 
-async def test_a_handler_that_awaits_what_was_cancelled_fails_as_any_other() -> None:
+async def test_a_handler_that_awaits_a_cancelled_task_has_failed() -> None:
     async def handle(event: MeterRead, uow: UnitOfWork) -> None:
         await apply(event, uow)
         if event.count == 1:
@@ -313,7 +313,7 @@ async def test_an_absent_database_is_waited_for_and_counts_no_attempt() -> None:
 
 
 @pytest.mark.parametrize("error", [asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError])
-async def test_a_limit_of_the_server_is_waited_for_and_counts_no_attempt(
+async def test_a_limit_of_the_server_counts_no_attempt(
     error: type[Exception],
 ) -> None:
     world = World(apply, retry=RetryPolicy(attempts=1))
@@ -324,7 +324,7 @@ async def test_a_limit_of_the_server_is_waited_for_and_counts_no_attempt(
     assert world.dead == []
 
 
-async def test_a_deadlock_is_tried_again_at_once_and_at_last_waited_for() -> None:
+async def test_a_deadlock_is_retried_at_once_and_then_waited_for() -> None:
     world = World(apply, retry=RetryPolicy(attempts=1))
     waits = metrics.infrastructure_waits.labels("billing")
     before = waits._value.get()
@@ -338,7 +338,7 @@ async def test_a_deadlock_is_tried_again_at_once_and_at_last_waited_for() -> Non
     assert world.dead == []
 
 
-async def test_a_dead_letter_that_kafka_does_not_take_leaves_the_message_undone() -> None:
+async def test_a_message_waits_until_its_dead_letter_is_confirmed() -> None:
     world = World(failing_for(lambda _: True, PermanentError("never")))
     world.producer.available = False
     asyncio.get_running_loop().call_later(0.2, world.status.draining.set)
@@ -378,7 +378,7 @@ async def test_lanes_keep_the_order_of_each_key() -> None:
 SENSITIVE = OverloadPolicy(window=3, probe_initial=0, probe_maximum=0, probes=4)
 
 
-async def test_when_most_messages_fail_the_topic_is_not_emptied_into_the_dead_letters() -> None:
+async def test_overload_does_not_empty_a_topic_into_dead_letters() -> None:
     world = World(
         failing_for(lambda _: True, ValueError("broken")),
         overload=OverloadPolicy(window=3, probe_initial=30),
@@ -498,7 +498,7 @@ STORY: tuple[tuple[str, bytes | None], ...] = (
 )
 
 
-async def test_a_dead_letter_is_logged_with_its_story_and_where_its_handler_failed() -> None:
+async def test_a_dead_letter_is_logged_with_ids_and_traceback() -> None:
     world = World(failing_for(lambda event: True, ValueError("thirteen")))
     with capture_logs() as logs:
         await world.process(record(body(meter_read()), headers=STORY))
@@ -513,7 +513,7 @@ async def test_a_dead_letter_is_logged_with_its_story_and_where_its_handler_fail
     assert str(given_up["exc_info"]) == "thirteen"
 
 
-async def test_a_permanent_error_is_logged_once_and_without_a_traceback() -> None:
+async def test_a_permanent_error_is_logged_once_without_a_traceback() -> None:
     world = World(failing_for(lambda event: True, PermanentError("never")))
     with capture_logs() as logs:
         await world.process(record(body(meter_read())), record(b"no event", offset=1))
@@ -563,7 +563,7 @@ async def test_a_batch_of_one_is_that_events_story() -> None:
     assert [trace.correlation_id for trace in stories.batch] == ["story-5"]
 
 
-async def test_outside_of_a_batch_an_event_causes_what_is_done_because_of_it() -> None:
+async def test_outside_of_a_batch_caused_by_names_the_event() -> None:
     event = meter_read()
     with tracing.bind_trace(Trace("story")), tracing.caused_by(event.event_id) as trace:
         assert trace.correlation_id == "story"

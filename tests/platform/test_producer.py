@@ -162,7 +162,7 @@ def test_all_wrong_variables_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 @pytest.mark.parametrize("protocol", ["SASL_SSL", "SASL_PLAINTEXT"])
-def test_incomplete_credentials_are_refused_and_what_is_missing_is_named(
+def test_incomplete_credentials_are_refused_by_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, protocol: str, given: dict[str, str], missing: list[str]
 ) -> None:
     message = refusal(monkeypatch, KAFKA_SECURITY_PROTOCOL=protocol, **given)
@@ -222,7 +222,7 @@ def test_tls_checks_the_certificate_and_the_name_of_the_broker(protocol: str) ->
 
 
 @pytest.mark.parametrize("name", ["kafka_ssl_cafile", "kafka_ssl_certfile"])
-def test_a_certificate_file_that_is_not_there_is_a_wrong_configuration(name: str) -> None:
+def test_a_missing_certificate_file_is_a_wrong_configuration(name: str) -> None:
     wrong = settings(kafka_security_protocol="SSL", **{name: "/nowhere/file.pem"})
 
     with pytest.raises(ConfigurationError, match="KAFKA_SSL_CAFILE"):
@@ -457,7 +457,7 @@ async def test_a_message_that_is_too_large_does_not_reach_the_client(client: typ
 
 
 @pytest.mark.usefixtures("client")
-async def test_a_topic_that_no_broker_knows_is_told_within_the_deadline() -> None:
+async def test_an_unknown_topic_is_reported_within_the_deadline() -> None:
     missing = Message("missing", b"k", b"v")
     async with connected(seconds=2) as producer:
         with pytest.raises(UnknownTopic, match="the topic missing does not exist"):
@@ -524,7 +524,7 @@ async def test_a_client_that_is_out_of_sequence_is_replaced(
     assert [made.stopped for made in client.made] == [True, True]
 
 
-async def test_until_the_next_client_is_connected_it_is_told_what_the_last_one_died_of(
+async def test_the_last_failure_is_reported_until_a_client_connects(
     client: type[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.fate = staticmethod(lambda _value: kafka_errors.ProducerFenced())
@@ -605,7 +605,7 @@ async def test_a_refusal_is_forgotten_when_nobody_sends_there(
         await producer.check_topics()
 
 
-async def test_after_a_refusal_nothing_of_the_topic_follows_in_the_same_send(
+async def test_a_refusal_ends_the_sends_to_its_topic(
     client: type[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(producing, "_OWN_BATCHES_FROM", 1_000)
@@ -647,7 +647,7 @@ async def test_a_partition_that_is_gone_meanwhile_is_looked_for_again(
         assert await producer.send_all(numbered(3)) == [None] * 3
 
 
-async def test_a_key_keeps_its_order_where_one_batch_has_no_room_for_all(
+async def test_a_key_keeps_its_order_over_several_batches(
     client: type[Client],
 ) -> None:
     values = [b"%d" % n for n in range(7)]
@@ -657,7 +657,7 @@ async def test_a_key_keeps_its_order_where_one_batch_has_no_room_for_all(
     assert client.made[0].handed == values
 
 
-async def test_a_key_has_one_partition_whether_its_messages_go_alone_or_with_many() -> None:
+async def test_a_key_has_one_partition_in_single_and_bulk_sends() -> None:
     alone = [Message("a", b"k%d" % n, b"alone") for n in range(20)]
     many = [Message("a", b"k%d" % (n % 20), b"%d" % n) for n in range(200)]
     large = Message("a", b"k0", b"x" * (connection._BATCH_BYTES + 1))
@@ -737,7 +737,7 @@ async def test_a_task_that_another_cancels_is_not_late() -> None:
         await task
 
 
-async def test_a_task_that_is_late_and_cancelled_by_another_is_cancelled() -> None:
+async def test_a_late_task_that_another_cancels_is_cancelled() -> None:
     async def cancelled_when_it_is_late() -> None:
         this = asyncio.current_task()
         assert this is not None
@@ -940,7 +940,7 @@ async def test_other_keys_than_that_of_what_failed_are_not_sent_again() -> None:
     assert [m.key for m in producer.sent] == [b"m-2", b"m-3", b"m-1"]
 
 
-async def test_what_follows_with_the_key_of_what_failed_is_sent_again_after_it() -> None:
+async def test_messages_behind_a_failed_one_of_their_key_follow_it() -> None:
     producer = LosesTheFirst()
     published = publisher(producer)
     events = [meter_read(count=count) for count in range(3)]

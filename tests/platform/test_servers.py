@@ -59,7 +59,7 @@ def test_environment_names_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("_no_jars")
-def test_without_jars_the_mock_broker_serves_and_one_line_says_so(tmp_path: Path) -> None:
+def test_without_jars_the_mock_broker_serves_and_says_so(tmp_path: Path) -> None:
     said: list[str] = []
 
     with Servers(tmp_path, database_url=DATABASE, say=said.append) as both:

@@ -100,7 +100,7 @@ def test_a_name_that_kafka_would_refuse_is_refused_here() -> None:
         dead_letter_topic("a.b." + "c" * (TOPIC_MAX_LENGTH - 4), "billing")
 
 
-def test_a_subscription_reads_its_topics_its_replays_and_its_delays_and_knows_where_from() -> None:
+def test_a_subscription_reads_topics_replays_and_delays() -> None:
     assert source_topics(BILLING, REGISTRY) == {
         TOPIC: TOPIC,
         f"{TOPIC}.billing.replay": TOPIC,
@@ -109,7 +109,7 @@ def test_a_subscription_reads_its_topics_its_replays_and_its_delays_and_knows_wh
     }
 
 
-def test_the_service_wants_its_events_and_every_topic_that_its_consumers_write_to() -> None:
+def test_the_service_requires_topics_of_events_and_failures() -> None:
     names = [topic.name for topic in required_topics(SETTINGS, REGISTRY, [BILLING])]
 
     assert names == [
@@ -129,7 +129,7 @@ def test_everything_that_a_consumer_reads_or_writes_is_wanted() -> None:
     assert len(names) == len(required_topics(SETTINGS, REGISTRY, [BILLING]))
 
 
-def test_a_topic_of_another_service_is_not_wanted_but_its_failures_are() -> None:
+def test_failure_topics_of_foreign_topics_are_required() -> None:
     registry = EventRegistry("accounts", [EventType(MeterRead, service="shop")])
     names = [topic.name for topic in required_topics(SETTINGS, registry, [BILLING])]
 
@@ -147,7 +147,7 @@ def test_topics_have_the_settings_of_the_service() -> None:
     assert dead_letters["segment.ms"] == str(24 * 3_600_000)
 
 
-def test_a_message_of_the_largest_size_still_fits_when_it_is_forwarded() -> None:
+def test_the_largest_message_can_be_forwarded() -> None:
     limit = forwarded_limit(SETTINGS)
     assert limit > SETTINGS.kafka_max_message_bytes
 
@@ -256,9 +256,7 @@ async def test_a_topic_with_fewer_replicas_differs() -> None:
     ]
 
 
-async def test_a_topic_with_other_settings_differs_and_what_is_not_asked_for_does_not_count() -> (
-    None
-):
+async def test_only_required_settings_of_a_topic_are_compared() -> None:
     client = FakeAdminClient({"a": 3, "b": 3})
     client.configs = {"b": {"retention.ms": "60000", "cleanup.policy": "compact"}}
     states = await TopicAdmin(client).compare(WANTED[:2])
@@ -278,7 +276,7 @@ async def test_a_mock_broker_is_not_asked_for_settings() -> None:
     ]
 
 
-async def test_settings_that_may_not_be_read_are_an_error_and_hinder_no_creation() -> None:
+async def test_unreadable_topic_settings_do_not_prevent_creation() -> None:
     admin = TopicAdmin(FakeAdminClient({"a": 3, "b": 3}, refused={"b": 29}))
 
     with pytest.raises(TopicsUnreadable, match="b: TopicAuthorizationFailedError"):
@@ -317,14 +315,14 @@ async def test_topics_that_do_not_exist_have_no_partitions() -> None:
     assert await admin.partitions(["a", "b"]) == [TopicPartition("a", 0), TopicPartition("a", 1)]
 
 
-async def test_topics_that_the_broker_refuses_are_named_with_its_reason() -> None:
+async def test_refused_topics_are_named_with_the_reason() -> None:
     client = FakeAdminClient({}, refused={"b": 38})
 
     with pytest.raises(TopicCreationFailed, match="b: InvalidReplicationFactorError"):
         await TopicAdmin(client).create(WANTED)
 
 
-async def test_a_topic_that_was_made_meanwhile_is_no_error_and_not_ours() -> None:
+async def test_a_topic_created_meanwhile_is_no_error_and_not_counted() -> None:
     client = FakeAdminClient({}, refused={"b": 36})
 
     assert await TopicAdmin(client).create(WANTED) == ["a", "c"]

@@ -184,7 +184,7 @@ def test_readers_mind_what_may_be_missing() -> None:
     assert list(breaking_changes(old, new)) == ["id may be missing"]
 
 
-def test_an_incompatible_change_is_not_exported_over_what_is_there(tmp_path: Path) -> None:
+def test_an_incompatible_change_overwrites_no_exported_schema(tmp_path: Path) -> None:
     export([EventType(Sold)], tmp_path)
     with pytest.raises(IncompatibleChange, match=r"thing.sold 1.0.0: id was .* version 2.0.0"):
         export([EventType(SoldWithText)], tmp_path)

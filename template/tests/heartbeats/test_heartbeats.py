@@ -183,9 +183,7 @@ async def test_a_commit_that_fails_is_no_success(api: Api, database: Database) -
     assert api.producer.sent == []
 
 
-async def test_a_commit_that_the_database_cannot_do_now_may_be_repeated(
-    api: Api, database: Database
-) -> None:
+async def test_a_commit_that_fails_for_now_may_be_repeated(api: Api, database: Database) -> None:
     async with failing_commit(database, "heartbeats", SHUTTING_DOWN):
         answer = await send(api.http, "door", Idempotency_Key="again")
     assert_problem(answer, 503)
@@ -233,7 +231,7 @@ async def test_a_batch_counts_every_heartbeat(units: UnitOfWorkFactory) -> None:
         assert (await counts.get("door"), await counts.get("window")) == (3, 1)
 
 
-async def test_a_batch_may_have_more_sources_than_a_statement_has_arguments(
+async def test_a_batch_may_have_more_sources_than_arguments(
     units: UnitOfWorkFactory,
 ) -> None:
     async with units.begin() as uow:
@@ -242,7 +240,7 @@ async def test_a_batch_may_have_more_sources_than_a_statement_has_arguments(
         assert await counts.get("door-39999") == 39_999
 
 
-async def test_batches_with_the_same_sources_wait_instead_of_deadlocking(
+async def test_batches_with_the_same_sources_do_not_deadlock(
     units: UnitOfWorkFactory,
 ) -> None:
     sources = [f"door-{number}" for number in range(50)]

@@ -83,7 +83,7 @@ async def test_duplicates_and_disorder_change_nothing(
     assert await content(database) == EXPECTED
 
 
-async def test_a_rebuild_makes_of_the_table_what_the_projector_makes_of_its_events(
+async def test_a_rebuild_equals_the_projection_of_the_events(
     api: Api, database: Database, units: UnitOfWorkFactory
 ) -> None:
     for source in ("door", "window", "door"):

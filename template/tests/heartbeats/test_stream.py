@@ -104,7 +104,7 @@ def sensors(database: Database) -> Sensors:
 # One transaction
 
 
-async def test_a_heartbeat_its_event_and_its_message_are_there_together(sensors: Sensors) -> None:
+async def test_a_heartbeat_its_event_and_its_message_are_atomic(sensors: Sensors) -> None:
     assert storage.repository is EventSourcedHeartbeats
     first, second = await sensors.send("door", "door")
     assert [state.last_heartbeat_id for state in await sensors.folded()] == [second.id]

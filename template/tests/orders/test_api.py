@@ -225,9 +225,7 @@ async def test_a_commit_that_fails_is_no_success(api: Api, database: Database) -
     assert api.producer.sent == []
 
 
-async def test_a_commit_that_the_database_cannot_do_now_may_be_repeated(
-    api: Api, database: Database
-) -> None:
+async def test_a_commit_that_fails_for_now_may_be_repeated(api: Api, database: Database) -> None:
     async with failing_commit(database, "users", SHUTTING_DOWN):
         answer = await api.http.post("/users", json=new_user())
     assert_problem(answer, 503)
@@ -464,7 +462,7 @@ async def test_a_batch_counts_every_order_and_every_line(
         assert await inventory.reserved("cup") == 2
 
 
-async def test_a_batch_may_have_more_skus_and_authors_than_a_statement_has_arguments(
+async def test_a_batch_may_exceed_the_arguments_of_a_statement(
     units: UnitOfWorkFactory,
 ) -> None:
     async with units.begin() as uow:
@@ -496,7 +494,7 @@ async def test_batches_with_the_same_skus_wait_instead_of_deadlocking(
         assert await InventoryRepository(session).reserved("sku-0") == 16
 
 
-async def test_batches_with_the_same_authors_wait_instead_of_deadlocking(
+async def test_batches_with_the_same_authors_do_not_deadlock(
     units: UnitOfWorkFactory, database: Database
 ) -> None:
     authors = list(range(1, 51))

@@ -119,7 +119,7 @@ POISON = {
 
 
 @pytest.mark.parametrize("value", POISON.values(), ids=POISON.keys())
-async def test_poison_is_dead_lettered_with_its_bytes_and_the_partition_goes_on(
+async def test_poison_is_dead_lettered_and_the_partition_goes_on(
     world: World, value: bytes
 ) -> None:
     async with world.running(Subscription("counter", {Counted: record_effect})):
@@ -278,7 +278,7 @@ async def test_a_delayed_message_does_not_block_the_others(world: World) -> None
     assert [number for _, number in effects] == list(range(1, 20))
 
 
-async def test_what_waits_in_a_delay_topic_is_read_though_others_begin_at_their_end(
+async def test_delay_topics_are_read_from_their_start(
     world: World,
 ) -> None:
     world.settings = world.settings.model_copy(update={"kafka_auto_offset_reset": "latest"})
@@ -301,7 +301,7 @@ async def test_what_waits_in_a_delay_topic_is_read_though_others_begin_at_their_
     assert set(effects) == {("new", 1)}
 
 
-async def test_attempts_and_first_failure_travel_through_the_delays_to_the_dead_letter(
+async def test_attempts_and_first_failure_reach_the_dead_letter(
     world: World,
 ) -> None:
     subscription = Subscription(
@@ -323,7 +323,7 @@ async def test_attempts_and_first_failure_travel_through_the_delays_to_the_dead_
     assert header(record.headers, "due-at") is None
 
 
-async def test_a_replayed_message_is_applied_once_however_often_it_is_replayed(
+async def test_a_message_replayed_repeatedly_is_applied_once(
     world: World,
 ) -> None:
     broken = Subscription(
@@ -416,7 +416,7 @@ async def test_an_overloaded_subscription_pauses_says_so_and_recovers(world: Wor
     assert in_order_by_key(effects)
 
 
-async def test_a_run_of_tombstones_and_undecodable_messages_holds_nobody_back(
+async def test_tombstones_and_undecodable_messages_delay_no_other(
     world: World,
 ) -> None:
     async with world.running(Subscription("mixed", {Counted: record_effect})):
@@ -444,7 +444,7 @@ async def test_a_database_that_is_away_costs_no_attempt_and_no_message(world: Wo
     assert in_order_by_key(effects)
 
 
-async def test_a_table_that_is_not_there_yet_costs_no_attempt_and_no_message(
+async def test_a_missing_table_costs_no_attempt_and_no_message(
     world: World,
 ) -> None:
     subscription = Subscription("early", {Counted: record_effect}, retry=ONCE)
@@ -498,7 +498,7 @@ async def test_a_slow_handler_keeps_its_membership(
     assert await world.effects() == [("key-0", 0)]
 
 
-async def test_a_handler_that_hangs_is_noticed_though_the_broker_answers(
+async def test_a_hanging_handler_is_noticed_while_the_broker_answers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hang(event: Counted, uow: UnitOfWork) -> None:

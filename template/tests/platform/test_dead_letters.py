@@ -189,7 +189,7 @@ async def test_dead_letters_of_a_renamed_consumer_can_be_handed_to_it(
     assert sorted(number for _, number in effects) == [0, 1, 2]
 
 
-async def test_dead_letters_of_an_event_that_nobody_reads_can_be_discarded(
+async def test_dead_letters_of_an_unread_event_can_be_discarded(
     world: World, command: Command, real_kafka: str
 ) -> None:
     await fails_three_times(world, command)

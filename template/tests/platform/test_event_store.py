@@ -93,7 +93,7 @@ async def test_a_stream_that_is_not_there_is_none(database: Database) -> None:
 
 @pytest.mark.parametrize("expected", [NO_STREAM, 1, 3, 7])
 @pytest.mark.parametrize("count", [1, 3])
-async def test_an_append_to_another_version_leaves_nothing_and_the_transaction_goes_on(
+async def test_a_conflicting_append_leaves_the_transaction_usable(
     database: Database, expected: int, count: int
 ) -> None:
     await append(database, 1, NO_STREAM, 1, 2)
@@ -298,7 +298,7 @@ async def naive(database: Database, after: int) -> list[int]:
         return [*await session.scalars(query.order_by(EventRow.position))]
 
 
-async def test_naive_reading_misses_what_commits_late_and_read_all_waits_for_it(
+async def test_read_all_waits_for_transactions_that_commit_late(
     database: Database,
 ) -> None:
     log = EventLog(database.sessions, SUMS, patience=0.2)

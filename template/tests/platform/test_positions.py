@@ -95,7 +95,7 @@ async def has_begun(world: World) -> None:
     await eventually(committed, lambda partitions: len(partitions) == 3)
 
 
-async def test_aborted_transactions_are_neither_applied_nor_lag_for_ever(world: World) -> None:
+async def test_aborted_transactions_are_neither_applied_nor_lag(world: World) -> None:
     await world.create_topics(COUNTER)
     async with transactional(world) as producer:
         for number in range(6):
@@ -143,7 +143,7 @@ async def test_a_new_partition_is_read_from_its_beginning(world: World, reset: s
     assert [number for name, number in effects if name == "new"] in ([3, 4], [4, 3])
 
 
-async def test_a_partition_added_while_nobody_ran_is_read_from_its_beginning(
+async def test_a_partition_added_in_downtime_is_read_from_its_start(
     world: World, reset: str
 ) -> None:
     async with world.running(COUNTER):

@@ -6,7 +6,7 @@ from app.platform.kafka.settings import KafkaSettings
 from app.platform.runtime import Context
 
 
-def test_every_projection_is_kept_up_to_date_by_a_subscription_of_its_name() -> None:
+def test_every_projection_has_a_subscription_of_its_name() -> None:
     projections = {entry.projection.name for entry in wiring.service.projections}
 
     assert {entry.name for entry in wiring.service.projectors} == projections

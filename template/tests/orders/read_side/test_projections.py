@@ -149,7 +149,7 @@ async def test_an_order_is_whole_when_its_first_event_was_never_seen(shop: Shop)
     assert seen["order_views"][0][7] == whole[1].timestamp
 
 
-async def test_a_message_of_the_first_minor_version_is_projected_without_its_time(
+async def test_a_message_of_version_1_0_is_projected_without_a_time(
     shop: Shop,
 ) -> None:
     old = OrderCreated(
@@ -235,7 +235,7 @@ async def test_an_event_after_its_row_was_copied_is_not_lost(shop: Shop) -> None
     assert live["daily_sales"][0][1] == 1
 
 
-async def test_an_event_before_its_row_is_copied_is_not_undone_nor_counted_twice(
+async def test_an_event_during_a_rebuild_is_applied_exactly_once(
     shop: Shop,
 ) -> None:
     ids = await filled(shop)
@@ -266,7 +266,7 @@ async def test_an_event_that_comes_after_the_swap_is_not_counted_twice(shop: Sho
 @settings(
     max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-async def test_any_interleaving_of_commands_events_and_batches_ends_right(
+async def test_any_interleaving_of_commands_and_batches_converges(
     shop: Shop, data: st.DataObject
 ) -> None:
     await shop.empty()
@@ -425,7 +425,7 @@ async def test_two_rebuilds_of_one_projection_do_not_run_at_once(shop: Shop) -> 
     assert len(refused) == 1
 
 
-async def test_the_swap_waits_for_a_long_reader_without_stopping_the_others(shop: Shop) -> None:
+async def test_the_swap_waits_for_a_long_reader_and_blocks_no_other(shop: Shop) -> None:
     ids = await filled(shop)
     queries = OrderViewQueries(shop.database.sessions)
     async with shop.database.sessions() as report, report.begin():

@@ -326,7 +326,7 @@ def monitor(kafka: KafkaSettings, registry: EventRegistry, seconds: float | None
     return Monitor(kafka, registry, SUBSCRIPTIONS, settings)
 
 
-async def test_lag_grows_until_the_projectors_run_and_is_gone_after_them(
+async def test_lag_grows_until_the_projectors_run(
     shop: Shop,
     database: Database,
     kafka_settings: KafkaSettings,
@@ -422,7 +422,7 @@ FIRST, SECOND = TopicPartition("shop.order.paid", 0), TopicPartition("shop.order
 KNOWN = {FIRST: OffsetAndMetadata(7, ""), SECOND: OffsetAndMetadata(-1, "")}
 
 
-async def test_a_coordinator_that_is_found_and_loaded_only_now_is_waited_for() -> None:
+async def test_a_coordinator_that_is_loading_is_waited_for() -> None:
     late = Coordinator(GroupCoordinatorNotAvailableError(), NodeNotReadyError(), {}, KNOWN)
     assert await TopicAdmin(late).committed_offsets("views", [FIRST, SECOND]) == {FIRST: 7}
 
@@ -530,9 +530,7 @@ async def test_a_projection_that_is_not_there_is_said_to_be_missing(cli: Cli) ->
     assert "there is no projection orders; there are: order-views, daily-sales" in answer.output
 
 
-async def test_status_tells_of_a_rebuild_that_was_killed_until_it_is_abandoned(
-    cli: Cli, shop: Shop
-) -> None:
+async def test_status_shows_a_killed_rebuild_until_it_is_abandoned(cli: Cli, shop: Shop) -> None:
     await shop.place(await shop.sign_up("ada"))
     killed = shop.rebuild_views()
     await killed.register()

@@ -43,7 +43,7 @@ def test_the_day_is_that_of_utc() -> None:
     assert Sale.of(state(OrderStatus.PAID, late)) == Sale(1, 2, date(2025, 3, 2), Decimal("3.50"))
 
 
-def test_a_sale_that_moves_is_taken_from_one_day_and_added_to_the_other() -> None:
+def test_a_sale_moves_from_one_day_to_the_other() -> None:
     before = {1: Sale(1, 2, DAY, Decimal(5))}
     moved = changes(before, [Sale(1, 3, DAY + timedelta(days=1), Decimal(7))])
     assert moved == {

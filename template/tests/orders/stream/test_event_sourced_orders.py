@@ -129,7 +129,7 @@ async def test_an_event_says_who_and_why(shop: Shop) -> None:
     assert stored.metadata == {"correlation_id": "story", "command_id": "key-1", "actor": "ada"}
 
 
-async def test_a_decision_without_a_version_is_made_again_on_the_new_state(shop: Shop) -> None:
+async def test_a_command_without_a_version_is_decided_on_the_new_state(shop: Shop) -> None:
     order = await shop.place()
     results = await asyncio.gather(
         *(settle(order.id) for settle in [shop.pay, shop.cancel] * 4), return_exceptions=True
@@ -290,7 +290,7 @@ async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, shop: Sh
     ("column", "value", "told"),
     [("status", "lost", "is lost in version 1"), ("version", 3, "is placed in version 3")],
 )
-async def test_a_row_that_no_known_events_lead_to_is_named_and_nothing_is_imported(
+async def test_a_row_that_no_events_lead_to_stops_the_import(
     cli: Cli, shop: Shop, monkeypatch: pytest.MonkeyPatch, column: str, value: object, told: str
 ) -> None:
     monkeypatch.setattr("app.platform.cli.event_store.BATCH", 1)

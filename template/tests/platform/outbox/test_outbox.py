@@ -304,7 +304,7 @@ async def test_a_relay_waits_for_its_tables_and_logs_it_once(
     assert [entry for entry in logs if entry["log_level"] == "error"] == []
 
 
-async def test_a_relay_without_a_broker_is_not_ready_until_there_is_one(
+async def test_a_relay_is_not_ready_without_a_broker(
     world: World, migrated_database_url: str
 ) -> None:
     producer = FakeProducer()
