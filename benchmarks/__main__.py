@@ -1,4 +1,4 @@
-"""Render a service, put the peers beside it, run the areas, and write what came of it.
+"""Render a service, install the peers beside it, run the areas, and write the results.
 
 python -m benchmarks PATH [--area AREA ...] [--rounds N] [--scale X] [--quick] [--resume]
                           [--page] [--into FOLDER]
@@ -43,13 +43,15 @@ def main() -> int:
     parser.add_argument("path", type=Path, help="a folder for the service and the environments")
     parser.add_argument("--area", choices=AREAS, action="append", default=[])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies what there is to do")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the amount of work")
     parser.add_argument("--quick", action="store_true", help="one round, a fiftieth of the work")
     parser.add_argument(
-        "--resume", action="store_true", help="keep what an interrupted run has measured already"
+        "--resume", action="store_true", help="keep the measurements of an interrupted run"
     )
     parser.add_argument(
-        "--page", action="store_true", help="only write page and plots anew, from latest.json"
+        "--page",
+        action="store_true",
+        help="only write the page and the plots again, from latest.json",
     )
     parser.add_argument("--into", type=Path, help="where to write results and plots")
     chosen = parser.parse_args()
@@ -94,7 +96,7 @@ def write(found: dict[str, object], into: Path, documentation: Path) -> None:
 
 
 def render_files(found: dict[str, object]) -> dict[str, str]:
-    """The plots and the page of some results, by file name."""
+    """Return the plots and the page of some results, by file name."""
     areas = [Area.of(each) for each in found["areas"]]  # type: ignore[attr-defined]
     return {**{f"{area.name}.svg": svg(area) for area in areas}, PAGE.name: render_report(found)}
 
@@ -121,7 +123,7 @@ def measure(area: str, work: Path, rounds: int, scale: float) -> Area:
 
 
 def service(work: Path) -> Path:
-    """The Python of a rendered service with every module, and the peers in its environment."""
+    """Render a service with every module and the peers; return its Python."""
     folder = work / "service"
     python = folder / ".venv" / "bin" / "python"
     if not folder.exists():
@@ -137,7 +139,7 @@ def service(work: Path) -> Path:
 
 
 def generator(work: Path) -> Path:
-    """An environment with fastapi-template, which needs older versions of much."""
+    """Make an environment for fastapi-template, which needs older versions."""
     folder = work / "generator"
     uv("venv", "--clear", "--no-python-downloads", "--python", sys.executable, folder)
     python = folder / "bin" / "python"
@@ -153,7 +155,7 @@ def uv(*arguments: object, cwd: Path | None = None) -> str:
 
 
 def machine() -> dict[str, object]:
-    """Describe what the figures depend on, but not whose machine it is."""
+    """Describe the machine without identifying it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cores": os.cpu_count(),

@@ -1,15 +1,14 @@
-"""The question that a publishing transaction asks before its COMMIT, beside none (decision 0020).
+"""The cost of the question that a publishing transaction asks before its COMMIT (decision 0020).
 
-A transaction inserts a row and publishes one event, without the outbox. Its sides differ in nothing
-but the question. The database commits with fsync on, over the loopback, where a round trip is at its
-cheapest: add that of your network.
+A transaction inserts a row and publishes one event, without the outbox. The sides differ only in the question. The
+database commits with fsync on, over the loopback, where a round trip is cheapest: add that of your network.
 
 - *database alone*: the producer is a fake that acknowledges at once, which shows the most that the
   question can cost.
 - *Kafka*: the service's producer and one broker with acks=all, as in a service.
 - *1 at a time* and *16 at a time*: each transaction begins when one before it has ended.
 
-It is no area of `nox -s bench`: run it in the environment of a rendered service.
+It is not an area of `nox -s bench`: run it in the environment of a rendered service.
 """
 
 import asyncio

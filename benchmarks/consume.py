@@ -1,4 +1,4 @@
-"""Consuming with effects in PostgreSQL: how much group commit, lanes and batch handlers gain.
+"""Consuming with effects in PostgreSQL: the gain of group commit, lanes and batch handlers.
 
 All sides read the same kind of messages from one real Kafka and write to one real PostgreSQL, in one
 process set up as `app worker` sets itself up (uvloop, garbage collector).
@@ -85,7 +85,7 @@ async def slow_row(event: Counted, uow: UnitOfWork) -> None:
 
 
 class Silent:
-    """Handlers here publish nothing."""
+    """A publisher for handlers that publish nothing."""
 
     async def publish(self, event: BaseEvent) -> None:
         raise AssertionError(event)
@@ -142,7 +142,7 @@ Measure = Callable[[Bench, int], Awaitable[Figures]]
 
 
 def service(subscription: Subscription) -> Measure:
-    """The service's consumer with that subscription, from joining the group to the last commit."""
+    """Run the service's consumer, from joining the group to the last commit."""
 
     async def measure(bench: Bench, messages: int) -> Figures:
         async with (
@@ -161,7 +161,7 @@ def service(subscription: Subscription) -> Measure:
 
 
 def plain(work: Callable[[Bench, EventRegistry, list], Awaitable[None]], at_once: int) -> Measure:
-    """A loop of getmany, `work` and commit, as one would write it by hand."""
+    """Run a hand-written loop of getmany, `work` and commit."""
     subscription = Subscription("bench", {Counted: one_row})
 
     async def measure(bench: Bench, messages: int) -> Figures:
@@ -255,7 +255,7 @@ WORK = {"quick": subscription(one_row), "slow": subscription(slow_row)}
 
 
 def work(name: str, port: int) -> None:
-    """Do what `app worker` does, with that subscription in place of the service's own."""
+    """Run a process like `app worker`, with that subscription instead of the service's own."""
     part = Component("bench", events=[EventType(Counted)], subscriptions=[WORK[name]])
     serve(Service([part]), {Role.WORKER}, Configuration.from_environment(), "127.0.0.1", port)
 
@@ -264,7 +264,7 @@ def work(name: str, port: int) -> None:
 async def workers(
     bench: Bench, count: int, name: str, settings: KafkaSettings
 ) -> AsyncIterator[list[Running]]:
-    """So many worker processes that share the partitions among them."""
+    """Run `count` worker processes that share the partitions."""
     command = [sys.executable, __file__, "--work", name]
     group = {"SERVICE_NAME": settings.kafka_group_id, "KAFKA_GROUP_ID": settings.kafka_group_id}
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The event store beside the package eventsourcing: commands a second, and loads of streams.
+"""The event store compared with the package eventsourcing: commands and loads a second.
 
 Both work on one real PostgreSQL, in turns. A command loads its stream (of up to 20 events), decides,
 and appends one event. The peer keeps no aggregates in memory (its default), and works in threads, as

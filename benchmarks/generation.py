@@ -1,8 +1,8 @@
-"""The time that Copier takes to render this template, and to update it, against one of one file.
+"""Times of `copier copy` and `copier update` for this template, compared with a template of one file.
 
 Copier's own start is most of a copy, and its git commands most of an update, so the ratios say what
 this template adds. The promises are that `copier copy --defaults` stays below 2, and `copier update`
-of a service that nobody edited below 2.5. All are timed in one run, taking turns, each in a folder
+of a service that nobody edited below 2.5. All are timed in one run, in alternating order, each in a folder
 of its own: `python benchmarks/generation.py`.
 """
 
@@ -31,7 +31,7 @@ _ROOM_BYTES = 4_000_000_000
 
 
 class Taken(NamedTuple):
-    """The time of a process, and how much of it, its own children's too, was spent at work."""
+    """The elapsed time of a process, and the processor time of it and its children."""
 
     seconds: float
     processor_seconds: float
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def report(measurement: str, taken: dict[tuple[str, str], list[Taken]], promise: float) -> bool:
-    """Print one comparison. Tells whether the promise is kept."""
+    """Print one comparison; return whether the promise is kept."""
     for label in (OURS, FLOOR):
         seconds = [each.seconds for each in taken[measurement, label]]
         print(
@@ -83,7 +83,7 @@ def ratio_of(sides: Iterable[list[float]]) -> float:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A folder for what is written here, and by Copier; in memory, where there is room for it.
+    """Make a folder for all files of the run, in memory if there is room.
 
     On a disk, each round would pay for those before it: ext4 passes over the inodes of files that were
     deleted in the last minutes, and Copier deletes five clones of the template with each update.
@@ -106,7 +106,7 @@ def own_template(folder: Path) -> Path:
 
 
 def plain(folder: Path, files: int) -> Path:
-    """A template of so many files of one line, beside the one with the answers."""
+    """Make a template of `files` files of one line, and the one with the answers."""
     template = folder / f"plain-{files}"
     template.mkdir()
     (template / "copier.yml").write_text("name:\n  type: str\n  default: world\n")
@@ -122,7 +122,7 @@ def plain(folder: Path, files: int) -> Path:
 
 
 def add_versions(template: Path, changed: Path) -> None:
-    """A template's present state as one version, and a newer one with one line more."""
+    """Tag the template's present state as a version, and add a newer one with one more line."""
     commit(template, OLDER)
     changed.write_text(f"{changed.read_text()}\nOne line more.\n")
     commit(template, NEWER)
@@ -138,7 +138,7 @@ def commit(repository: Path, tag: str) -> None:
 
 
 def service_of(template: Path) -> Path:
-    """A service of the first of the two versions, under version control."""
+    """Render a service of the first of the two versions, under version control."""
     service = template.with_name(f"{template.name}-service")
     timed(*COPIER, "copy", *QUIETLY, "--vcs-ref", OLDER, template, service)
     git(service, "init", "--quiet")
@@ -162,13 +162,12 @@ def timed_update(
 
 
 def fresh(folder: Path) -> Path:
-    """A folder in which nothing was before. Nothing is deleted until the end, which would be timed with what comes
-    after it."""
+    """Return a new folder. Folders are deleted at the end, so that no measurement pays for it."""
     return Path(tempfile.mkdtemp(dir=folder)) / "service"
 
 
 def timed(*command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Taken:
-    """Time a whole process. Only what it writes itself is left to write meanwhile."""
+    """Time a whole process, after earlier writes have reached the disk."""
     # Python's bytecode is kept, as it is where Copier is installed: to compile all of it each time
     # would double what the smallest copy takes, and flatter every ratio to it.
     environment = {**(os.environ if env is None else env), "TMPDIR": tempfile.gettempdir()}

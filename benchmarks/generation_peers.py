@@ -51,7 +51,7 @@ Timed = Callable[[], Taken]
 
 
 def measure(folder: Path, peer: Path | None, rounds: int) -> Area:
-    """All sides in turns. `peer` is the folder of fastapi_template's environment."""
+    """Measure all sides in turns. `peer` is the folder of fastapi-template's environment."""
     sides = plan(folder, peer)
     area = Area("generation", "Generation", __doc__ or "", comparisons(sides))
     for round_ in range(rounds + 1):
@@ -76,14 +76,14 @@ def measure(folder: Path, peer: Path | None, rounds: int) -> Area:
 
 
 def cost_of_a_file(one: Samples, many: Samples, files: int) -> Samples:
-    """Milliseconds for each of the files but the first, round by round."""
+    """Return the milliseconds for each file but the first, by round."""
     pairs = zip(one.values, many.values, strict=False)  # fewer where one failed
     each = [1000 * (longer - shorter) / (files - 1) for shorter, longer in pairs]
     return Samples("ms", each, failed=one.failed or many.failed)
 
 
 def files_of(service: Path) -> int:
-    """Those that were rendered, without the one of the answers."""
+    """Count the rendered files, without the one of the answers."""
     return len(git(service, "ls-files").splitlines()) - 1
 
 
@@ -112,7 +112,7 @@ def chosen(modules: Sequence[str]) -> list[str]:
 
 
 def service_of(template: Path, service: Path, modules: Sequence[str] = ()) -> Path:
-    """One of the version before the newest, committed."""
+    """Render a service of the version before the newest, and commit it."""
     command = (*COPIER, "copy", *QUIETLY, *chosen(modules), "--vcs-ref", OLDER)
     timed(*command, template, service, env=GIT_ENVIRONMENT)
     git(service, "init", "--quiet")

@@ -1,4 +1,4 @@
-"""Servers, sides that take turns, rounds and the report, shared by all areas.
+"""The harness of all areas: servers, sides, rounds and the report.
 
 Areas run inside a rendered service's environment, each as a script of its own:
 
@@ -83,14 +83,14 @@ class Stage:
         subscriptions: Sequence[Subscription] = (),
         **options: object,
     ) -> tuple[KafkaSettings, EventRegistry]:
-        """New topics for a measurement, so that it finds nothing of those before it."""
+        """Create new topics for a measurement."""
         name = f"bench-{secrets.token_hex(4)}"
         settings, registry = self.settings(name, **options), EventRegistry(name, events)
         await provision(settings, required_topics(settings, registry, subscriptions))
         return settings, registry
 
     async def settle(self, *tables: str) -> None:
-        """Have done what the server would otherwise do in the middle of a measurement."""
+        """Make the server do its deferred work before a measurement."""
         for table in tables:
             await self.connection.execute(f"VACUUM ANALYZE {table}")
         await self.connection.execute("CHECKPOINT")
@@ -142,7 +142,7 @@ class Running(NamedTuple):
 
 @asynccontextmanager
 async def process(stage: Stage, *command: str, **environment: str) -> AsyncIterator[Running]:
-    """`command --port N`, with the servers of the stage in its environment."""
+    """Run `command --port N` with the servers of the stage in its environment."""
     environment = {
         "DATABASE_URL": stage.servers.database_url,
         "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
@@ -160,20 +160,20 @@ async def process(stage: Stage, *command: str, **environment: str) -> AsyncItera
 
 
 async def until_ready(*processes: Running) -> None:
-    """Until all of them are at once: who joins a group takes partitions from those before it."""
+    """Wait until all are ready at once: a process that joins a group takes partitions from the others."""
     while not all(await asyncio.gather(*(each.is_ready() for each in processes))):
         await asyncio.sleep(0.05)
 
 
 class Watch:
-    """Measures from when it is made: this process, or those that are given."""
+    """A stopwatch for elapsed and processor time, of this process or of the given ones."""
 
     def __init__(self, *processes: Running) -> None:
         self._processes = processes
         self._wall, self._cpu = time.perf_counter(), self._spent()
 
     def figures(self, count: int) -> Figures:
-        """A rate per second, and the processor time of one."""
+        """Return the rate per second, and the processor time of one."""
         wall, cpu = time.perf_counter() - self._wall, self._spent() - self._cpu
         return Figures(count / wall, cpu / count * 1e6)
 
@@ -187,9 +187,9 @@ Measured: TypeAlias = float | Figures | dict[str, float]
 
 
 class Side(NamedTuple):
-    """Something that takes turns with others. It may measure several things at once, by name.
+    """One of the compared sides. It may measure several things at once, by name.
 
-    `rounds` is in how many it takes part, where it takes too long for all of them.
+    `rounds` limits the rounds in which a slow side takes part.
     """
 
     name: str
@@ -202,7 +202,7 @@ Plan = Callable[[Stage, float], AbstractAsyncContextManager[Sequence[Side]]]
 
 
 async def measure_sides(area: Area, sides: Sequence[Side], rounds: int, only: str) -> None:
-    """Measure every side once a round, in the other direction every second time."""
+    """Measure every side once a round, in alternating order."""
     chosen = [side for side in sides if only in side.name]
     for number_ in range(1, rounds + 1):
         for side in chosen if number_ % 2 else reversed(chosen):
@@ -229,7 +229,7 @@ async def measure_sides(area: Area, sides: Sequence[Side], rounds: int, only: st
 
 def _order(sides: Sequence[Side]) -> Callable[[str], int]:
     def place(name: str) -> int:
-        """That of the side with the longest name that `name` is, or begins with."""
+        """Return the place of the side with the longest name that `name` begins with."""
         fits = [s for s in sides if name == s.name or name.startswith(f"{s.name}, ")]
         return sides.index(max(fits, key=lambda side: len(side.name)))
 
@@ -249,8 +249,11 @@ def report(area: Area) -> None:
 
 
 def run(area: Area, plan: Plan, turns: int = 1, **stage_options: object) -> None:
-    """The command line of an area. Its sides have `turns` short turns in a round, where they are
-    processes that stay up, so that whatever else the machine does hits all of them."""
+    """Run the command line of an area.
+
+    Sides that are long-lived processes have `turns` short turns a round, so that other work of the
+    machine affects all of them.
+    """
     parser = argparse.ArgumentParser(description=area.method)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies what there is to do.")

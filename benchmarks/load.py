@@ -42,7 +42,7 @@ REQUESTS = {"post": post, "list": list_}
 async def client(
     port: int, until: float, number: int, rate: int, request: bytes, waits: list[float]
 ) -> None:
-    """Requests one after the other; with a rate, each is due at its time, however late it begins."""
+    """Send requests one after the other; with a rate, latency counts from the time each was due."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     due = time.perf_counter() + (number / rate if rate else 0)
     while due < until:

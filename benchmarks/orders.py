@@ -80,7 +80,7 @@ FILL = [
 
 
 class Silent:
-    """Takes every event and does nothing with it."""
+    """A publisher that drops every event."""
 
     async def publish(self, event: BaseEvent) -> None: ...
 
@@ -114,7 +114,7 @@ def serve(port: int, roles: str, publisher: str) -> None:
 
 
 def bare() -> object:
-    """A first attempt, as one writes it: a model, a session a request, a commit."""
+    """Build the plain application: a model, a session a request, a commit."""
     from fastapi import FastAPI
     from sqlalchemy import JSON, Numeric
     from sqlalchemy.orm import Mapped, mapped_column
@@ -219,7 +219,7 @@ async def answers(port: int) -> bool:
 async def generated(
     port: int, seconds: float, rate: int = 0, operation: str = "post"
 ) -> dict[str, float]:
-    """The measurements of the load generator, a process of its own."""
+    """Run the load generator as a process; return its measurements."""
     command = [sys.executable, str(LOAD), str(port), str(seconds), str(rate), operation]
     running = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     output, _ = await running.communicate()

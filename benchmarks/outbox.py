@@ -1,4 +1,4 @@
-"""The outbox: what its relay sends a second, how soon an event arrives, and with how much memory.
+"""The outbox: the throughput of its relay, the latency of an event, and the memory.
 
 All sides work on the same rows of 200 and some bytes, one real Kafka and one real PostgreSQL.
 
@@ -56,7 +56,7 @@ QUEUE = "things"
 
 @dataclass
 class Filled:
-    """Topics of one measurement, rows for them, and how to write more."""
+    """The topics of one measurement, and the rows for them."""
 
     stage: Stage
     settings: KafkaSettings
@@ -84,7 +84,7 @@ class Filled:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AIOKafkaProducer]:
-        """A producer with the options of ours."""
+        """Make a producer with the options of ours."""
         client = AIOKafkaProducer(
             bootstrap_servers=self.settings.kafka_bootstrap_servers,
             acks="all",
@@ -103,7 +103,7 @@ class Filled:
             return [message_of(row) for row in rows]
 
     async def check_sent(self, rows: int) -> None:
-        """An empty table could also be one whose rows were dropped."""
+        """Check the topics: an empty table could also be one whose rows were dropped."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.settings.kafka_bootstrap_servers)
         await consumer.start()
         try:
@@ -150,7 +150,7 @@ Measure = Callable[[Stage, int], Awaitable[Figures]]
 
 
 async def one_by_one(stage: Stage, rows: int) -> Figures:
-    """As the guide does it: take a row, await its send, commit, take the next."""
+    """Relay as the guide does: take a row, await its send, commit, take the next."""
     full = await filled(stage, rows)
     async with full.client() as client, stage.database.sessions() as session:
         left, watch = rows, Watch()
@@ -168,7 +168,7 @@ async def one_by_one(stage: Stage, rows: int) -> Figures:
 
 
 async def plain_sending(stage: Stage, rows: int) -> Figures:
-    """The same bytes and headers, from memory, send and gather."""
+    """Send the same bytes and headers from memory."""
     full = await filled(stage, rows)
     messages = await full.messages()
     async with full.client() as client:
@@ -182,7 +182,7 @@ async def plain_sending(stage: Stage, rows: int) -> Figures:
 
 @asynccontextmanager
 async def relaying(full: Filled, **options: int) -> AsyncIterator[None]:
-    """The service's relay, in this process."""
+    """Run the service's relay in this process."""
     async with KafkaProducer(full.settings).running() as producer:
         await producer.ping()
         settings = OutboxSettings(_env_file=None, **options)
@@ -210,7 +210,7 @@ def relay(**options: int) -> Measure:
 
 @asynccontextmanager
 async def relay_process(stage: Stage) -> AsyncIterator[Running]:
-    """`app relay`, once it is ready."""
+    """Run `app relay`, and yield it once it is ready."""
     command = str(Path(sys.executable).with_name("app"))
     async with process(stage, command, "relay") as started:
         await until_ready(started)

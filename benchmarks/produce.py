@@ -91,7 +91,7 @@ async def faststream(stage: Stage) -> AsyncIterator[tuple[Send, SendAll]]:
 
 
 def confluent(**options: object) -> Callable[[Stage], AbstractAsyncContextManager]:
-    """As in its own asyncio example: a thread polls, and hands results over to the loop."""
+    """Send as in its own asyncio example: a thread polls, and passes results to the loop."""
 
     @asynccontextmanager
     async def client(stage: Stage) -> AsyncIterator[tuple[Send, SendAll]]:

@@ -1,4 +1,4 @@
-"""The read side: events a second into the read model, and rows a second when it is rebuilt.
+"""The read side: events a second into the read model, and rows a second in a rebuild.
 
 - *projector*: the service's consumer of `order-views`, from a topic of `order.created` events to rows
   of the read model: validation, inbox, the turn that a rebuild would take, upsert.
@@ -65,7 +65,7 @@ IN_ONE_STATEMENT = """
 
 
 class Silent:
-    """Projectors publish nothing."""
+    """A publisher for projectors, which publish nothing."""
 
     async def publish(self, event: BaseEvent) -> None:
         raise AssertionError(event)

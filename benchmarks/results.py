@@ -1,4 +1,4 @@
-"""Measurements, and their medians, ratios and goals. Pure."""
+"""Measurements with their medians, ratios and goals."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Figures(NamedTuple):
-    """A rate, and what one of them cost this process in processor time, in microseconds."""
+    """A rate, and the processor time of one in microseconds."""
 
     rate: float
     cpu_us: float
@@ -15,7 +15,7 @@ class Figures(NamedTuple):
 
 @dataclass
 class Samples:
-    """The results of one side's rounds. `failed` says why there are fewer than there should be."""
+    """The results of one side's rounds. `failed` has the reason of missing ones."""
 
     unit: str
     values: list[float] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Samples:
 
     @property
     def median(self) -> float | None:
-        """None when the side failed: a figure of some rounds would not say what it leaves out."""
+        """The median; None if the side failed, because a figure of some rounds would mislead."""
         return None if self.failed or not self.values else statistics.median(self.values)
 
     @property
@@ -40,7 +40,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours beside another side, or ours with more to do beside ours with less (`growth`).
+    """Our side compared with another one, or with our own side with less work (`growth`).
 
     Of several sides the one with the highest median counts. `goal` is a bound of the ratio, such as
     ">= 0.8".
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass
 class Area:
-    """One subject: how it was measured, its sides, and which of them are compared."""
+    """One subject: its method, its sides, and their comparisons."""
 
     name: str
     title: str
@@ -73,7 +73,7 @@ class Area:
         return cls(data["name"], data["title"], data["method"], comparisons, sides)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The comparisons whose sides took part."""
+        """Yield the comparisons whose sides took part."""
         for comparison in self.comparisons:
             ours, other = self._best(comparison.ours), self._best(comparison.other)
             if ours and other:
@@ -104,7 +104,7 @@ class Area:
 
 
 def is_met(ratio: float | None, goal: str) -> bool | None:
-    """Whether `ratio` is within `goal`; None where there is no goal. What failed has not met it."""
+    """Return whether `ratio` meets `goal`; None without a goal. A side that failed has not met it."""
     if not goal:
         return None
     relation, _, bound = goal.partition(" ")
@@ -118,7 +118,7 @@ def is_met(ratio: float | None, goal: str) -> bool | None:
 def results(
     areas: Sequence[Area], machine: Mapping[str, object], date: str, commit: str, **how: object
 ) -> dict[str, Any]:
-    """The content of latest.json. `how` says with which options, and beside which versions."""
+    """Return the content of latest.json. `how` has the options and the versions of the peers."""
     return {
         "machine": machine,
         "date": date,
@@ -130,7 +130,7 @@ def results(
 
 
 def number(value: float | None) -> str:
-    """As many digits as mean something."""
+    """Format a figure with its significant digits."""
     if value is None:
         return "failed"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
