@@ -68,9 +68,9 @@ def tests(session: nox.Session) -> None:
     """Test rendering, answers, files and updates (six minutes)."""
     install(session)
     # Tests that need a rendered service have sessions of their own.
-    others = ("tests/generated", "tests/platform", "tests/drills", "tests/debezium")
+    others = ("generated", "platform", "drills", "debezium", "browser")
     parallel = ("-n", "auto", "--dist", "loadgroup")
-    options = session.posargs or [*parallel, *(f"--ignore={folder}" for folder in others)]
+    options = session.posargs or [*parallel, *(f"--ignore=tests/{folder}" for folder in others)]
     session.run("pytest", *options)
 
 
@@ -114,6 +114,14 @@ def debezium(session: nox.Session) -> None:
     install(session)
     service = Path(session.create_tmp()) / "debezium-service"
     session.run("python", "-m", "tests.debezium", str(service), *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Look at /docs and /asyncapi in the system's Chromium, with all other hosts blocked."""
+    install(session)
+    service = Path(session.create_tmp()) / "browser-service"
+    session.run("python", "-m", "tests.browser", str(service), *session.posargs)
 
 
 @nox.session

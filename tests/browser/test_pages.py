@@ -1,0 +1,93 @@
+"""The pages `/docs` and `/asyncapi` in Chromium, which reaches nothing but the service."""
+
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from playwright.sync_api import BrowserContext, Route, expect, sync_playwright
+
+from app import wiring
+from app.platform.dev import asyncapi_page
+from app.platform.http.app import create_app
+from app.platform.service import Role
+
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
+# Swagger UI treats localhost in a special way, so the service has a name here.
+HOST = "service.test"
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium: install the package chromium of your system"
+)
+
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[str]:
+    """A service without its database and its Kafka, which the pages do not need."""
+    with pytest.MonkeyPatch.context() as environment, socket.create_server(("127.0.0.1", 0)) as at:
+        environment.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:9/nothing")
+        environment.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
+        app = create_app(wiring.service, {Role.API})
+        asyncapi_page.install(app, wiring.service)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
+        thread.start()
+        try:
+            yield f"http://{HOST}:{at.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+class Browser:
+    """A browser that blocks and records requests to other hosts, and records errors of scripts."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.page = context.new_page()
+        self.blocked: list[str] = []
+        self.errors: list[str] = []
+        context.route("**/*", self._filter)
+        context.on("weberror", lambda found: self.errors.append(str(found.error)))
+
+    def _filter(self, route: Route) -> None:
+        if urlsplit(route.request.url).hostname == HOST:
+            route.continue_()
+        else:
+            self.blocked.append(route.request.url)
+            route.abort()
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {HOST} 127.0.0.1, MAP * ~NOTFOUND"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        try:
+            yield Browser(chromium.new_context())
+        finally:
+            chromium.close()
+
+
+def test_the_http_api_is_shown_without_other_hosts(browser: Browser, origin: str) -> None:
+    browser.page.goto(f"{origin}/docs")
+
+    expect(browser.page.locator(".opblock-summary-path", has_text="/orders").first).to_be_visible()
+    browser.page.locator("#operations-operations-ready_health_ready_get").click()
+    browser.page.get_by_role("button", name="Try it out").click()
+    browser.page.get_by_role("button", name="Execute").click()
+    status = browser.page.locator(".live-responses-table .response .response-col_status")
+    expect(status).to_contain_text("503", timeout=30_000)
+    assert browser.blocked == browser.errors == []
+
+
+def test_the_events_are_shown_without_other_hosts(browser: Browser, origin: str) -> None:
+    browser.page.goto(f"{origin}/docs")
+    with browser.page.expect_popup() as opened:
+        browser.page.get_by_role("link", name="Events that the service sends").click()
+
+    assert opened.value.url == f"{origin}/asyncapi"
+    expect(opened.value.get_by_role("heading", name="send.user.created")).to_be_visible()
+    assert browser.blocked == browser.errors == []
