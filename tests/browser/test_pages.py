@@ -16,7 +16,7 @@ from app.platform.http.app import create_app
 from app.platform.service import Role
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
-# Swagger UI treats localhost in a special way, so the service has a name here.
+# Browsers and Swagger UI trust localhost more than other names.
 HOST = "service.test"
 
 pytestmark = pytest.mark.skipif(

@@ -1,7 +1,6 @@
 """The page `/docs`: Swagger UI, without anything from another host."""
 
 from html import escape
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
@@ -9,8 +8,6 @@ from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 _OAUTH2_REDIRECT = "/docs/oauth2-redirect"
-# By default, Swagger UI sends the document's address to a validator on the internet.
-_PARAMETERS: dict[str, Any] = {"validatorUrl": None}
 
 
 def install(app: FastAPI) -> None:
@@ -29,7 +26,6 @@ def install(app: FastAPI) -> None:
             swagger_css_url="docs/assets/swagger-ui.css",
             swagger_favicon_url="docs/assets/favicon-32x32.png",
             oauth2_redirect_url=request.scope.get("root_path", "") + _OAUTH2_REDIRECT,
-            swagger_ui_parameters=_PARAMETERS,
         )
 
     @app.get("/docs/assets/{name}", include_in_schema=False)
