@@ -35,6 +35,8 @@ def test_a_run_cleans_up_after_a_killed_one(base: Service) -> None:
         assert "  Try it:" in settings, "what is where is told line by line"
         assert any("here was killed: its servers were stopped" in line for line in settings)
         assert f"  API documentation  {address}/docs" in settings
+        assert f"  Events             {address}/asyncapi" in settings
+        assert demo.call(f"{address}/asyncapi.json")[1]["channels"]
     deadline = time.monotonic() + SECONDS
     while processes_in(base.path) and time.monotonic() < deadline:
         time.sleep(0.1)

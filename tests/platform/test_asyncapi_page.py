@@ -8,7 +8,7 @@ import pytest
 from httpx import ASGITransport, AsyncClient
 
 from app import wiring
-from app.platform.dev import asyncapi_page
+from app.platform.dev.application import create_dev_app
 from app.platform.http.app import create_app
 from app.platform.service import Role
 
@@ -17,8 +17,7 @@ PAGE = "http://service/asyncapi"
 
 @pytest.fixture
 async def http() -> AsyncIterator[AsyncClient]:
-    app = create_app(wiring.service, {Role.API})
-    asyncapi_page.install(app, wiring.service)
+    app = create_dev_app(wiring.service)
     async with AsyncClient(transport=ASGITransport(app), base_url="http://service") as client:
         yield client
 

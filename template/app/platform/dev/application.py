@@ -22,6 +22,7 @@ from app.platform.config import HttpSettings, Settings, load
 from app.platform.database import migrations
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.errors import DatabaseUnavailable
+from app.platform.dev import asyncapi_page
 from app.platform.dev.errors import DevelopmentServerError
 from app.platform.dev.servers import APP_LOG
 from app.platform.http.app import create_app
@@ -66,6 +67,13 @@ async def _check_database() -> None:
         await database.close()
 
 
+def create_dev_app(service: Service) -> FastAPI:
+    """Create the application with all roles, and with the page `/asyncapi`."""
+    app = create_app(service, set(Role))
+    asyncapi_page.install(app, service)
+    return app
+
+
 def once_started(app: FastAPI, scope: Callable[[], AbstractAsyncContextManager[None]]) -> FastAPI:
     """Enter `scope` when `app` has started, and leave it before `app` stops."""
     lifespan = app.router.lifespan_context
@@ -95,7 +103,7 @@ def run_child(
         settings = load(Settings)
         logs.configure(settings.log_level, settings.log_format, APP_LOG)
         service = load_service()
-        app = create_app(service, set(Role))
+        app = create_dev_app(service)
         supervisor.send((LOADED, None))
         started.wait()
         asyncio.run(prepare(service))

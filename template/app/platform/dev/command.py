@@ -22,7 +22,7 @@ from app.platform import logs
 from app.platform.config import HttpSettings, Settings, load
 from app.platform.database.engine import DatabaseSettings
 from app.platform.database.url import async_url
-from app.platform.dev.application import once_started, prepare, run_child
+from app.platform.dev.application import create_dev_app, once_started, prepare, run_child
 from app.platform.dev.errors import DevelopmentServerError
 from app.platform.dev.reload import FirstRequest, RunChild, supervise
 from app.platform.dev.servers import (
@@ -36,10 +36,9 @@ from app.platform.dev.servers import (
 )
 from app.platform.dev.signals import StopRequested, StopSignals, handling_stop_signals
 from app.platform.dev.training import train_in_background
-from app.platform.http.app import create_app
 from app.platform.http.server import listen, run
 from app.platform.kafka.settings import KafkaSettings
-from app.platform.service import Role, Service
+from app.platform.service import Service
 from app.platform.terminal import say_block
 
 HOST = "127.0.0.1"
@@ -151,7 +150,7 @@ def _serve(
             async with _watching(servers):
                 yield
 
-    run(once_started(create_app(service, set(Role)), started), listener, load(HttpSettings))
+    run(once_started(create_dev_app(service), started), listener, load(HttpSettings))
 
 
 def _reload(child: RunChild, port: int, servers: Servers, signals: StopSignals) -> None:
@@ -223,6 +222,7 @@ def _start_message(servers: Servers, port: int, first_request: FirstRequest) -> 
 """
     return f"""
   API documentation  {api}/docs
+  Events             {api}/asyncapi
   Metrics            {api}/metrics
 {_addresses(servers)}
 {first}
