@@ -26,9 +26,13 @@ def main(path: str, *options: str) -> int:
     rendering.render(rendering.snapshot(template), service, {"modules": modules})
     shutil.copy(HERE / "test_pages.py", service / "tests" / "test_pages.py")
     run = ("uv", "run", "--quiet", "--no-python-downloads", "--python", sys.executable)
-    pytest = ("python", "-m", "pytest", "tests/test_pages.py", "-v", *options)
-    command = (*run, "--with", DRIVER, *pytest)
-    return subprocess.run(command, cwd=service, env=environment(SERVERS), check=False).returncode
+    tests = "tests/test_pages.py"
+    for command in [("mypy", tests), ("pytest", tests, "-v", *options)]:
+        whole = (*run, "--with", DRIVER, "python", "-m", *command)
+        done = subprocess.run(whole, cwd=service, env=environment(SERVERS), check=False)
+        if done.returncode:
+            return done.returncode
+    return 0
 
 
 if __name__ == "__main__":
