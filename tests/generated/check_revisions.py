@@ -11,7 +11,7 @@ from sqlalchemy import Column, String
 from app import wiring
 from app.platform.database import migrations as migrate
 from app.platform.database.engine import Base
-from app.platform.database.migrations import RevisionError
+from app.platform.database.revisions import RevisionError, create_revision
 from tests.fixtures import temporary_database
 
 REVIEWS = Path("app/reviews.py")  # no slice yet
@@ -21,7 +21,7 @@ assert wiring.service.routers  # imported for the tables of all that is plugged 
 
 async def revise(living: str, fresh: str) -> None:
     await migrate.upgrade(living)
-    first = await migrate.create_revision(living, "By hand", empty=True)
+    first = await create_revision(living, "By hand", empty=True)
     assert first is not None
     try:  # the service's own tests hold with a migration of its own, too
         about = "migrations or branch or missing or downgrade"
@@ -29,12 +29,12 @@ async def revise(living: str, fresh: str) -> None:
         subprocess.run(("pytest", "-q", *tests), check=True)
     finally:
         first.unlink()
-    print("before:", await migrate.create_revision(living, "Nothing"))
+    print("before:", await create_revision(living, "Nothing"))
     await revise_for_a_new_module(living)
     TABLES["users" if "users" in TABLES else "heartbeats"].append_column(
         Column("nickname", String(50))
     )
-    written = await migrate.create_revision(living, "Add nicknames")
+    written = await create_revision(living, "Add nicknames")
     assert written is not None
     try:
         await judge(written, living, fresh)
@@ -51,7 +51,7 @@ async def revise_for_a_new_module(living: str) -> None:
     )
     invalidate_caches()
     try:
-        written = await migrate.create_revision(living, "Add reviews")
+        written = await create_revision(living, "Add reviews")
     finally:
         REVIEWS.unlink()
     print("new module:", written and written.name)
@@ -65,13 +65,13 @@ async def judge(written: Path, living: str, fresh: str) -> None:
     subprocess.run(("ruff", "check", written), check=True)
     subprocess.run(("ruff", "format", "--check", written), check=True)
     try:
-        await migrate.create_revision(living, "Too early")
+        await create_revision(living, "Too early")
     except RevisionError as refusal:
         print("again:", refusal)
     for url in (living, fresh):
         await migrate.upgrade(url)
-        print("after:", await migrate.create_revision(url, "Nothing"))
-    empty = await migrate.create_revision(living, "By hand", empty=True)
+        print("after:", await create_revision(url, "Nothing"))
+    empty = await create_revision(living, "By hand", empty=True)
     assert empty is not None
     print("empty:", empty.name)
     empty.unlink()

@@ -98,7 +98,8 @@ import asyncio
 import os
 import re
 
-from app.platform.database.migrations import create_revision, upgrade
+from app.platform.database.migrations import upgrade
+from app.platform.database.revisions import create_revision
 from tests.fixtures import temporary_database
 
 async def drop(url):

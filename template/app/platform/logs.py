@@ -17,7 +17,11 @@ from app.platform.terminal import printable
 LogFormat = Literal["auto", "pretty", "json"]
 
 # These log each of their own retries and requests; the service logs state changes, once each.
-_LIBRARY_LEVELS = {"aiokafka": logging.CRITICAL, "uvicorn.access": logging.WARNING}
+_LIBRARY_LEVELS = {
+    "aiokafka": logging.CRITICAL,
+    "alembic": logging.WARNING,
+    "uvicorn.access": logging.WARNING,
+}
 
 
 _FILE_BYTES = 10_000_000

@@ -2,14 +2,12 @@
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Column, Connection, Integer, Table, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -20,7 +18,17 @@ from app.platform.cli import command_line
 from app.platform.database import migrations as migrate
 from app.platform.database.engine import Base, Connector, Database, Probe
 from app.platform.database.errors import summary
-from app.platform.database.migrations import MigrationsPending, SchemaCheck, alembic_config, upgrade
+from app.platform.database.migrations import (
+    MigrationsPending,
+    SchemaCheck,
+    SchemaStatus,
+    UnknownTarget,
+    alembic_config,
+    downgrade,
+    read_status,
+    upgrade,
+)
+from app.platform.database.revisions import RevisionError, find_changes
 from app.platform.database.url import async_url
 from tests.fixtures import database_settings, temporary_database
 from tests.world import serving
@@ -30,18 +38,6 @@ from tests.world import serving
 def empty_database_url(database_server_url: str) -> Iterator[str]:
     with temporary_database(database_server_url) as url:
         yield url
-
-
-async def alembic(url: str, step: Callable[[Config], None]) -> None:
-    def run(connection: Connection) -> None:
-        config = alembic_config()
-        config.attributes["connection"] = connection
-        step(config)
-
-    engine = create_async_engine(async_url(url), poolclass=NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(run)
-    await engine.dispose()
 
 
 async def tables(url: str) -> set[str]:
@@ -54,7 +50,31 @@ async def tables(url: str) -> set[str]:
 
 async def test_the_migrations_make_what_the_models_say(empty_database_url: str) -> None:
     await upgrade(empty_database_url)
-    await alembic(empty_database_url, command.check)
+    assert await find_changes(empty_database_url) == []
+
+
+async def test_models_and_tables_that_differ_are_listed(empty_database_url: str) -> None:
+    await upgrade(empty_database_url)
+    table = Table("reviews", Base.metadata, Column("id", Integer, primary_key=True))
+    engine = create_async_engine(async_url(empty_database_url), poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("ALTER TABLE inbox ADD COLUMN extra integer"))
+            await connection.execute(text("ALTER TABLE inbox ALTER consumer TYPE text"))
+            await connection.execute(text("CREATE TABLE inbox_shadow (LIKE inbox)"))
+        assert sorted(await find_changes(empty_database_url)) == [
+            "add table reviews",
+            "modify type inbox.consumer",
+            "remove column inbox.extra",
+        ], "not those of a rebuild's shadow table"
+    finally:
+        Base.metadata.remove(table)
+        await engine.dispose()
+
+
+async def test_changes_are_not_searched_for_in_an_old_database(empty_database_url: str) -> None:
+    with pytest.raises(RevisionError, match="not up to date"):
+        await find_changes(empty_database_url)
 
 
 async def test_every_table_of_the_service_is_made(empty_database_url: str) -> None:
@@ -113,8 +133,10 @@ async def test_behind_a_pooler_migrations_keep_no_prepared_statement(
 
 async def test_a_downgrade_leaves_nothing(empty_database_url: str) -> None:
     await upgrade(empty_database_url)
-    await alembic(empty_database_url, lambda config: command.downgrade(config, "base"))
+    await downgrade(empty_database_url, "base")
     assert await tables(empty_database_url) == {"alembic_version"}
+    with pytest.raises(UnknownTarget, match="cannot downgrade to nowhere"):
+        await downgrade(empty_database_url, "nowhere")
 
 
 async def test_each_module_is_a_branch_of_its_own(empty_database_url: str) -> None:
@@ -162,7 +184,7 @@ async def test_an_empty_database_lacks_every_migration(probe: Probe) -> None:
 async def test_a_missing_migration_is_named(probe: Probe, empty_database_url: str) -> None:
     for head in heads():
         await upgrade(empty_database_url)
-        await alembic(empty_database_url, partial(command.downgrade, revision=f"{branch(head)}@-1"))
+        await downgrade(empty_database_url, f"{branch(head)}@-1")
         with pytest.raises(MigrationsPending, match=f"migration {head} is missing"):
             await SchemaCheck(probe).check()
     await upgrade(empty_database_url)
@@ -179,6 +201,7 @@ async def test_a_newer_database_is_accepted(
             {"head": heads()[0]},
         )
     await SchemaCheck(probe).check()
+    assert await read_status(empty_database_url) == SchemaStatus(pending=[], unknown=["later"])
 
 
 async def test_a_complete_schema_is_checked_once(

@@ -36,6 +36,10 @@ COMMANDS = {
     ),
     "event-store": ("event_store", "What happened, event by event."),
     "dlq": ("dlq", "Messages that could not be handled."),
+    "doctor": (
+        "doctor",
+        "Check settings, servers, topics, migrations and template, and print what to do.",
+    ),
     "platform": ("platform", "List the files of app/platform that this service has changed."),
     "projections": ("projections", "The read side and its projections."),
 }

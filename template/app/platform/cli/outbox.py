@@ -2,20 +2,20 @@
 
 import asyncio
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.platform.cli.base import counted, failure, on_database
 from app.platform.cli.events import one_line
 from app.platform.cli.serve import Host, Port, serve_as
-from app.platform.database.engine import Database
-from app.platform.outbox import store
-from app.platform.outbox.model import HEADER_COLUMNS, ParkedRow
-from app.platform.outbox.monitor import OutboxStats, measure
-from app.platform.outbox.store import ParkedFilter
-from app.platform.service import Role
 from app.platform.terminal import printable, say, say_block
+
+if TYPE_CHECKING:  # imported when a command runs, so that its help is quick
+    from app.platform.database.engine import Database
+    from app.platform.outbox.model import ParkedRow
+    from app.platform.outbox.monitor import OutboxStats
+    from app.platform.outbox.store import ParkedFilter
 
 commands = typer.Typer()
 
@@ -26,6 +26,8 @@ def relay(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
 
     Any number of relays may run: they share the work.
     """
+    from app.platform.service import Role
+
     serve_as(ctx, Role.RELAY, host, port)
 
 
@@ -42,6 +44,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would h
 @group.command()
 def status(topic: TopicName = None, key: Key = None) -> None:
     """Show the number of pending events, their age, and each parked event with its reason."""
+    from app.platform.outbox.store import ParkedFilter
+
     stats, rows = asyncio.run(_status(ParkedFilter(topic=topic, key=key)))
     for row in rows:
         say(_line(row))
@@ -54,6 +58,8 @@ def status(topic: TopicName = None, key: Key = None) -> None:
 @group.command()
 def show(event: Annotated[int, typer.Argument(help="As `app outbox status` prints it.")]) -> None:
     """Show one parked event: its reason, headers and body."""
+    from app.platform.outbox.store import ParkedFilter
+
     rows = asyncio.run(on_database(lambda database: _find(database, ParkedFilter([event]), None)))
     if not rows:
         raise failure(f"event {event} is not parked; `app outbox status` lists parked events")
@@ -69,6 +75,8 @@ def retry(
     dry_run: DryRun = False,
 ) -> None:
     """Move parked events back into the outbox, with the events that they blocked."""
+    from app.platform.outbox import store
+
     rows = _selected(ids, topic, key, every)
     _print("would retry" if dry_run else "retrying", rows)
     if not dry_run:
@@ -85,6 +93,8 @@ def discard(
     dry_run: DryRun = False,
 ) -> None:
     """Delete parked events for good, and send the events that they blocked."""
+    from app.platform.outbox import store
+
     rows = _selected(ids, topic, key, every)
     _print("would discard" if dry_run else "discarding", rows)
     if not dry_run:
@@ -96,7 +106,9 @@ def discard(
 
 def _selected(
     ids: list[int] | None, topic: str | None, key: str | None, every: bool
-) -> list[ParkedRow]:
+) -> "list[ParkedRow]":
+    from app.platform.outbox.store import ParkedFilter
+
     if not (ids or topic or key or every):
         raise failure("no event is selected; give ids, --topic, --key or --all")
     criteria = ParkedFilter(ids or (), topic, key)
@@ -107,17 +119,19 @@ def _selected(
     return rows
 
 
-def _ids(rows: list[ParkedRow]) -> list[int]:
+def _ids(rows: "list[ParkedRow]") -> list[int]:
     return [row.id for row in rows]
 
 
-def _print(action: str, rows: list[ParkedRow]) -> None:
+def _print(action: str, rows: "list[ParkedRow]") -> None:
     for row in rows:
         say(f"{action} {_line(row)}")
 
 
-async def _status(criteria: ParkedFilter) -> tuple[OutboxStats, list[ParkedRow]]:
-    async def work(database: Database) -> tuple[OutboxStats, list[ParkedRow]]:
+async def _status(criteria: "ParkedFilter") -> "tuple[OutboxStats, list[ParkedRow]]":
+    from app.platform.outbox.monitor import measure
+
+    async def work(database: "Database") -> "tuple[OutboxStats, list[ParkedRow]]":
         stats = await measure(database.metrics_probe)
         return stats, await _find(database, criteria, blocked=False)
 
@@ -125,19 +139,23 @@ async def _status(criteria: ParkedFilter) -> tuple[OutboxStats, list[ParkedRow]]
 
 
 async def _find(
-    database: Database, criteria: ParkedFilter, blocked: bool | None
-) -> list[ParkedRow]:
+    database: "Database", criteria: "ParkedFilter", blocked: bool | None
+) -> "list[ParkedRow]":
+    from app.platform.outbox import store
+
     async with database.sessions() as session:
         return await store.find_parked(session, criteria, blocked)
 
 
-def _line(row: ParkedRow) -> str:
+def _line(row: "ParkedRow") -> str:
     when = row.parked_at.isoformat(timespec="seconds")
     key = row.key.decode("utf-8", "backslashreplace")
     return f"{row.id}  {when}  {row.topic} key={printable(key)}  {one_line(row.reason)}"
 
 
-def _details(row: ParkedRow) -> str:
+def _details(row: "ParkedRow") -> str:
+    from app.platform.outbox.model import HEADER_COLUMNS
+
     headers = {name: getattr(row, column) for name, column in HEADER_COLUMNS.items()}
     headers |= row.headers
     lines = [f"  {name}: {value}" for name, value in headers.items() if value is not None]
@@ -145,6 +163,6 @@ def _details(row: ParkedRow) -> str:
     return "\n".join([_line(row), f"  written {row.created_at.isoformat()}", *lines, _body(row)])
 
 
-def _body(row: ParkedRow) -> str:
+def _body(row: "ParkedRow") -> str:
     body = json.dumps(json.loads(row.value), indent=2, ensure_ascii=False)
     return "\n".join(f"  {printable(line)}" for line in body.split("\n"))

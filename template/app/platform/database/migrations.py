@@ -1,19 +1,15 @@
-"""Migrations: run them (`app db upgrade`, tests), check that they have run, and write the next one
-from the changes of the models (`app db revision`).
-"""
+"""Migrations: run them (`app db upgrade`, tests), revert them, and check that they have run."""
 
 import asyncio
-import re
-from argparse import Namespace
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from graphlib import CycleError, TopologicalSorter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import structlog
 from alembic import command
 from alembic.config import Config
-from alembic.operations.ops import DropTableOp, MigrationScript, UpgradeOps
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
@@ -25,8 +21,9 @@ import app
 from app.platform.config import ConfigurationError
 from app.platform.database.engine import DISABLE_TIMEOUTS, Probe, open_engine
 
-# The service's own branch. A module's migrations are a branch of the template's.
-BRANCH = "core"
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 # An arbitrary number that no other advisory lock uses.
 _LOCK_KEY = 0x5C4E3A
@@ -34,7 +31,19 @@ _POLL_SECONDS = 0.2
 
 
 class UnknownRevision(ConfigurationError):
-    """The database has a migration whose file is missing."""
+    """The database has migrations whose files are missing."""
+
+    def __init__(self, revisions: Sequence[str]) -> None:
+        self.revisions = revisions
+        super().__init__(
+            f"the database has the migration {', '.join(revisions)}, which is not in"
+            f" {migrations_folder()}. Does it belong to a newer version of the service? Deploy that."
+            " To a module that was switched off? Bring its file back from git."
+        )
+
+
+class UnknownTarget(ConfigurationError):
+    """The target of a downgrade is no revision of this service."""
 
 
 class MigrationsPending(Exception):
@@ -44,10 +53,6 @@ class MigrationsPending(Exception):
         are = "is" if len(revisions) == 1 else "are"
         noun = "migration" if len(revisions) == 1 else "migrations"
         super().__init__(f"{noun} {', '.join(revisions)} {are} missing; run `app db upgrade`")
-
-
-class RevisionError(ConfigurationError):
-    """The migration cannot be written."""
 
 
 class MigrationsNotFound(Exception):
@@ -62,11 +67,45 @@ async def upgrade(database_url: str, *, pooler: bool = False) -> None:
     Raises UnknownRevision, MigrationsNotFound, the errors of a migration that fails, and the
     driver's errors.
     """
-    config = alembic_config()
+    applied: list[str] = await _with_migration_lock(database_url, pooler, _upgrade)
+    if applied:
+        log.info("migrations applied", revisions=applied)
+
+
+async def downgrade(database_url: str, target: str, *, pooler: bool = False) -> None:
+    """Revert the migrations after `target`, on its branch (`alembic downgrade`).
+
+    `target` is a revision, or relative to a branch's newest one (`core@-1`).
+
+    Raises UnknownTarget, and the errors of `upgrade`.
+    """
+
+    def revert(connection: Connection, config: Config) -> None:
+        config.attributes["connection"] = connection
+        try:
+            command.downgrade(config, target)
+        except CommandError as error:
+            raise UnknownTarget(f"cannot downgrade to {target}: {error}") from error
+
+    await _with_migration_lock(database_url, pooler, revert)
+
+
+@dataclass(frozen=True)
+class SchemaStatus:
+    """The migrations in which the database and the folder of migrations differ."""
+
+    pending: Sequence[str]
+    """Still to be run, oldest first; none on a database with unknown ones."""
+    unknown: Sequence[str]
+    """Run by a newer version of the service, or by a module that was switched off."""
+
+
+async def read_status(database_url: str, *, pooler: bool = False) -> SchemaStatus:
+    """Compare the database with the folder of migrations. Raises what `upgrade` raises."""
     engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
     try:
-        async with _migration_lock(engine), engine.connect() as connection:
-            await connection.run_sync(_upgrade, config)
+        async with engine.connect() as connection:
+            return await connection.run_sync(_read_status, alembic_config())
     finally:
         await engine.dispose()
 
@@ -120,6 +159,16 @@ def _pending(scripts: ScriptDirectory, run: tuple[str, ...]) -> list[str]:
     return [script.revision for script in pending][::-1]
 
 
+def newest_of_branch(revision: str) -> str:
+    """Return this code's newest revision of the branch to which `revision` belongs, by its name.
+
+    Without one it is the name for the empty database, `base`.
+    """
+    branch = revision.rpartition("_")[0]
+    heads = ScriptDirectory.from_config(alembic_config()).get_heads()
+    return next((head for head in heads if head.rpartition("_")[0] == branch), "base")
+
+
 def alembic_config() -> Config:
     """Return Alembic's configuration, wherever the service is installed."""
     folder = migrations_folder()
@@ -140,18 +189,33 @@ def migrations_folder() -> Path:
     )
 
 
-def _upgrade(connection: Connection, config: Config) -> None:
-    there = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    run = MigrationContext.configure(connection).get_current_heads()
-    connection.rollback()  # Alembic does not commit a transaction that it has not begun
-    if missing := sorted({*run} - there):
-        raise UnknownRevision(
-            f"the database has the migration {', '.join(missing)}, which is not in"
-            f" {migrations_folder()}. Does it belong to a newer version of the service? Deploy that."
-            " To a module that was switched off? Bring its file back from git."
-        )
+async def _with_migration_lock(
+    database_url: str, pooler: bool, work: Callable[[Connection, Config], T]
+) -> T:
+    config = alembic_config()
+    engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
+    try:
+        async with _migration_lock(engine), engine.connect() as connection:
+            return await connection.run_sync(work, config)
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection, config: Config) -> list[str]:
+    status = _read_status(connection, config)
+    if status.unknown:
+        raise UnknownRevision(status.unknown)
     config.attributes["connection"] = connection
     command.upgrade(config, "heads")
+    return list(status.pending)
+
+
+def _read_status(connection: Connection, config: Config) -> SchemaStatus:
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
+    run = MigrationContext.configure(connection).get_current_heads()
+    connection.rollback()  # Alembic does not commit a transaction that it has not begun
+    return SchemaStatus(_pending(scripts, run), sorted({*run} - known))
 
 
 @asynccontextmanager
@@ -172,89 +236,3 @@ async def _migration_lock(engine: AsyncEngine) -> AsyncIterator[None]:
                     yield
                     return
             await asyncio.sleep(_POLL_SECONDS)
-
-
-async def create_revision(
-    database_url: str, message: str, *, empty: bool = False, pooler: bool = False
-) -> Path | None:
-    """Write a migration from the tables of the database to the models; return None without changes.
-
-    The database has to be at the newest migrations. With `empty`, the migration has no steps.
-    Raises RevisionError.
-    """
-    folder = migrations_folder()
-    project = folder.parent / "pyproject.toml"
-    if not project.is_file():
-        raise RevisionError(f"{folder} is not in a project's folder; run `app db revision` in one")
-    # The settings in pyproject.toml contain the hooks that format the file.
-    config = Config(toml_file=project, cmd_opts=Namespace(quiet=True), attributes={})
-    engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
-    try:
-        async with engine.connect() as connection:
-            return await connection.run_sync(_create_revision, config, message, empty)
-    except CommandError as error:
-        raise RevisionError(str(error)) from error
-    finally:
-        await engine.dispose()
-
-
-def _create_revision(
-    connection: Connection, config: Config, message: str, empty: bool
-) -> Path | None:
-    folder = ScriptDirectory.from_config(config)
-    run = MigrationContext.configure(connection).get_current_heads()
-    connection.rollback()
-    if {*run} != {*folder.get_heads()}:
-        raise RevisionError("migrations are pending; run `app db upgrade` first")
-    config.attributes["connection"] = connection
-    written = command.revision(
-        config,
-        message,
-        autogenerate=True,
-        head=f"{BRANCH}@head",
-        rev_id=_next_revision_id(script.revision for script in folder.walk_revisions()),
-        process_revision_directives=_remove_operations if empty else _skip_if_empty,
-    )
-    return Path(written.path) if written and not isinstance(written, list) else None
-
-
-def _next_revision_id(revisions: Iterable[str]) -> str:
-    numbers = [int(found[1]) for name in revisions if (found := re.match(rf"{BRANCH}_(\d+)", name))]
-    return f"{BRANCH}_{max(numbers, default=0) + 1:04}"
-
-
-def _skip_if_empty(
-    _context: MigrationContext, _revision: Any, scripts: list[MigrationScript]
-) -> None:
-    if all(script.upgrade_ops is None or script.upgrade_ops.is_empty() for script in scripts):
-        scripts.clear()
-    for script in scripts:
-        if script.upgrade_ops is not None and script.downgrade_ops is not None:
-            _order_table_drops(script.upgrade_ops)
-            script.upgrade_ops.reverse_into(script.downgrade_ops)
-
-
-def _order_table_drops(steps: UpgradeOps) -> None:
-    """Drop a table before those that it refers to. Alembic does not order tables without a model."""
-    drops = {step.table_name: step for step in steps.ops if isinstance(step, DropTableOp)}
-    referring: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(drops, ()))
-    for name, step in drops.items():
-        for constraint in step.to_table().foreign_key_constraints:
-            target = constraint.elements[0].target_fullname.split(".")[-2]
-            if target in drops and target != name:
-                referring.add(target, name)
-    try:
-        order = [*referring.static_order()]
-    except CycleError:
-        return  # a constraint has to be dropped first, by hand
-    rest = [step for step in steps.ops if not isinstance(step, DropTableOp)]
-    steps.ops = [*rest, *(drops[name] for name in order)]
-
-
-def _remove_operations(
-    _context: MigrationContext, _revision: Any, scripts: list[MigrationScript]
-) -> None:
-    for script in scripts:
-        for steps in (script.upgrade_ops, script.downgrade_ops):
-            if steps is not None:
-                steps.ops.clear()

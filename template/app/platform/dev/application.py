@@ -19,11 +19,11 @@ from sqlalchemy.exc import DBAPIError
 
 from app.platform import logs, terminal
 from app.platform.config import HttpSettings, Settings, load
-from app.platform.database import migrations
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.errors import DatabaseUnavailable
 from app.platform.dev import asyncapi_page
 from app.platform.dev.errors import DevelopmentServerError
+from app.platform.dev.schema import prepare_schema
 from app.platform.dev.servers import APP_LOG
 from app.platform.http.app import create_app
 from app.platform.http.server import run
@@ -42,16 +42,10 @@ class DatabaseUnusable(DevelopmentServerError):
 
 
 async def prepare(service: Service) -> None:
-    """Migrate the database and create the topics. Raises DatabaseUnusable."""
+    """Migrate the database and create the topics. Raises DatabaseUnusable and SchemaTooNew."""
     await _check_database()
     context = Context.of(service, load(Settings).service_name, load(KafkaSettings))
-    database = load(DatabaseSettings)
-    await asyncio.gather(
-        migrations.upgrade(
-            database.database_url.get_secret_value(), pooler=database.database_pooler
-        ),
-        provision(context.kafka, context.topics()),
-    )
+    await asyncio.gather(prepare_schema(), provision(context.kafka, context.topics()))
 
 
 async def _check_database() -> None:
