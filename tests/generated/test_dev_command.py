@@ -37,6 +37,8 @@ def test_a_run_cleans_up_after_a_killed_one(base: Service) -> None:
         assert f"  API documentation  {address}/docs" in settings
         assert f"  Events             {address}/asyncapi" in settings
         assert demo.call(f"{address}/asyncapi.json")[1]["channels"]
+        assert not any("Context impl" in line or "models without" in line for line in settings)
+        assert "0 errors" in run_command(base, "doctor").stdout
     deadline = time.monotonic() + SECONDS
     while processes_in(base.path) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -46,7 +48,13 @@ def test_a_run_cleans_up_after_a_killed_one(base: Service) -> None:
 def refusal(service: Service, group: str) -> str:
     """Return the error of a command of `group` without servers."""
     command = {"db": ("db", "upgrade"), "topics": ("topics", "list")}[group]
-    result = subprocess.run(
+    result = run_command(service, *command)
+    assert result.returncode == 1, result.stdout
+    return result.stderr
+
+
+def run_command(service: Service, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         ("uv", "run", "--no-sync", "app", *command),
         cwd=service.path,
         env=environment("DATABASE_URL|KAFKA_"),
@@ -56,8 +64,6 @@ def refusal(service: Service, group: str) -> str:
         timeout=START_SECONDS,
         check=False,
     )
-    assert result.returncode == 1, result.stdout
-    return result.stderr
 
 
 def test_repeated_signals_change_nothing(base: Service) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from app import wiring
 from app.platform import cli
-from app.platform.cli import COMMANDS, command_line, loaded
+from app.platform.cli import COMMANDS, command_line, load_command
 
 FOUND = {
     entry.name: import_module(f"{cli.__name__}.{entry.name}")
@@ -35,7 +35,7 @@ finally:
 
 @pytest.mark.parametrize("name", THERE)
 def test_the_line_of_a_command_is_what_its_own_help_begins_with(name: str) -> None:
-    said = loaded(name).help or ""
+    said = load_command(name).help or ""
 
     assert COMMANDS[name][1] == " ".join(said.split("\n\n")[0].split())
 
