@@ -13,6 +13,7 @@ PROGRAM = """
 import logging, sys
 import structlog
 from app.platform import logs
+from app.platform.database.engine import CountingPool
 from app.platform.tracing import Trace, bind_trace
 
 def fail():
@@ -34,6 +35,7 @@ log.debug("detail")
 logging.getLogger("aiokafka.conn").error("retrying")
 logging.getLogger("uvicorn.access").info("GET /")
 logging.getLogger("alembic.runtime.migration").info("Context impl PostgresqlImpl.")
+logging.getLogger(f"{CountingPool.__module__}.{CountingPool.__name__}").info("Pool disposed")
 """
 
 
@@ -135,7 +137,7 @@ def test_debug_lines_and_clients_retries_are_left_out(
     messages = {line["message"] for line in lines}
 
     assert messages == {"order placed", "careful with this", "request failed", "outside", "odd"}
-    for left_out in ("detail", "retrying", "GET /", "Context impl"):
+    for left_out in ("detail", "retrying", "GET /", "Context impl", "Pool disposed"):
         assert left_out not in pretty
 
 
