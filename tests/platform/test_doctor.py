@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from app.platform.cli import checks, command_line
 from app.platform.cli.checks import Finding, Level
+from app.platform.config import ConfigurationError
 from app.platform.database.engine import Base, Database
 from app.platform.database.migrations import newest_of_branch, upgrade
 from app.platform.dev import changes
@@ -166,3 +167,11 @@ def test_a_template_that_cannot_be_rendered_is_a_warning(
     monkeypatch.setattr(changes, "find_changes", unavailable)
     (finding,) = of("template")
     assert (finding.level, finding.text) == (Level.WARNING, "not compared: no network")
+
+
+def test_an_image_is_not_compared_with_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(command: str) -> None:
+        raise ConfigurationError(f"`{command}` is for development")
+
+    monkeypatch.setattr(checks, "require_development", missing)
+    assert of("template") == []
