@@ -1,4 +1,4 @@
-"""The outbox: whatever is killed, cut, frozen or away, what was committed is sent, and in order."""
+"""The outbox delivers every committed event in order, through kills, cuts, freezes and outages."""
 
 import asyncio
 import random
@@ -37,12 +37,12 @@ OTHER_BACKENDS = "WHERE datname = current_database() AND pid <> pg_backend_pid()
 
 
 class Undone(Exception):
-    """The business changed its mind after publishing."""
+    """A business rule that fails after the event was published."""
 
 
 @dataclass
 class Writers:
-    """Concurrent transactions that change an aggregate and publish that, and what became of them."""
+    """Concurrent transactions that change an aggregate and publish the change, and their outcomes."""
 
     bench: Bench
     database: Database
@@ -60,7 +60,7 @@ class Writers:
         )
 
     async def write(self, name: str, undo: bool = False) -> Ticked:
-        """One change of `name`, whose row other writers of that name wait for."""
+        """Change `name` once; other writers of that name wait for the row."""
         async with self.units.begin() as uow:
             event = await self._change(name, uow)
             if undo:
@@ -77,7 +77,7 @@ class Writers:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
-        """Write for the length of the block; one transaction in ten is undone."""
+        """Write during the block; one transaction in ten is rolled back."""
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for _ in range(WRITERS):
@@ -126,8 +126,8 @@ class Writers:
         await eventually(missing, lambda count: count == 0, seconds)
 
     async def check(self) -> None:
-        """Each committed event is there, none that was undone, in order by key the first time; the
-        effects behind the inbox exactly once."""
+        """Check that every committed event was sent, in order by key, and none that was rolled back;
+        and that each has had its effect exactly once."""
         sent = await self.sent()
         ids = {event.event_id for event in sent}
         lost = self.committed.keys() - ids
@@ -184,7 +184,7 @@ async def test_relays_killed_at_random_lose_nothing(bench_of: MakeBench) -> None
             await writers.progress(1000)
         await writers.settled()
         await writers.check()
-        # No more than each of the dead had in flight is sent a second time.
+        # At most the batch in flight of each killed relay is sent a second time.
         assert await writers.repeated() <= KILLS * BATCH * TASKS
 
 
@@ -201,7 +201,7 @@ async def test_events_wait_while_the_broker_is_away(
             kafka.suspend()
             try:
                 await asyncio.sleep(10)
-                # What was in flight as the broker froze has been given back by now.
+                # Batches in flight at the freeze have been given back by now.
                 open_ones = await writers.bench.query(
                     f"SELECT count(*) FROM pg_stat_activity {OTHER_BACKENDS}"
                     " AND state LIKE 'idle in%' AND now() - xact_start > interval '9 s'"
@@ -230,7 +230,7 @@ async def test_connections_cut_while_sends_are_in_flight(bench_of: MakeBench) ->
         await asyncio.gather(*(running.is_ready() for running in relays))
         cut = looked = 0
         async with writers.writing():
-            # A relay's transactions last a few milliseconds, so many a look finds none of them.
+            # A relay's transactions last a few milliseconds, so many queries find none.
             while cut < CUTS and looked < 2_000:
                 looked += 1
                 rows = await writers.bench.query(
@@ -257,7 +257,7 @@ async def test_a_relay_frozen_beyond_its_deadline(bench_of: MakeBench) -> None:
         async with writers.writing():
             await writers.progress()
             await freeze_in_a_transaction(writers.bench, frozen)
-        # Its buckets are free once the server has hung up on it, and the other relay empties them.
+        # After the server has disconnected it, the other relay empties its buckets.
         none_waits = "no event waits in the buckets of the frozen relay"
         await eventually(writers.waiting, lambda rows: rows == 0, 30, what=none_waits)
         frozen.resume()
@@ -297,7 +297,7 @@ async def test_a_stopped_relay_leaves_nothing_half_done(bench_of: MakeBench) -> 
                 await writers.progress(500)
                 many = await writers.waiting()
                 running = writers.bench.relay(f"relay-{number}")
-                # In the middle of what had gathered before it came.
+                # In the middle of the backlog.
                 await eventually(writers.waiting, partial(gt, many * 0.8))
                 running.terminate()
                 assert await running.exit_code(DRAIN_SECONDS + 5) == 0
@@ -311,7 +311,7 @@ async def test_a_stopped_relay_leaves_nothing_half_done(bench_of: MakeBench) -> 
 
 
 async def test_an_api_killed_after_its_commits_loses_no_event(bench_of: MakeBench) -> None:
-    """SIGKILL the API process among requests: each user that is there has exactly one event."""
+    """SIGKILL the API during requests: each stored user has exactly one event."""
     bench = await bench_of("", topics=False)
     bench.app("topics", "create")
     users = 0
@@ -339,7 +339,7 @@ async def sign_up_until_killed(api: Process, users: int) -> int:
 
 
 async def sign_up(http: httpx.AsyncClient, first: int) -> int:
-    """Sign up users until nobody answers; how many were answered."""
+    """Sign up users until the API is dead; return the number of answers."""
     done = 0
     while True:
         name = f"user{first + done}x{random.randrange(10**9)}"

@@ -1,4 +1,4 @@
-"""The outbox: events that Kafka will not take are set aside, and the others flow."""
+"""The outbox: events that Kafka refuses are parked, and the others are sent."""
 
 import secrets
 
@@ -32,7 +32,7 @@ async def parked(writers: Writers, held: bool) -> int:
 
 @pytest.mark.parametrize("policy", ["block", "park"])
 async def test_a_row_too_large_for_its_topic(bench_of: MakeBench, policy: str) -> None:
-    """The broker refuses one key's event; later ones of the key wait, or pass, as configured."""
+    """The broker refuses an event of one key; later ones of the key wait or are sent, as configured."""
     async with writers_of(bench_of, OUTBOX_ON_POISON=policy) as writers:
         await limit_messages(writers.bench, 12_000)
         writers.bench.worker()

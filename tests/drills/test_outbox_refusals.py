@@ -1,4 +1,4 @@
-"""The outbox and brokers that are up and refuse: the topic waits, alone, and nothing is parked."""
+"""The outbox and topics that refuse: only the refusing topic waits, and nothing is parked."""
 
 import asyncio
 import time
@@ -41,8 +41,8 @@ def three_brokers(drills_folder: Path) -> Iterator[KafkaCluster]:
 
 
 async def test_refusals_that_pass(bench_of: MakeBench, authorized: KafkaCluster) -> None:
-    """WRITE on one topic is denied, and then the broker's clock disagrees. The others' events flow
-    meanwhile; the relay's readiness names topic and reason; all arrives by itself."""
+    """WRITE on one topic is denied; then the broker's clock differs. Events of other topics are sent
+    meanwhile, readiness names topic and reason, and everything arrives without a command."""
     bench, users, posts = await in_one_bucket(bench_of, authorized, replicas=1)
     operator = Operator(authorized.bootstrap_servers)
     api, relay = bench.api(), bench.relay()
@@ -56,8 +56,8 @@ async def test_refusals_that_pass(bench_of: MakeBench, authorized: KafkaCluster)
 async def test_a_topic_that_lacks_replicas_waits_alone(
     bench_of: MakeBench, three_brokers: KafkaCluster
 ) -> None:
-    """One of three replicas is gone where one topic wants all of them in sync: the others' events
-    flow, each within moments, and that topic's arrive when it wants fewer."""
+    """One of three replicas is down, and one topic requires all in sync: events of other topics are
+    sent at once, and those of the topic when it requires fewer."""
     bench, users, posts = await in_one_bucket(bench_of, three_brokers, replicas=3)
     operator = Operator(three_brokers.bootstrap_servers)
     api, relay = bench.api(), bench.relay()
@@ -65,7 +65,7 @@ async def test_a_topic_that_lacks_replicas_waits_alone(
     async with httpx.AsyncClient(base_url=api.url, timeout=30) as http:
         await operator.configure(posts, "min.insync.replicas", "3")
         await asyncio.to_thread(three_brokers.kill, 3)
-        for number in range(3):  # the brokers that are left take over
+        for number in range(3):  # the remaining brokers take over
             await sign_up(http, f"survivor{number}")
         await eventually(lambda: rows_of(bench), lambda rows: rows == 0)
         await others_flow(bench, http, users, "replicas")
@@ -79,7 +79,7 @@ async def test_a_topic_that_lacks_replicas_waits_alone(
 async def in_one_bucket(
     bench_of: MakeBench, cluster: KafkaCluster, replicas: int
 ) -> tuple[Bench, str, str]:
-    """A service all of whose topics have to get past each other, and two of these topics."""
+    """A service whose topics share a relay, and two of these topics."""
     bench = await bench_of(
         "",
         cluster.bootstrap_servers,
@@ -106,7 +106,7 @@ async def refused(
     topics: tuple[str, str],
     refusal: Refusal,
 ) -> None:
-    """The second of the topics refuses, until the first has had its events."""
+    """The second topic refuses until the first one has its events."""
     users, posts = topics
     await refusal.begin()
     await others_flow(bench, http, users, refusal.reason)
@@ -117,8 +117,8 @@ async def refused(
 
 
 async def others_flow(bench: Bench, http: httpx.AsyncClient, topic: str, name: str) -> None:
-    """Users, one after the other, each with a post whose topic refuses: each user's event arrives,
-    although it would take the deadline of a send if it waited for the post's."""
+    """Create users, each with a post whose topic refuses: each user's event arrives before the
+    deadline of the post's send."""
     times = []
     for number in range(ROUNDS):
         user = await sign_up(http, f"{name}{number}")
@@ -128,7 +128,7 @@ async def others_flow(bench: Bench, http: httpx.AsyncClient, topic: str, name: s
         began = time.monotonic()
         await has_key(bench, topic, str(user).encode())
         times.append(time.monotonic() - began)
-    # Those that wait take the whole deadline of a send, and others no time.
+    # Waiting events take the whole deadline of a send, the others no time.
     assert max(times) < 0.8 * bench.settings.kafka_send_timeout_seconds, (
         f"{max(times):.1f} s for an event of {topic}, which waited for a topic in trouble"
     )

@@ -1,4 +1,4 @@
-"""The alerts that the documentation recommends fire although the process that they watch is dead."""
+"""The recommended alerts fire when the process that they watch is dead."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from drills.service import ROOT, Process
 PAGES = [ROOT / "docs" / name for name in ("outbox.md", "consumer.md")]
 OLD = "UPDATE outbox SET created_at = created_at - interval '1 hour'"
 EVENTS = 2_000
-# With an outbox no event is lost, and nothing counts them.
+# With an outbox no event is lost, so there is no such counter.
 NEVER_COUNTED = {"kafka_events_lost_total"}
 
 
@@ -30,7 +30,7 @@ class Prometheus:
         return {alert for alert in alerts(PAGES) if alert.fires(self._at_first, now)}
 
     async def sees(self, dead: Sequence[str], processes: Sequence[Process]) -> None:
-        """Wait until exactly those alerts fire that the pages name for these dead roles."""
+        """Wait until exactly the documented alerts of these dead roles fire."""
         named: set[Alert] = set().union(*(alerts_of_death(PAGES)[role] for role in dead))
         target_down = {Alert("up == 0")}
         target_gone = {alert for alert in named if alert.expression.startswith("absent(up{")}

@@ -32,7 +32,7 @@ from tests.fixtures import temporary_database
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of the machine and no .env of the project takes part."""
+    """Keep the machine's variables and the project's .env out of the tests."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (*DatabaseSettings.model_fields, "PGSSLROOTCERT"):
@@ -248,7 +248,7 @@ def own_database_url(database_server_url: str) -> Iterator[str]:
 
 
 async def configure(url: str, setting: str) -> None:
-    """Set (`SET x = y`) or reset what the database's new connections begin with."""
+    """Set (`SET x = y`) or reset a default of new connections."""
     engine = open_engine(url)
     async with engine.connect() as connection:
         await connection.execute(text("SET default_transaction_read_only = off"))
@@ -358,7 +358,7 @@ async def test_a_read_only_server_is_left_and_found_again(
     async with database.engine.begin() as connection:
         await connection.execute(table)
     await configure(own_database_url, "SET default_transaction_read_only = on")
-    await database.close()  # connections of before may go on writing
+    await database.close()  # existing connections keep the old setting
     database = database_at(own_database_url)
     write = text("INSERT INTO things VALUES (1)")
 
@@ -367,7 +367,7 @@ async def test_a_read_only_server_is_left_and_found_again(
     await open_two(database)
     with pytest.raises(DatabaseReadOnly, match="default_transaction_read_only"):
         await database.ping()
-    await cut(own_database_url)  # the connections of the pool are closed, and not to be used
+    await cut(own_database_url)  # pooled connections are closed
     await open_two(database)
     await configure(own_database_url, "RESET default_transaction_read_only")
     await database.ping()
@@ -433,7 +433,7 @@ async def test_behind_a_pooler_no_prepared_statement_is_kept(
 
 
 class Link:
-    """TCP to PostgreSQL, that can die as it does when a host is gone: without a word."""
+    """A TCP connection to PostgreSQL that can die silently, as when a host disappears."""
 
     def __init__(self, server_url: str) -> None:
         self._server_url = make_url(server_url)
@@ -441,12 +441,12 @@ class Link:
         self._writers: list[asyncio.StreamWriter] = []
 
     def die(self) -> None:
-        """Carry nothing more for the connections that are open; new ones work."""
+        """Drop everything on the open connections; new ones work."""
         self._dead.set()
         self._dead = asyncio.Event()
 
     async def open(self) -> str:
-        """Listen; the URL to connect to."""
+        """Listen, and return the URL to connect to."""
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         host, port = self._listener.sockets[0].getsockname()
         through = self._server_url.set(host=host, port=port)
@@ -503,7 +503,7 @@ async def test_a_silent_connection_is_not_used_again(link: Link) -> None:
     with pytest.raises(DatabaseUnavailable) as away:
         async with asyncio.timeout(30):
             await do(database, text("SELECT 1"))
-    await do(database, text("SELECT 1"))  # neither on that one nor on the other
+    await do(database, text("SELECT 1"))  # on neither of the two connections
     await database.close()
 
     assert is_unavailable(away.value)

@@ -1,4 +1,4 @@
-"""The fault behind an error of the database, and the answer of requests to it."""
+"""The category of database errors, and the answers to requests."""
 
 import re
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ COMPLETE_CLASSES = ("08", "25", "40", "53", "55", "57", "58", "XX")
 
 
 class Sqlstate(Exception):
-    """As drivers raise them: an error with a code."""
+    """An error with a code, as drivers raise it."""
 
     def __init__(self, sqlstate: Any) -> None:
         super().__init__(f"code {sqlstate}")
@@ -171,7 +171,7 @@ async def test_a_lost_connection_is_not_retried_at_once() -> None:
 
 
 async def answer_with(*errors: Exception) -> tuple[Response, list[bytes]]:
-    """The answer of a route that raises `errors`, one a call, and then echoes; with each body."""
+    """Call a route that raises `errors`, one per call, and then echoes; return the answer and bodies."""
     left, bodies = list(errors), []
 
     async def route(request: Request) -> PlainTextResponse:

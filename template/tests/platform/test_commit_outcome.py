@@ -1,4 +1,4 @@
-"""The answer to COMMIT is lost: what is committed is published or reported, and nothing else."""
+"""In-doubt commits: committed events are published or reported, and no others."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -30,7 +30,7 @@ TOPIC = "ledger.thing.counted"
 
 @dataclass
 class Ledger:
-    """Publishes after the commit, over a network that loses answers."""
+    """A publisher after the commit, over a network that loses answers."""
 
     network: LossyNetwork
     database: Database
@@ -152,7 +152,7 @@ async def test_a_cancelled_query_is_reported(ledger: Ledger) -> None:
 
 
 async def test_an_unknown_outcome_is_reported(ledger: Ledger) -> None:
-    """The database is away for longer than the deadline."""
+    """The database is unavailable for longer than the deadline."""
     ledger.deadline = 0.5
     ledger.network.cuts = cutting(Cut.AFTER_COMMIT)
     ledger.network.stays_away = True
@@ -171,7 +171,7 @@ async def test_an_unknown_outcome_is_reported(ledger: Ledger) -> None:
 async def test_another_server_does_not_know_the_outcome(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a crash or a fail-over the number may be that of somebody else's transaction."""
+    """After a crash or a fail-over, the id may belong to another transaction."""
     mark = "SELECT pg_current_xact_id()::text, pg_postmaster_start_time() - interval '1 s'"
     monkeypatch.setattr(commit_outcome, "_CURRENT_TRANSACTION", mark)
     ledger.network.cuts = cutting(Cut.AFTER_COMMIT)

@@ -1,4 +1,4 @@
-"""Migrations on a real database, the service on one that lacks them, and what errors tell."""
+"""Migrations on a real database, a service without them, and the messages of errors."""
 
 import asyncio
 import traceback

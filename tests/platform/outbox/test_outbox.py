@@ -156,7 +156,7 @@ def test_a_row_waits_for_the_earlier_ones_of_its_key(
 
 
 def in_order(wave: Sequence[PendingRow], data: st.DataObject) -> list[Outcome]:
-    """Outcomes as a producer gives them: nothing of a key passes after a refusal."""
+    """Draw outcomes as of a producer: after a refusal nothing of that key is sent."""
     refused: dict[object, SendError] = {}
     outcomes: list[Outcome] = []
     for one in wave:
@@ -197,7 +197,7 @@ def test_keys_are_spread_over_all_buckets() -> None:
 
 
 def test_the_bucket_of_a_key_never_changes() -> None:
-    # Rows that were written by an earlier version of the service are still in their buckets.
+    # Rows of an earlier version of the service stay in their buckets.
     assert bucket_of("shop.meter.read", b"7", 32) == 320_025
 
 
@@ -205,7 +205,7 @@ EVENT = MeterRead(meter_id="m-\N{SNOWMAN}", count=1)
 
 
 def back(row: dict[str, object]) -> Message:
-    """`row` as a relay reads it."""
+    """Return the message of `row`, as a relay reads it."""
     columns = tuple(row[column] for column in HEADER_COLUMNS.values())
     return as_message(row["topic"], row["key"], row["value"], json.dumps(row["headers"]), columns)  # type: ignore[arg-type]  # as_row wrote them
 

@@ -1,4 +1,4 @@
-"""A small world for outbox tests: an event, a table that stands for the business, relays at will."""
+"""Fixtures of the outbox tests: events, a database, a broker or its fake, and any number of relays."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +24,7 @@ MAX_BYTES = 100_000
 
 
 class Moved(BaseEvent):
-    """An event with a number, by which its order can be told."""
+    """An event with a number that shows its order."""
 
     key_field: ClassVar[str] = "name"
     event_type: Literal["thing.moved"] = "thing.moved"
@@ -48,7 +48,7 @@ TOPICS = [MOVED, SOLD]
 
 
 def outbox_settings(**values: object) -> OutboxSettings:
-    """Settings with waits that suit tests."""
+    """Return settings with short waits."""
     return OutboxSettings(_env_file=None, **{"outbox_poll_seconds": 0.05, **values})  # type: ignore[arg-type]  # the values are the tests'
 
 
@@ -114,7 +114,7 @@ class World:
 
 
 def numbers(messages: Sequence[Message]) -> list[tuple[str, int]]:
-    """Name and number of each message, the first time it came."""
+    """Return name and number of each message, without repetitions."""
     events = [
         Moved.model_validate_json((m.value or b"").replace(b"thing.sold", b"thing.moved"))
         for m in messages
@@ -123,7 +123,7 @@ def numbers(messages: Sequence[Message]) -> list[tuple[str, int]]:
 
 
 def moved(count: int, keys: int = 5) -> list[Moved]:
-    """Events numbered from 0 over `keys` keys."""
+    """Return events numbered from 0, spread over `keys` keys."""
     return [Moved(name=f"key-{n % keys}", number=n) for n in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Publishing through the outbox: rows, round trips, what is measured, and the commands."""
+"""Publishing through the outbox: rows, round trips, measurements and commands."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
@@ -195,7 +195,7 @@ async def test_the_outbox_is_measured_while_the_pool_is_empty(
 
 
 async def test_only_the_relay_that_parks_an_event_reports_it(world: World) -> None:
-    """Every other process, and each one that starts later, sees it in the gauges."""
+    """The other processes see it in the gauges."""
     world.producer = RefusesSold()
     await world.write(Sold(name="a", number=1))
     with capture_logs() as logs:
@@ -225,7 +225,7 @@ async def test_sent_events_are_counted_by_topic(world: World) -> None:
 def configuration(database_url: str) -> Configuration:
     return Configuration(
         Settings(service_name="shop", _env_file=None),
-        settings_for("127.0.0.1:9", "shop"),  # nobody talks to it: the producer is a fake
+        settings_for("127.0.0.1:9", "shop"),  # unused: the producer is a fake
         database_settings(database_url),
         HttpSettings(_env_file=None),
     )
@@ -283,7 +283,7 @@ async def test_a_relay_listens_only_where_no_pooler_is_between(
 
 
 async def has_said(http: AsyncClient, words: str, check: str = "relay") -> None:
-    """Wait until the readiness of the relay says that."""
+    """Wait until the relay's readiness contains the text."""
     said = await eventually(
         lambda: http.get("/health/ready"), lambda a: words in a.json()["checks"][check], 20
     )
@@ -342,7 +342,7 @@ async def test_readiness_without_kafka_depends_on_the_role(
 
 @pytest.fixture(autouse=True)
 def own_gauges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gauges that the service of other tests, which runs in this process, does not set."""
+    """Use gauges that the service of other tests, in the same process, does not set."""
     of_the_process, own = monitor.gauges, monitor.Gauges()
     REGISTRY.unregister(of_the_process)
     REGISTRY.register(own)
@@ -424,7 +424,7 @@ async def test_a_relay_is_not_ready_while_events_wait_too_long(
     async with world.database.engine.begin() as connection:
         await store.waiting_buckets(connection)
     async with world.database.engine.begin() as connection:
-        # Somebody else has the bucket.
+        # Another relay has locked the bucket.
         await connection.execute(text("SELECT FROM outbox_buckets FOR UPDATE"))
         async with serving(migrated_database_url, FakeProducer()) as http:
             await has_said(http, "the oldest event has waited", "outbox")
@@ -433,7 +433,7 @@ async def test_a_relay_is_not_ready_while_events_wait_too_long(
 
 
 async def app(*arguments: str) -> Result:
-    """Run the command where no event loop runs, as from a shell."""
+    """Run the command in a thread without an event loop."""
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1) as thread:
         return await loop.run_in_executor(
@@ -442,7 +442,7 @@ async def app(*arguments: str) -> Result:
 
 
 class RefusesSold(FakeProducer):
-    """Refuses for good what was sold."""
+    """A producer that refuses every `Sold` permanently."""
 
     def _refusal(self, message: Message) -> SendError | None:
         return MessageRejected("too large for its topic") if message.topic == SOLD else None
@@ -553,7 +553,7 @@ async def effect(what: str, event: Moved | Sold, uow: UnitOfWork) -> None:
 
 
 class Selling:
-    """Writes, publishes in turn, and then fails, the first time it sees every tenth event."""
+    """A handler that writes, publishes, and then fails at the first sight of every tenth event."""
 
     def __init__(self) -> None:
         self.failed: set[int] = set()
@@ -593,7 +593,7 @@ async def test_what_handlers_write_and_publish_is_there_exactly_once(
             events = moved(EVENTS)
             for start in range(0, EVENTS // 2, 10):
                 await service.write(*events[start : start + 10])
-        # Those two are gone, in the middle of it; another one takes over.
+        # Both have stopped half-way; another relay takes over.
         for start in range(EVENTS // 2, EVENTS, 10):
             await service.write(*events[start : start + 10])
         async with service.relaying(1, producer):

@@ -1,4 +1,4 @@
-"""Relays on a real database with a broker that is a fake: all sent, in order, whatever fails."""
+"""Relays on a real database, with a fake broker: every event is sent in order, whatever fails."""
 
 import asyncio
 import secrets
@@ -35,7 +35,7 @@ from tests.platform.outbox.conftest import (
 
 
 class Slow(FakeProducer):
-    """Takes its time, so that relays meet."""
+    """A slow producer, so that relays compete."""
 
     async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
         await asyncio.sleep(0.02)
@@ -61,7 +61,7 @@ async def test_relays_share_the_work_and_keep_the_order(world: World) -> None:
             await world.write(*events[begin : begin + 20])
         await world.is_empty(30)
     sent = numbers(world.producer.sent)
-    assert len(world.producer.sent) == 400  # nothing twice: nobody died
+    assert len(world.producer.sent) == 400  # nothing twice, because no relay died
     assert in_order_by_key(sent)
 
 
@@ -109,7 +109,7 @@ async def test_a_commit_is_sent_at_once_when_its_process_has_no_relay(world: Wor
     async with world.relaying(), listening(engine, relays), notifying(engine, writers):
         await asyncio.sleep(0.2)
         world.published = writers
-        for _ in range(2):  # the second also when the first was the last word for long
+        for _ in range(2):  # the second one after a pause
             started = time.monotonic()
             await world.write(*moved(1))
             await world.is_empty()
@@ -128,7 +128,7 @@ async def test_notifications_resume_after_lost_connections(
         return relays.is_set()
 
     async with listening(engine, relays), notifying(engine, writers):
-        await eventually(heard)  # a listener that has just connected always does
+        await eventually(heard)  # every new listener wakes its relay once
         relays.clear()
         await eventually(heard)
         async with engine.begin() as connection:
@@ -192,12 +192,12 @@ async def test_no_transaction_is_open_during_an_outage(world: World) -> None:
                 )
                 return bool(await connection.scalar(open_ones))
 
-        # What was at work as the first batch failed comes to its end.
+        # Batches that were in flight at the first failure come to their end.
         await eventually(is_any_open, lambda is_open: not is_open)
 
 
 class Dying(FakeProducer):
-    """Delivers, and then never answers."""
+    """A producer that delivers, and never answers."""
 
     async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
         await super().send_all(messages)
@@ -220,7 +220,7 @@ async def test_the_rows_of_a_dead_relay_are_sent_by_the_next(world: World) -> No
 
 
 async def test_a_relay_recovers_from_a_cut_connection(world: World) -> None:
-    """As a frozen one that wakes up after the server has hung up on it."""
+    """Like a frozen relay that continues after the server has disconnected it."""
 
     class Cutting(FakeProducer):
         cuts = 0
@@ -234,7 +234,7 @@ async def test_a_relay_recovers_from_a_cut_connection(world: World) -> None:
                         text(
                             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                            " AND query LIKE '%octet_length%'"  # the relay's, after its reading
+                            " AND query LIKE '%octet_length%'"  # the relay, after reading its rows
                         )
                     )
             return outcomes
@@ -377,7 +377,7 @@ async def test_the_next_topic_of_a_key_waits_for_the_first(
 
 
 class Refusing(FakeProducer):
-    """Refuses for good what carries a certain number, as a broker would."""
+    """A producer that permanently refuses events of certain numbers."""
 
     def __init__(self, *bad: int) -> None:
         super().__init__(TOPICS)
@@ -398,7 +398,7 @@ async def test_block_parks_the_row_and_those_behind_it(world: World) -> None:
         await world.write(Sold(name="key-0", number=20), Moved(name="key-1", number=21))
         await world.is_empty()
     sent = [number for _, number in world.delivered()]
-    assert [n for n in sent if n % 4 == 0] == [0]  # of the blocked key only what came before
+    assert [n for n in sent if n % 4 == 0] == [0]  # of the blocked key, only the event before
     assert sorted(n for n in sent if n % 4) == [*(n for n in range(20) if n % 4), 21]
     rows = await world.rows("outbox_parked")
     assert [row["held"] for row in rows] == [False, *[True] * 4]
@@ -505,7 +505,7 @@ async def test_a_refusing_topic_backs_off(world: World, monkeypatch: pytest.Monk
 
 
 async def test_the_backlog_of_a_topic_backing_off_is_skipped(world: World) -> None:
-    """Within the limit of the relay's statements, although the statistics know of no row."""
+    """The query stays within the relay's limit, although the statistics show an empty table."""
     bucket = bucket_of(SOLD, b"k", 1)
     backlog = text(
         "INSERT INTO outbox (bucket, topic, key, value)"
