@@ -41,10 +41,13 @@ class History(ResponseModel, Generic[R]):
         return f"{params[0].__name__.removesuffix('EventResponse')}History"
 
 
+FindStream = Callable[..., Awaitable[int]]
+
+
 def history_router(
     path: str,
     category: Category[Any, S],
-    stream_id: Callable[..., Awaitable[int]],
+    stream_id: FindStream,
     event_response: type[EventResponse],
     state_response: type[ResponseModel],
     tag: str,
@@ -54,13 +57,23 @@ def history_router(
     `stream_id` is a dependency that reads the path, and finds the stream. `event_response` chooses
     which metadata to show.
     """
-    name = category.name
     router = APIRouter(prefix=path, tags=[tag], responses=responses(404, 422, 500, 503))
+    _add_events(router, category, stream_id, event_response)
+    _add_as_of(router, category, stream_id, state_response)
+    return router
+
+
+def _add_events(
+    router: APIRouter,
+    category: Category[Any, S],
+    stream_id: FindStream,
+    event_response: type[EventResponse],
+) -> None:
     StreamId = Annotated[int, Depends(stream_id, scope="function")]
 
     @router.get(
         "/events",
-        name=f"list_{name}_events",
+        name=f"list_{category.name}_events",
         summary="List what happened",
         response_model=History[event_response],  # type: ignore[valid-type]  # it is a type
     )
@@ -75,16 +88,25 @@ def history_router(
         store = EventStore(session, category)
         found = await store.events(id, after, limit + 1)
         if not found and not await store.events(id, limit=1):
-            raise NotFound(name, _key(request))
+            raise NotFound(category.name, _key(request))
         page, more = found[:limit], found[limit:]
         return {
             "events": [_fields(category, stored) for stored in page],
             "next_after": page[-1].version if more else None,
         }
 
+
+def _add_as_of(
+    router: APIRouter,
+    category: Category[Any, S],
+    stream_id: FindStream,
+    state_response: type[ResponseModel],
+) -> None:
+    StreamId = Annotated[int, Depends(stream_id, scope="function")]
+
     @router.get(
         "/as-of",
-        name=f"get_{name}_as_of",
+        name=f"get_{category.name}_as_of",
         summary="Get the state of the past",
         response_model=state_response,
         responses=with_headers(200, ETag="The version"),
@@ -107,11 +129,9 @@ def history_router(
         reached = version if time is None else await store.version_at(id, time)
         found = await store.load(id, reached)
         if found is None:
-            raise NotFound(name, f"{_key(request)} in version {reached}")
+            raise NotFound(category.name, f"{_key(request)} in version {reached}")
         response.headers["ETag"] = etag(found.version)
         return found.state
-
-    return router
 
 
 def _key(request: Request) -> str:
