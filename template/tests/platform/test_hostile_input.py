@@ -50,7 +50,11 @@ BODIES = [
     b"null",
     b'"' + b"a" * 300_000 + b'"',
 ]
-TIMES = {"date-time": "2026-01-01T00:00:00Z", "date": "2026-01-01"}
+FORMATS = {
+    "date-time": "2026-01-01T00:00:00Z",
+    "date": "2026-01-01",
+    "uuid": "00000000-0000-4000-8000-000000000001",
+}
 
 
 class Operation(NamedTuple):
@@ -110,8 +114,8 @@ def example(document: dict[str, Any], schema: dict[str, Any]) -> Any:
         return {name: example(document, part) for name, part in schema["properties"].items()}
     if schema.get("type") == "array":
         return [example(document, schema["items"])]
-    if schema.get("format") in TIMES:
-        return TIMES[schema["format"]]
+    if schema.get("format") in FORMATS:
+        return FORMATS[schema["format"]]
     return {"integer": schema.get("minimum", 1), "boolean": True}.get(schema["type"], "a")
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
         "doctor",
         "Check settings, servers, topics, migrations and template, and print what to do.",
     ),
+    "new": ("new", "Write a new slice: table, routes, event, handler, migration and tests."),
     "platform": ("platform", "List the files of app/platform that this service has changed."),
     "projections": ("projections", "The read side and its projections."),
 }

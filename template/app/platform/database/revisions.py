@@ -108,6 +108,14 @@ def _create_revision(
     return Path(written.path) if written and not isinstance(written, list) else None
 
 
+def next_revision() -> tuple[str, str | None]:
+    """Return the names of the service's next migration, and of the one that it follows."""
+    scripts = ScriptDirectory.from_config(alembic_config())
+    names = [script.revision for script in scripts.walk_revisions()]
+    own = [head for head in scripts.get_heads() if head.startswith(f"{BRANCH}_")]
+    return _next_revision_id(names), own[0] if own else None
+
+
 def _next_revision_id(revisions: Iterable[str]) -> str:
     numbers = [int(found[1]) for name in revisions if (found := re.match(rf"{BRANCH}_(\d+)", name))]
     return f"{BRANCH}_{max(numbers, default=0) + 1:04}"

@@ -1,0 +1,108 @@
+"""Writing new parts of the service: `app new …`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.platform.cli.base import failure, require_development, service_of
+from app.platform.terminal import say
+
+commands = typer.Typer()
+group = typer.Typer(help="New parts of the service.", no_args_is_help=True)
+commands.add_typer(group, name="new")
+
+Plural = Annotated[str, typer.Argument(help="The entity's name in the plural, such as shipments.")]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field",
+        help="name:type, or name:type? for an optional one; types are str, text, int, decimal, bool,"
+        " datetime, date and uuid. Repeat it for each field.",
+    ),
+]
+Slice = Annotated[
+    str | None, typer.Option(help="The folder in app; by default that of the event's entity.")
+]
+Singular = Annotated[
+    str | None, typer.Option(help="The name in the singular, where it is not the usual one.")
+]
+
+
+@group.command()
+def entity(
+    ctx: typer.Context, name: Plural, field: Fields = None, singular: Singular = None
+) -> None:
+    """Write a slice: table, migration, routes, event, handler and tests.
+
+    It is wired, and passes the service's checks as it is. Without --field it has `name:str`.
+    """
+    require_development("app new")
+    from app.platform.dev.scaffold import (
+        Entity,
+        ScaffoldIncomplete,
+        ScaffoldRefused,
+        first_request,
+        write_entity,
+    )
+
+    try:
+        new = Entity.parse(name, singular, field or ())
+        done = write_entity(Path.cwd(), new, service_of(ctx))
+    except (ScaffoldIncomplete, ScaffoldRefused) as error:
+        raise failure(str(error)) from error
+    for file, action in done.items():
+        say(f"{action:<7} {file.as_posix()}")
+    path, body = first_request(new)
+    say("")
+    say(f"Test it:  uv run pytest tests/{new.plural} tests/contracts")
+    say("Try it:   uv run app dev, and then")
+    say(f"  curl http://127.0.0.1:8000{path} --json '{body}'")
+
+
+@group.command()
+def event(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="entity.action, such as shipment.dispatched.")],
+    field: Fields = None,
+    slice: Slice = None,
+    service: Annotated[
+        str | None, typer.Option(help="The service that publishes it, if it is not this one.")
+    ] = None,
+) -> None:
+    """Declare an event in a slice, with its schema and a golden sample."""
+    require_development("app new")
+    from app.platform.dev.additions import NewEvent, write_event
+    from app.platform.dev.scaffold import ScaffoldIncomplete, ScaffoldRefused
+
+    try:
+        changed = write_event(
+            Path.cwd(), NewEvent.parse(name, slice, field or (), service), service_of(ctx)
+        )
+    except (ScaffoldIncomplete, ScaffoldRefused) as error:
+        raise failure(str(error)) from error
+    for path in changed:
+        say(f"changed {path.as_posix()}")
+
+
+@group.command()
+def consumer(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Its name, such as dispatch-mails.")],
+    event: Annotated[
+        str, typer.Argument(help="The event that it reads, such as shipment.created.")
+    ],
+    slice: Slice = None,
+) -> None:
+    """Declare a consumer of an event in a slice; its handler is still to be filled in."""
+    require_development("app new")
+    from app.platform.dev.additions import NewConsumer, write_consumer
+    from app.platform.dev.scaffold import ScaffoldIncomplete, ScaffoldRefused
+
+    try:
+        new = NewConsumer.parse(name, event, slice, service_of(ctx))
+        changed = write_consumer(Path.cwd(), new)
+    except (ScaffoldIncomplete, ScaffoldRefused) as error:
+        raise failure(str(error)) from error
+    for path in changed:
+        say(f"changed {path.as_posix()}")

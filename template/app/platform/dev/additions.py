@@ -1,0 +1,169 @@
+"""Adding an event or a consumer to a slice that exists."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.platform.dev import source_edits
+from app.platform.dev.errors import import_development
+from app.platform.dev.scaffold import (
+    RESERVED,
+    Field,
+    ScaffoldRefused,
+    camel,
+    checked_name,
+    render,
+    write,
+)
+from app.platform.events.event import EventType
+from app.platform.service import Service
+
+_EVENT_IMPORTS = """\
+from datetime import date
+from decimal import Decimal
+from typing import ClassVar, Literal
+from uuid import UUID
+from pydantic import AwareDatetime
+from app.platform.events.event import BaseEvent, EventType, Id
+"""
+_CONSUMER_IMPORTS = """\
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.kafka.subscription import Subscription
+"""
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """An event to be declared, such as `shipment.dispatched`, in a slice."""
+
+    name: str
+    slice: str
+    fields: tuple[Field, ...]
+    owner: str | None
+    """The service that publishes it, if that is another one."""
+
+    @classmethod
+    def parse(
+        cls, name: str, slice: str | None, fields: Iterable[str], owner: str | None
+    ) -> "NewEvent":
+        """Raises ScaffoldRefused."""
+        entity, dot, action = name.partition(".")
+        if not dot:
+            raise ScaffoldRefused(f"{name}: write entity.action, such as shipment.dispatched")
+        checked_name(entity, name, ())
+        checked_name(action, name, ())
+        if owner is not None and not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", owner):
+            raise ScaffoldRefused(f"--service {owner}: give the first part of the event's topic")
+        plural = slice or str(import_development("inflect", "inflect").engine().plural_noun(entity))
+        read = tuple(Field.parse(text, RESERVED | {f"{entity}_id"}) for text in fields)
+        return cls(name, checked_name(plural, f"--slice {plural}", ()), read, owner)
+
+    @property
+    def model(self) -> str:
+        return camel(self.name.replace(".", "_"))
+
+    @property
+    def path(self) -> Path:
+        return Path("app") / self.slice / "events.py"
+
+
+def write_event(project: Path, event: NewEvent, service: Service) -> list[Path]:
+    """Declare `event` in its slice; return the paths that changed.
+
+    Raises ScaffoldRefused, and then nothing was written, and ScaffoldIncomplete.
+    """
+    owned = {(entry.service, entry.name) for entry in service.events}
+    if (event.owner, event.name) in owned:
+        raise ScaffoldRefused(f"the event {event.name} exists already: choose another name")
+    definition = render(
+        "event",
+        model=event.model,
+        name=event.name,
+        entity=event.name.partition(".")[0],
+        fields=event.fields,
+    )
+    owner = f', service="{event.owner}"' if event.owner else ""
+    item = f"EventType({event.model}{owner})"
+    text = _edited(project, event.path, _EVENT_IMPORTS, definition, "EVENTS", item)
+    _require_listed(project, event.slice, "EVENTS")
+    write(project, {event.path: text})
+    return [event.path, Path("tests/contracts") / f"{event.name}.json"]
+
+
+@dataclass(frozen=True)
+class NewConsumer:
+    """A consumer to be declared in a slice, with the event that it reads."""
+
+    name: str
+    event: EventType
+    slice: str
+
+    @classmethod
+    def parse(cls, name: str, event: str, slice: str | None, service: Service) -> "NewConsumer":
+        """Raises ScaffoldRefused."""
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > 40:
+            raise ScaffoldRefused(
+                f"{name}: use lower-case letters and digits in words joined by single hyphens"
+            )
+        if name in {entry.name for entry in service.subscriptions}:
+            raise ScaffoldRefused(f"the consumer {name} exists already: choose another name")
+        entries = {entry.name: entry for entry in service.events}
+        if event not in entries:
+            there_are = ", ".join(sorted(entries)) or "none"
+            raise ScaffoldRefused(
+                f"there is no event {event}: write it with `app new event`; there are: {there_are}"
+            )
+        of_event = entries[event].model.__module__.split(".")[1]
+        return cls(name, entries[event], slice or of_event)
+
+    @property
+    def path(self) -> Path:
+        return Path("app") / self.slice / "handlers.py"
+
+
+def write_consumer(project: Path, consumer: NewConsumer) -> list[Path]:
+    """Declare `consumer` in its slice; return the paths that changed.
+
+    Raises ScaffoldRefused, and then nothing was written, and ScaffoldIncomplete.
+    """
+    model = consumer.event.model
+    function = f"handle_{consumer.name.replace('-', '_')}"
+    definition = render("consumer", function=function, model=model.__name__)
+    imports = f"{_CONSUMER_IMPORTS}from {model.__module__} import {model.__name__}\n"
+    item = f'Subscription("{consumer.name}", {{{model.__name__}: {function}}})'
+    text = _edited(project, consumer.path, imports, definition, "SUBSCRIPTIONS", item)
+    _require_listed(project, consumer.slice, "SUBSCRIPTIONS")
+    write(project, {consumer.path: text})
+    return [consumer.path]
+
+
+def _edited(
+    project: Path, path: Path, imports: str, definition: str, variable: str, item: str
+) -> str:
+    file = project / path
+    if not file.parent.is_dir():
+        raise ScaffoldRefused(
+            f"there is no slice {file.parent.name}: name one with --slice, or write it with"
+            f" `app new entity`"
+        )
+    source = (
+        file.read_text()
+        if file.is_file()
+        else f'"""{path.stem.capitalize()}."""\n\n{variable} = []\n'
+    )
+    try:
+        return source_edits.with_definition(source, imports, definition, variable, item)
+    except source_edits.NotRecognised as error:
+        raise ScaffoldRefused(f"{path.as_posix()}: {error}") from error
+
+
+def _require_listed(project: Path, slice: str, variable: str) -> None:
+    """Without its list in the component, what is written would not run."""
+    component = project / "app" / slice / "__init__.py"
+    if not component.is_file() or variable not in component.read_text():
+        field = variable.lower()
+        raise ScaffoldRefused(
+            f"app/{slice}/__init__.py does not name {variable}: give its Component"
+            f" `{field}={variable}`, and run this again"
+        )

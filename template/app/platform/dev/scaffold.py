@@ -1,0 +1,345 @@
+"""Writing a new slice from `scaffold.j2`: its files, its migration, and its lines in what lists slices."""
+
+import json
+import keyword
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.platform.database.engine import Base
+from app.platform.database.revisions import next_revision
+from app.platform.dev import source_edits
+from app.platform.dev.errors import import_development
+from app.platform.service import Service
+
+TEMPLATE = Path(__file__).with_name("scaffold.j2")
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_LONGEST = 40  # of a name: names of constraints and topics are made from it
+_OF_ENTITY = {"id", "created_at", "confirmed_at"}
+_OF_EVENT = {"event_id", "timestamp", "version", "event_type", "key", "key_field"}
+_OF_MODELS = {
+    "metadata",
+    "registry",
+    "self",
+    "service",
+    "idempotency",
+    "new",
+    "session",
+    "copy",
+    "json",
+}
+RESERVED = _OF_ENTITY | _OF_EVENT | _OF_MODELS
+# Names of variables and imports beside those of an entity.
+_OF_CODE = {
+    "service",
+    "idempotency",
+    "session",
+    "uow",
+    "event",
+    "events",
+    "router",
+    "create",
+    "created",
+}
+_OF_CODE |= {
+    "found",
+    "page",
+    "more",
+    "cursor",
+    "limit",
+    "query",
+    "date",
+    "datetime",
+    "api",
+    "client",
+}
+_OF_SERVICE = {"platform", "wiring", "health", "metrics", "docs", "redoc", "openapi", "main"}
+
+
+class ScaffoldRefused(Exception):
+    """Nothing was written. The message says why, and what to do."""
+
+
+class ScaffoldIncomplete(Exception):
+    """The files were written, and a step after that failed. The message says which, and what it said."""
+
+
+@dataclass(frozen=True)
+class FieldType:
+    """A type that a field can have: in Python, in the table, in requests, and a value as JSON."""
+
+    python: str
+    column: str
+    example: Any
+    api: str
+    """The type in requests: one that exists, or the name of `definition`."""
+    definition: str = ""
+    event: str = ""
+    """The type in the event, where it is not the one in Python."""
+
+
+TYPES = {
+    "str": FieldType(
+        "str",
+        "String(200)",
+        "some words",
+        "Line",
+        "Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200),"
+        ' AfterValidator(reject_nul), Field(examples=["some words"])]',
+    ),
+    "text": FieldType(
+        "str",
+        "Text",
+        "Some sentences.",
+        "Text",
+        "Annotated[str, StringConstraints(max_length=100_000), AfterValidator(reject_nul),"
+        ' Field(examples=["Some sentences."])]',
+    ),
+    "int": FieldType(
+        "int",
+        "BigInteger",
+        7,
+        "Number",
+        "Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1, examples=[7])]",
+    ),
+    "decimal": FieldType(
+        "Decimal",
+        "Numeric(12, 2)",
+        "9.99",
+        "Amount",
+        "Annotated[Decimal, Field(max_digits=12, decimal_places=2, examples=['9.99']),"
+        " BeforeValidator(require_plain_decimal)]",
+    ),
+    "bool": FieldType("bool", "Boolean", True, "Flag", "Annotated[bool, Field(strict=True)]"),
+    "datetime": FieldType(
+        "datetime",
+        "DateTime(timezone=True)",
+        "2030-01-31T12:00:00Z",
+        "UtcDatetime",
+        event="AwareDatetime",
+    ),
+    "date": FieldType("date", "Date", "2030-01-31", "date"),
+    "uuid": FieldType("UUID", "Uuid", "6f1c9a3e-3f0b-4c55-9d3e-0a1b2c3d4e5f", "UUID"),
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of an entity, as the template names it."""
+
+    name: str
+    type: FieldType
+    optional: bool = False
+
+    @classmethod
+    def parse(cls, text: str, reserved: Iterable[str] = ()) -> "Field":
+        """Read `name:type`, or `name:type?` for an optional one. Raises ScaffoldRefused."""
+        name, _, type_name = text.partition(":")
+        optional = type_name.endswith("?")
+        found = TYPES.get(type_name.removesuffix("?"))
+        if found is None:
+            raise ScaffoldRefused(
+                f"--field {text}: write name:type, or name:type? for an optional one;"
+                f" types are {', '.join(TYPES)}"
+            )
+        return cls(checked_name(name, f"--field {text}", {*RESERVED, *reserved}), found, optional)
+
+    @property
+    def python(self) -> str:
+        return self._maybe(self.type.python)
+
+    @property
+    def event(self) -> str:
+        return self._maybe(self.type.event or self.type.python)
+
+    @property
+    def api(self) -> str:
+        return f"{self.type.api} | None = None" if self.optional else self.type.api
+
+    @property
+    def column(self) -> str:
+        return self.type.column
+
+    def _maybe(self, python: str) -> str:
+        return f"{python} | None" if self.optional else python
+
+
+@dataclass(frozen=True)
+class Entity:
+    """The names of a new entity, such as `line_items` and `line_item`, and its fields."""
+
+    plural: str
+    singular: str
+    fields: Sequence[Field]
+
+    @classmethod
+    def parse(cls, plural: str, singular: str | None, fields: Iterable[str]) -> "Entity":
+        """Raises ScaffoldRefused."""
+        checked_name(plural, plural, _OF_SERVICE | _OF_CODE)
+        one = singular or import_development("inflect", "inflect").engine().singular_noun(plural)
+        if not one or one == plural:
+            raise ScaffoldRefused(
+                f"{plural}: give a plural, such as `shipments`, or its singular with --singular"
+            )
+        read = [Field.parse(text) for text in fields] or [Field("name", TYPES["str"])]
+        names = [field.name for field in read]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ScaffoldRefused(f"--field {min(twice)} is given twice: name each field once")
+        checked_name(one, f"--singular {one}", {*names, plural, *_OF_CODE})
+        return cls(plural, one, sorted(read, key=lambda field: field.optional))
+
+    @property
+    def model(self) -> str:
+        return camel(self.singular)
+
+    @property
+    def path(self) -> str:
+        return self.plural.replace("_", "-")
+
+    @property
+    def sample(self) -> dict[str, Any]:
+        """The body of a request."""
+        return {field.name: field.type.example for field in self.fields}
+
+    def refuse_taken(self, service: Service, project: Path) -> None:
+        """Raise ScaffoldRefused where the service has something of one of its names already."""
+        prefix = f"/{self.path}"
+        paths = {str(getattr(route, "path", "")) for r in service.routers for route in r.routes}
+        taken = {
+            f"the folder app/{self.plural}": (project / "app" / self.plural).exists(),
+            f"the folder tests/{self.plural}": (project / "tests" / self.plural).exists(),
+            f"the table {self.plural}": self.plural in Base.metadata.tables,
+            f"the path {prefix}": any(p == prefix or p.startswith(f"{prefix}/") for p in paths),
+            f"the event {self.singular}.created": any(
+                entry.name == f"{self.singular}.created" for entry in service.events
+            ),
+        }
+        for what, there in taken.items():
+            if there:
+                raise ScaffoldRefused(f"{what} exists already: choose another name")
+
+
+def render(part: str, **values: object) -> str:
+    """Render the `part` of the template: "entity", "event" or "consumer"."""
+    jinja2 = import_development("jinja2", "jinja2")
+    environment = jinja2.Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # it renders Python
+    )
+    text: str = environment.from_string(TEMPLATE.read_text()).render(part=part, **values)
+    return text
+
+
+def files_of(entity: Entity) -> dict[Path, str]:
+    """Render the files of `entity`, by their paths in the project."""
+    revision, down_revision = next_revision()
+    required = [field.name for field in entity.fields if not field.optional]
+    rendered = render(
+        "entity",
+        plural=entity.plural,
+        singular=entity.singular,
+        fields=entity.fields,
+        model=entity.model,
+        models=camel(entity.plural),
+        path=entity.path,
+        words=entity.plural.replace("_", " "),
+        word=entity.singular.replace("_", " "),
+        article="an" if entity.singular[0] in "aeiou" else "a",
+        title=entity.plural.replace("_", " ").capitalize(),
+        parameters=", ".join(f"{field.name}: {field.python}" for field in entity.fields),
+        passed=", ".join(f"{field.name}={field.name}" for field in entity.fields),
+        from_request=", ".join(
+            f"{field.name}={entity.singular}.{field.name}" for field in entity.fields
+        ),
+        aliases={f.type.api: f.type.definition for f in entity.fields if f.type.definition},
+        sample=repr(entity.sample),
+        required=repr(required or ["none"]),
+        missing=2**62,
+        revision=revision,
+        down_revision=down_revision,
+    )
+    return dict(_split(rendered))
+
+
+def write_entity(project: Path, entity: Entity, service: Service) -> Mapping[Path, str]:
+    """Write the slice, format it, and export its schema; return what was done to each path.
+
+    Raises ScaffoldRefused, and then nothing was written, and ScaffoldIncomplete.
+    """
+    entity.refuse_taken(service, project)
+    new = files_of(entity)
+    try:
+        edited = {
+            Path("app/wiring.py"): source_edits.with_component(
+                (project / "app" / "wiring.py").read_text(), entity.plural
+            ),
+            Path("pyproject.toml"): source_edits.with_contracts(
+                (project / "pyproject.toml").read_text(), entity.plural
+            ),
+        }
+    except source_edits.NotRecognised as error:
+        raise ScaffoldRefused(str(error)) from error
+    write(project, {**new, **edited})
+    sample = Path("tests/contracts") / f"{entity.singular}.created.json"
+    return {
+        **dict.fromkeys(new, "wrote"),
+        sample: "wrote",
+        **dict.fromkeys(edited, "changed"),
+    }
+
+
+def write(project: Path, files: Mapping[Path, str]) -> None:
+    """Write `files`, format them, and export the schemas of new events.
+
+    Raises ScaffoldIncomplete.
+    """
+    for path, text in files.items():
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).write_text(text)
+    python = [str(path) for path in files if path.suffix == ".py"]
+    _run(project, "ruff", "check", "--quiet", "--fix", "--select", "F401,I", *python)
+    _run(project, "ruff", "format", "--quiet", *python)
+    _run(project, "app", "schemas", "export")
+
+
+def first_request(entity: Entity) -> tuple[str, str]:
+    """The path and the JSON body of a request that creates one."""
+    return f"/{entity.path}", json.dumps(entity.sample)
+
+
+def _run(project: Path, module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = [*done.stdout.splitlines(), *done.stderr.splitlines()] or ["it said nothing"]
+        name = " ".join([module, *arguments[:2]])
+        raise ScaffoldIncomplete(f"the files are written, but `{name}` failed: {said[-1]}")
+
+
+def _split(rendered: str) -> Iterator[tuple[Path, str]]:
+    """Split at the lines that name files."""
+    _, *parts = re.split(r"^#: (.+)\n", rendered, flags=re.MULTILINE)
+    for name, text in zip(parts[::2], parts[1::2], strict=True):
+        yield Path(name), text
+
+
+def checked_name(name: str, place: str, reserved: Iterable[str]) -> str:
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST:
+        raise ScaffoldRefused(
+            f"{place}: use lower-case letters, digits and single underscores, beginning with a"
+            f" letter, at most {_LONGEST} characters"
+        )
+    if keyword.iskeyword(name) or name in reserved:
+        raise ScaffoldRefused(f"{place}: {name} means something else here; choose another name")
+    return name
+
+
+def camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))

@@ -1,0 +1,59 @@
+"""What `app new` writes passes the service's checks and its own tests, as it stands."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import matrix
+from tests.generated.conftest import Service
+from tests.generated.workspace import Workspace
+from tests.matrix import Variant
+
+FIELDS = ["address:str", "weight:decimal", "pieces:int", "express:bool", "note:text?"]
+FIELDS += ["due:datetime", "day:date?", "reference:uuid"]
+VARIANTS = [matrix.ends()[0], replace(matrix.ends()[-1], sample_domain=False)]
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda variant: variant.code)
+def extended(
+    request: pytest.FixtureRequest, workspace: Workspace, repository: Path, services_folder: Path
+) -> Service:
+    """A service with a new entity of fields of each type, one with the default field, an event of
+    each, one of another service, and a consumer of that."""
+    variant: Variant = request.param
+    path = workspace.render(variant, repository, f"{variant.code}-extended")
+    settings = workspace.shared_environment(path)
+    service = Service(path, f"{variant.code} extended", settings, services_folder / "summary")
+    paths = {"PYTHONPATH": str(path)}
+    fields = [option for field in FIELDS for option in ("--field", field)]
+    said = service.run("app", "new", "entity", "shipments", *fields, settings=paths)
+    assert "wrote   app/shipments/router.py" in said
+    assert "changed app/wiring.py" in said
+    service.run("app", "new", "entity", "line_items", settings=paths)
+    service.run("app", "new", "event", "shipment.lost", "--field", "day:date", settings=paths)
+    service.run("app", "new", "event", "line_item.dropped", settings=paths)
+    foreign = ("--service", "billing", "--slice", "shipments", "--field", "amount:decimal")
+    service.run("app", "new", "event", "invoice.paid", *foreign, settings=paths)
+    service.run("app", "new", "consumer", "paid-shipments", "invoice.paid", settings=paths)
+    return service
+
+
+def test_new_entities_pass_every_check_untouched(
+    extended: Service, servers: Mapping[str, str]
+) -> None:
+    extended.run("ruff", "check", ".")
+    extended.run("ruff", "format", "--check", ".")
+    extended.run("lint-imports")
+    extended.run("mypy")
+    tests = (
+        "tests/shipments",
+        "tests/line_items",
+        "tests/contracts",
+        "tests/platform/test_database.py",
+    )
+    said = extended.run(
+        "pytest", "-q", *tests, "tests/platform/test_hostile_input.py", settings=servers
+    )
+    extended.report_last_line(said, "two new entities")

@@ -1,0 +1,215 @@
+"""`app new`: names and fields, and the edits of source files."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app import wiring
+from app.platform.cli import command_line
+from app.platform.dev.additions import NewConsumer, NewEvent, write_consumer, write_event
+from app.platform.dev.scaffold import (
+    Entity,
+    Field,
+    ScaffoldIncomplete,
+    ScaffoldRefused,
+    files_of,
+    write,
+    write_entity,
+)
+from app.platform.dev.source_edits import (
+    NotRecognised,
+    with_component,
+    with_contracts,
+    with_definition,
+)
+
+PROJECT = Path.cwd()
+WIRING = """\
+from app import orders, users
+from app.platform import outbox
+from app.platform.service import Service
+
+service = Service([users.component, orders.component, outbox.component])
+"""
+CONTRACTS = """\
+[[tool.importlinter.contracts]]
+layers = ["app.__main__", "app.wiring", "app.posts | app.orders", "app.users", "app.platform"]
+
+[[tool.importlinter.contracts]]
+containers = ["app.users"]  # and more
+"""
+
+
+@pytest.mark.parametrize(
+    ("plural", "singular", "model"),
+    [
+        ("shipments", "shipment", "Shipment"),
+        ("line_items", "line_item", "LineItem"),
+        ("companies", "company", "Company"),
+        ("addresses", "address", "Address"),
+        ("people", "person", "Person"),
+    ],
+)
+def test_singular_and_class_follow_from_the_plural(plural: str, singular: str, model: str) -> None:
+    entity = Entity.parse(plural, None, [])
+    assert (entity.singular, entity.model) == (singular, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("shipment", [], "give a plural"),
+        ("Shipments", [], "use lower-case letters"),
+        ("2fa_codes", [], "use lower-case letters"),
+        ("a" * 41, [], "at most 40 characters"),
+        ("../etc", [], "use lower-case letters"),
+        ("metrics", [], "choose another name"),
+        ("events", [], "choose another name"),
+        ("services", [], "--singular service: service means something else"),
+        ("shipments", ["weight"], "write name:type"),
+        ("shipments", ["weight:float"], "types are str, text"),
+        ("shipments", ["class:str"], "choose another name"),
+        ("shipments", ["version:int"], "choose another name"),
+        ("shipments", ["metadata:str"], "choose another name"),
+        ("shipments", ["shipment:str"], "choose another name"),
+        ("shipments", ["a:str", "a:int"], "a is given twice"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(name: str, fields: list[str], said: str) -> None:
+    with pytest.raises(ScaffoldRefused, match=said):
+        Entity.parse(name, None, fields)
+
+
+def test_optional_field_may_be_missing() -> None:
+    field = Field.parse("note:text?")
+    assert (field.python, field.api) == ("str | None", "Text | None = None")
+
+
+def test_migration_follows_the_services_newest() -> None:
+    files = files_of(Entity.parse("shipments", None, []))
+    (name,) = (path.name for path in files if path.parts[0] == "migrations")
+    assert name == "core_0002_add_shipments.py"
+    assert 'down_revision: str | None = "core_0001"' in files[Path("migrations/versions") / name]
+
+
+@pytest.mark.parametrize("name", ["users", "inboxes"])
+def test_nothing_is_written_over(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_text", lambda *_: pytest.fail("nothing should be written"))
+    singular = {"inboxes": "order"}.get(name)  # there is an event order.created
+    with pytest.raises(ScaffoldRefused, match="exists already: choose another name"):
+        write_entity(PROJECT, Entity.parse(name, singular, []), wiring.service)
+
+
+def test_failed_step_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ScaffoldIncomplete, match="are written, but `ruff check --quiet` failed: "):
+        write(tmp_path, {Path("app/broken.py"): "def"})
+    assert (tmp_path / "app" / "broken.py").exists()
+
+
+def test_command_says_in_one_line_why_nothing_was_written() -> None:
+    cli = command_line(lambda: wiring.service)
+    result = CliRunner().invoke(cli, ["new", "entity", "users"])
+    assert result.exit_code == 1
+    assert result.output == "error: the folder app/users exists already: choose another name\n"
+
+
+def test_component_is_added_behind_the_other_slices() -> None:
+    edited = with_component(WIRING, "shipments")
+    assert "from app import orders, users, shipments\n" in edited
+    assert "orders.component, shipments.component, outbox.component]" in edited
+
+
+def test_component_is_added_to_an_empty_list() -> None:
+    source = "from app.platform.service import Service\n\nservice = Service([])\n"
+    edited = with_component(source, "shipments")
+    assert edited.startswith("from app import shipments\n")
+    assert "Service([shipments.component, ])" in edited
+
+
+def test_position_is_counted_in_bytes_as_ast_does() -> None:
+    source = WIRING.replace("[users", '["é" and users')
+    assert "orders.component, shipments.component, outbox" in with_component(source, "shipments")
+
+
+def test_wiring_without_a_list_is_left_alone() -> None:
+    with pytest.raises(NotRecognised, match="write the list of components like that"):
+        with_component("service = build()\n", "shipments")
+
+
+def test_slice_joins_the_first_layer_of_slices() -> None:
+    edited = with_contracts(CONTRACTS, "shipments")
+    assert '"app.posts | app.orders | app.shipments", "app.users"' in edited
+    assert 'containers = ["app.users", "app.shipments"]  # and more' in edited
+
+
+def test_first_slice_gets_a_layer_of_its_own() -> None:
+    source = CONTRACTS.replace('"app.posts | app.orders", "app.users", ', "")
+    assert '"app.wiring", "app.shipments", "app.platform"' in with_contracts(source, "shipments")
+
+
+def test_contracts_that_are_gone_are_missed() -> None:
+    with pytest.raises(NotRecognised, match="bring them back"):
+        with_contracts("[tool]\n", "shipments")
+
+
+EVENTS_FILE = """\
+from app.platform.events.event import EventType
+
+EVENTS = [EventType(Placed)]
+"""
+
+
+def test_definition_stands_above_its_list() -> None:
+    edited = with_definition(EVENTS_FILE, "import a\n", "class B: ...\n", "EVENTS", "EventType(B)")
+    assert edited.startswith("import a\nfrom app.platform")
+    assert edited.endswith("class B: ...\nEVENTS = [EventType(Placed), EventType(B)]\n")
+
+
+def test_list_that_is_gone_is_missed() -> None:
+    with pytest.raises(NotRecognised, match=r"no list `EVENTS = \[...\]`: add it"):
+        with_definition("EVENTS = load()\n", "", "", "EVENTS", "EventType(B)")
+
+
+@pytest.mark.parametrize(
+    ("name", "slice", "fields", "owner", "said"),
+    [
+        ("shipped", "orders", [], None, "write entity.action"),
+        ("order.Shipped", "orders", [], None, "use lower-case letters"),
+        ("order.a.b", "orders", [], None, "use lower-case letters"),
+        ("order.shipped", "orders", ["order_id:int"], None, "choose another name"),
+        ("order.shipped", "orders", ["timestamp:datetime"], None, "choose another name"),
+        ("order.shipped", "orders", [], "Billing!", "first part of the event's topic"),
+        ("order.created", "orders", [], None, "exists already"),
+        ("parcel.shipped", None, [], None, "there is no slice parcels"),
+        ("parcel.shipped", "platform", [], None, "does not name EVENTS"),
+    ],
+)
+def test_events_that_cannot_be_are_refused(
+    name: str,
+    slice: str | None,
+    fields: list[str],
+    owner: str | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Path, "write_text", lambda *_: pytest.fail("nothing should be written"))
+    with pytest.raises(ScaffoldRefused, match=said):
+        write_event(PROJECT, NewEvent.parse(name, slice, fields, owner), wiring.service)
+
+
+@pytest.mark.parametrize(
+    ("name", "event", "slice", "said"),
+    [
+        ("Mails", "order.created", None, "use lower-case letters"),
+        ("inventory", "order.created", None, "exists already"),
+        ("mails", "order.lost", None, "there is no event order.lost"),
+        ("mails", "order.created", "parcels", "there is no slice parcels"),
+    ],
+)
+def test_consumers_that_cannot_be_are_refused(
+    name: str, event: str, slice: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "write_text", lambda *_: pytest.fail("nothing should be written"))
+    with pytest.raises(ScaffoldRefused, match=said):
+        write_consumer(PROJECT, NewConsumer.parse(name, event, slice, wiring.service))
