@@ -333,12 +333,12 @@ def test_exporting_keeps_the_samples(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "thing.sold.json").write_text("{")
-    with pytest.raises(UnreadableFile, match=r"thing.sold.json is not JSON"):
+    with pytest.raises(UnreadableFile, match=r"thing.sold.json is not valid JSON"):
         export([EventType(Sold)], tmp_path)
 
 
 class SoldWithEverything(Sold):
-    code: str = Field(pattern=r"^[A-Z]{2,}$")
+    code: str = Field(pattern=r"^[A-Z]{2,}$", examples=["AB"])
     maybe: int | None
     kind: Literal["cash", "card"]
     paid: bool
