@@ -1,5 +1,6 @@
 """The command line of the service: `app …`. A command imports what it needs when it runs."""
 
+import errno
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -44,6 +45,10 @@ COMMANDS = {
     "platform": ("platform", "List the files of app/platform that this service has changed."),
     "projections": ("projections", "The read side and its projections."),
 }
+
+
+# A folder that belongs to another user, a file system that is mounted read-only, a file in a folder's place.
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 class LazyGroup(TyperGroup):
@@ -122,6 +127,11 @@ def user_message(error: Exception) -> str | None:
         return f"{error}{advice(KafkaSettings, 'KAFKA_BOOTSTRAP_SERVERS')}"
     if isinstance(error, ConfigurationError | MessagingError | KafkaError):
         return str(error)
+    if isinstance(error, OSError) and error.errno in _NO_ACCESS and error.filename:
+        return (
+            f"no access to {error.filename}: {error.strerror}; run the command as the owner of the"
+            " folder, or make the folder writable"
+        )
     if not is_unavailable(error):
         return None
     if is_schema_missing(error):
