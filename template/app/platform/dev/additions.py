@@ -131,7 +131,8 @@ def write_consumer(project: Path, consumer: NewConsumer) -> list[Path]:
     function = f"handle_{consumer.name.replace('-', '_')}"
     definition = render("consumer", function=function, model=model.__name__)
     imports = f"{_CONSUMER_IMPORTS}from {model.__module__} import {model.__name__}\n"
-    item = f'Subscription("{consumer.name}", {{{model.__name__}: {function}}})'
+    handlers = "".join(["{", f"{model.__name__}: {function}", "}"])
+    item = f'Subscription("{consumer.name}", {handlers})'
     text = _edited(project, consumer.path, imports, definition, "SUBSCRIPTIONS", item)
     _require_listed(project, consumer.slice, "SUBSCRIPTIONS")
     write(project, {consumer.path: text})
