@@ -14,7 +14,16 @@ pytest_plugins = ["tests.fixtures", "tests.world"]
 settings.register_profile("quick", deadline=None, max_examples=50)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `unit` each test that needs no server, by its fixtures."""
+    for item in items:
+        if "servers" not in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.unit)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "unit: needs no server (set for you)")
     if config.getoption("--hypothesis-profile") is None:
         settings.load_profile("quick")
     # structlog's default draws tracebacks that take seconds: consumers would miss their heartbeats.

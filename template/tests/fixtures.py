@@ -196,10 +196,17 @@ async def client(live_app: FastAPI) -> AsyncIterator[AsyncClient]:
     """HTTP to the running service, once it is ready."""
     transport = ASGITransport(live_app, raise_app_exceptions=False)
     async with AsyncClient(transport=transport, base_url="http://service") as http:
-        await eventually(
-            lambda: http.get("/health/ready"), lambda answer: answer.status_code == 200, seconds=30
-        )
+        await eventually(lambda: failing_checks(http), lambda failing: failing == {}, seconds=30)
         yield http
+
+
+async def failing_checks(http: AsyncClient) -> dict[str, str]:
+    """The readiness checks that fail, each with its reason."""
+    answer = await http.get("/health/ready")
+    if answer.status_code == 200:
+        return {}
+    checks: dict[str, str] = answer.json()["checks"]
+    return {name: result for name, result in checks.items() if result != "ok"}
 
 
 # Parts of the service, a test at a time
