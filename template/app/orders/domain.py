@@ -1,7 +1,7 @@
-"""Orders: commands decide which events happen, `evolve` applies them. No I/O, no clock, no ids made up.
+"""Orders: commands decide on events, `evolve` applies them. No I/O, no clock, no generated ids.
 
-The version of an order is the number of events applied to it. Events hold ids, never names or
-addresses, so that they can be kept for ever.
+The version of an order is the number of events applied to it. Events contain ids, never names or
+addresses, so that they can be stored for ever.
 """
 
 from collections.abc import Iterable, Sequence
@@ -53,7 +53,7 @@ OrderEvent = OrderPlaced | OrderPaid | OrderCancelled
 
 @dataclass(frozen=True)
 class Order:
-    """The state that the events of one order add up to."""
+    """The state of an order, folded from its events."""
 
     id: int
     user_id: int
@@ -74,7 +74,7 @@ class EmptyOrder(DomainError):
 
 
 class TransitionNotAllowed(DomainError):
-    """The order is in a state in which this cannot be done."""
+    """The state of the order forbids the command."""
 
     def __init__(self, order: Order, action: str, needed: OrderStatus) -> None:
         super().__init__(
@@ -101,7 +101,7 @@ def cancel(order: Order) -> list[OrderEvent]:
 
 
 def evolve(order: Order | None, event: OrderEvent) -> Order:
-    """The order after `event`. Raises InvalidTransition for a history that cannot have happened."""
+    """Return the order after `event`. Raises InvalidTransition for an impossible history."""
     match order, event:
         case None, OrderPlaced(order_id, user_id, items):
             return Order(order_id, user_id, items, OrderStatus.PLACED, version=1)
@@ -114,7 +114,7 @@ def evolve(order: Order | None, event: OrderEvent) -> Order:
 
 
 def fold(events: Iterable[OrderEvent], order: Order | None = None) -> Order | None:
-    """The order after all of `events`, in their order, beginning at `order`."""
+    """Apply `events` to `order`, one after the other."""
     for event in events:
         order = evolve(order, event)
     return order

@@ -1,7 +1,7 @@
-"""The events of orders: what this service tells others about them. Money is Decimal, a string in JSON.
+"""The events of orders. They are contracts with other services. Money is a Decimal, in JSON a string.
 
-They are contracts: a change that readers could trip over needs a new version, with an upcaster from
-the old one, an exported schema and a golden sample of the new one (tests/contracts).
+An incompatible change needs a new version: an upcaster, an exported schema and a golden sample
+(tests/contracts).
 """
 
 from decimal import Decimal
@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.platform.events.event import VERSION_PATTERN, BaseEvent, EventType, Id
 
-# What fits the database. A message beyond it can never be handled, so it is refused when decoded.
+# A message with values that do not fit the database is refused when it is decoded.
 Quantity = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -26,17 +26,17 @@ class OrderLine(BaseModel):
     unit_price: Decimal
 
 
-# What the published schemas of the three events say, and go on saying. An event that leads to another
-# status declares that one alone: `status: Literal["shipped"]`.
+# The published schemas of the three events allow each of these. An event that leads to a new status
+# declares only that one: `status: Literal["shipped"]`.
 PlacedPaidCancelled = Literal["placed", "paid", "cancelled"]
 
 
 class OrderStateEvent(BaseEvent):
-    """The fields of every event of an order: the full state after it, and the order's version.
+    """The base of all events of orders: the full state after the event, and the order's version.
 
-    Readers keep the state of the highest `order_version` and need no event that they missed.
-    Version 1.1.0 has `placed_at`; in messages of 1.0.0 it is null. Each event declares which
-    `status` its messages may have.
+    A reader keeps the state with the highest `order_version`, and needs no events that it missed.
+    Version 1.1.0 has `placed_at`; in messages of 1.0.0 it is null. Each event declares the values
+    of `status` in its messages.
     """
 
     key_field: ClassVar[str] = "order_id"

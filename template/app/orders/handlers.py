@@ -1,4 +1,4 @@
-"""Consumers of the orders slice. Their effects are committed with the inbox row, or not at all."""
+"""Consumers of orders. Their effects commit together with the inbox row."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,11 +10,7 @@ from app.platform.kafka.subscription import Subscription
 
 
 async def reserve_inventory(events: Sequence[OrderCreated], uow: UnitOfWork) -> None:
-    """Add to what is reserved of each SKU: applied twice, it would be wrong.
-
-    Many events share a row. So a batch is taken at once and its rows are locked in one order: two
-    batches with the same rows wait for each other and never deadlock.
-    """
+    """Add to the reserved pieces of each SKU. The inbox applies each event once."""
     quantities: Counter[str] = Counter()
     for event in events:
         for line in event.items:

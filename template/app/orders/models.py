@@ -1,4 +1,4 @@
-"""The tables of orders, and of the inventory that they reserve."""
+"""The tables of orders and of the inventory."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -21,7 +21,7 @@ from app.platform.database.engine import Base
 
 
 class InventoryLevel(Base):
-    """The pieces of a SKU that are reserved for orders, counted by the consumer of order.created."""
+    """The reserved pieces of a SKU, counted by the consumer of order.created."""
 
     __tablename__ = "inventory"
 
@@ -29,7 +29,7 @@ class InventoryLevel(Base):
     reserved: Mapped[int] = mapped_column(BigInteger)
 
 
-# An order has its id before it has a row: the id is part of its first event.
+# An order has an id before it has a row: the id is part of its first event.
 order_ids = Sequence("order_ids", metadata=Base.metadata)
 
 
@@ -58,7 +58,7 @@ class OrderRow(Base):
 
 
 class OrderItemRow(Base):
-    """An item of an order, at its place in the list that the customer sent."""
+    """An item of an order, at its position in the request."""
 
     __tablename__ = "order_items"
 

@@ -1,9 +1,8 @@
-"""The read model `daily_sales`: what was paid on each day, and in how many orders.
+"""The read model `daily_sales`: the revenue and the number of paid orders, by day.
 
-A total cannot be upserted by version as a view can: it belongs to many orders. So each order's own
-contribution is kept beside it, in `sales`; a state of an order replaces its contribution, and the
-totals change by the difference. Twice the same state makes no difference, an old one is skipped,
-and a rebuild that meets live events in the middle adds nothing twice.
+A total belongs to many orders, so it cannot be upserted by version. The table `sales` has the
+contribution of each order; a newer state replaces it, and the totals change by the difference. A
+repeated or older state changes nothing, also in a rebuild that runs beside live events.
 """
 
 from collections import defaultdict
@@ -27,8 +26,7 @@ from app.platform.projections.projection import Projection, newest
 class SaleRow(Base):
     """An order's contribution to the daily totals, in its newest version.
 
-    `day` is null for an order that adds nothing. The totals are always the sum of these rows, so
-    an event that comes twice or late takes back what the order added before.
+    `day` is null for an order without a contribution. The totals are always the sums of these rows.
     """
 
     __tablename__ = "sales"
@@ -51,7 +49,7 @@ class DailySalesRow(Base):
 
 @dataclass(frozen=True)
 class Sale:
-    """The contribution of an order in `version`: `amount` on `day`, or nothing where that is None."""
+    """The contribution of an order in `version`: `amount` on `day`, or nothing if that is None."""
 
     order_id: int
     version: int
@@ -62,7 +60,7 @@ class Sale:
     def of(cls, state: OrderState) -> "Sale":
         match state.status:
             case OrderStatus.PAID:
-                # Paid is the last that happens to it, so it was paid when it was last changed.
+                # No event follows the payment, so the last change is the payment.
                 day = state.updated_at.astimezone(UTC).date()
                 return cls(state.id, state.version, day, state.total)
             case OrderStatus.PLACED | OrderStatus.CANCELLED:
@@ -73,14 +71,14 @@ class Sale:
 
 @dataclass(frozen=True)
 class Change:
-    """By how much the totals of a day change."""
+    """A change of the totals of a day."""
 
     orders: int = 0
     revenue: Decimal = Decimal(0)
 
 
 def newer(before: Mapping[int, Sale], sales: Sequence[Sale]) -> list[Sale]:
-    """Those of `sales` that say more than what is known."""
+    """Return the sales that are newer than those `before`."""
     return [
         sale
         for sale in sales
@@ -113,7 +111,7 @@ async def write(
 async def _sales(
     session: AsyncSession, sales: Table, order_ids: Collection[int]
 ) -> dict[int, Sale]:
-    # Nobody else changes them before this transaction ends: it has the projection's turn.
+    # No other transaction can change them: this one holds the lock of the projection.
     columns = (sales.c.order_id, sales.c.version, sales.c.day, sales.c.amount)
     known = sales.c.order_id == func.any(list(order_ids))
     rows = await session.execute(select(*columns).where(known))

@@ -1,4 +1,4 @@
-"""Reads of the read side. It answers for orders in the write side's place, and for more."""
+"""Queries on the read side, which replace those on the write side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from app.orders.views import OrderViewRow
 
 @dataclass(frozen=True)
 class OrderDetail(OrderView):
-    """An order, with what only the read side knows without a join over the write side.
+    """An order, with the customer's name and the times.
 
-    `customer_name` is null until the customer's own event has come, `placed_at` for orders known
-    only from messages that did not carry it.
+    `customer_name` is null until the customer's own event has been consumed, `placed_at` for orders
+    known only from messages of version 1.0.0.
     """
 
     customer_name: str | None
@@ -31,14 +31,14 @@ class OrderDetail(OrderView):
 
 @dataclass(frozen=True)
 class OrderDetailFilter(OrderFilter):
-    """A choice of orders; None takes all."""
+    """A filter of orders; None matches all."""
 
     customer_name: str | None = None
 
 
 @dataclass(frozen=True)
 class DailySales:
-    """The sales of a day (UTC), and the number of orders."""
+    """The revenue and the number of paid orders of a day (UTC)."""
 
     day: date
     orders: int
@@ -46,7 +46,7 @@ class DailySales:
 
 
 class OrderViewQueries:
-    """Reads `order_views`: the OrderQueries of a service with a read side."""
+    """Queries on `order_views`: the OrderQueries of a service with a read side."""
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
         self._sessions = sessions
@@ -67,7 +67,7 @@ class OrderViewQueries:
     async def find(
         self, order_filter: OrderDetailFilter, before: int | None, limit: int
     ) -> list[OrderDetail]:
-        """Up to `limit` orders, newest first, beginning below the id `before`."""
+        """Return up to `limit` orders with ids below `before`, newest first."""
         query = _views().order_by(OrderViewRow.order_id.desc()).limit(limit)
         if order_filter.user_id is not None:
             query = query.where(OrderViewRow.user_id == order_filter.user_id)
@@ -85,13 +85,13 @@ class OrderViewQueries:
 
 
 class SalesQueries:
-    """Reads `daily_sales`."""
+    """Queries on `daily_sales`."""
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
         self._sessions = sessions
 
     async def daily(self, first: date, last: date) -> Sequence[DailySales]:
-        """The days from `first` to `last` on which there was any, oldest first."""
+        """Return the days with sales from `first` to `last`, oldest first."""
         query = (
             select(DailySalesRow)
             .where(DailySalesRow.day.between(first, last), DailySalesRow.orders > 0)
@@ -108,7 +108,7 @@ def _views() -> Select[OrderViewRow, str | None]:
 
 
 def _called(name: str) -> ScalarSelect[int]:
-    # One value, found first: so the index of the user's orders gives the page in its order.
+    # A scalar, so that the index on user and id returns the page in order.
     of_name = select(CustomerNameRow.user_id).where(CustomerNameRow.username == name)
     return of_name.order_by(CustomerNameRow.user_id).limit(1).scalar_subquery()
 

@@ -1,3 +1,5 @@
+"""Orders and sales of the read side over HTTP."""
+
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated
@@ -23,8 +25,8 @@ from app.users.router import Username
 
 
 class OrderViewResponse(OrderResponse):
-    """`customer_name` is null for a moment where an order is known before its customer is.
-    `placed_at` is null for old orders of which only messages without it were seen."""
+    """`customer_name` is null until the customer's own event has been consumed. `placed_at` is null
+    for old orders whose messages did not contain it."""
 
     customer_name: Annotated[str | None, Field(examples=["ada"])]
     item_count: Annotated[int, Field(description="Pieces, of all items")]
@@ -114,7 +116,7 @@ async def list_order_views(
     )
 
 
-@router.get("/sales/daily", summary="What was paid, day by day")
+@router.get("/sales/daily", summary="List the daily sales")
 async def list_daily_sales(
     sales: SalesDep,
     first: Annotated[date | None, Query(description="30 days before `last` unless given")] = None,

@@ -1,7 +1,7 @@
-"""The events of posts: what this service tells others about them.
+"""The events of posts. They are contracts with other services.
 
-They are contracts: a change that readers could trip over needs a new version, with an upcaster from
-the old one, an exported schema and a golden sample of the new one (tests/contracts).
+An incompatible change needs a new version: an upcaster, an exported schema and a golden sample
+(tests/contracts).
 """
 
 from typing import ClassVar, Literal
@@ -10,7 +10,7 @@ from app.platform.events.event import BaseEvent, EventType, Id
 
 
 class PostPublished(BaseEvent):
-    """A user's post is there for others to read."""
+    """A post was published."""
 
     key_field: ClassVar[str] = "post_id"
 

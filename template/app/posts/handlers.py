@@ -1,4 +1,4 @@
-"""Consumers of the posts slice. Their effects are committed with the inbox row, or not at all."""
+"""Consumers of posts. Their effects commit together with the inbox row."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,11 +10,7 @@ from app.users.repository import ProfileRepository
 
 
 async def count_posts(events: Sequence[PostPublished], uow: UnitOfWork) -> None:
-    """Add to the counts of the authors: applied twice, they would be wrong.
-
-    Many events share a row. So a batch is taken at once and its rows are locked in one order: two
-    batches with the same rows wait for each other and never deadlock.
-    """
+    """Add to the counts of the authors. The inbox applies each event once."""
     posts = Counter(event.author_id for event in events)
     await ProfileRepository(uow.session).add_posts(posts)
 

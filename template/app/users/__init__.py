@@ -1,4 +1,4 @@
-"""Users, and the profiles that consumers make of them."""
+"""Users, and the profiles that consumers create for them."""
 
 from app.platform.service import Component
 from app.users.events import EVENTS

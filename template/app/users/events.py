@@ -1,7 +1,7 @@
-"""The events of users: what this service tells others about them.
+"""The events of users. They are contracts with other services.
 
-They are contracts: a change that readers could trip over needs a new version, with an upcaster from
-the old one, an exported schema and a golden sample of the new one (tests/contracts).
+An incompatible change needs a new version: an upcaster, an exported schema and a golden sample
+(tests/contracts).
 """
 
 from typing import ClassVar, Literal
@@ -12,7 +12,7 @@ from app.platform.events.event import VERSION_PATTERN, BaseEvent, EventType, Id,
 
 
 class UserCreated(BaseEvent):
-    """A user signed up. Version 2.0.0 has the phone number, which not everybody gives."""
+    """A user signed up. Version 2.0.0 has the optional phone number."""
 
     key_field: ClassVar[str] = "user_id"
 
@@ -25,7 +25,7 @@ class UserCreated(BaseEvent):
 
 
 def user_created_2(payload: Payload) -> Payload:
-    """2.0.0 added `phone`, and nobody had been asked for it before."""
+    """Version 2.0.0 added `phone`."""
     return {**payload, "version": "2.0.0", "phone": None}
 
 

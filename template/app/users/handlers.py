@@ -1,4 +1,4 @@
-"""Consumers of the users slice. Their effects are committed with the inbox row, or not at all."""
+"""Consumers of users. Their effects commit together with the inbox row."""
 
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.kafka.subscription import Subscription

@@ -9,10 +9,10 @@ from app.platform.database.engine import Base
 
 
 class User(Base):
-    """Somebody who signed up. E-mail addresses are stored in lower case."""
+    """A user. E-mail addresses are stored in lower case."""
 
     __tablename__ = "users"
-    # Named here, because the repository tells by the name which of the two was taken.
+    # Named, because the repository recognises the violated constraint by its name.
     __table_args__ = (
         UniqueConstraint("email", name="uq_users_email"),
         UniqueConstraint("username", name="uq_users_username"),
@@ -26,10 +26,10 @@ class User(Base):
 
 
 class Profile(Base):
-    """The consumers' knowledge of a user, made from events only.
+    """The profile of a user, created by consumers.
 
-    There is no foreign key to users: events may come from a database that is not this one.
-    `created_at` is null while only posts were seen and the user's own event is still to come.
+    There is no foreign key to users: events may come from another database. `created_at` is null
+    while only posts have been consumed, and not yet the user's own event.
     """
 
     __tablename__ = "profiles"

@@ -353,7 +353,7 @@ async def test_a_command_asks_for_one_of_several_categories(
 
     assert "sum.added" in (await show("--category", "sum")).stdout
     for options, refusal in {
-        (): "say which with --category; there are: sum, product",
+        (): "choose one with --category; there are: sum, product",
         ("--category", "product"): "there is no product 1",
         ("--category", "total"): "there is no category total; there are: sum, product",
     }.items():

@@ -35,7 +35,7 @@ COMMANDS = {
         "events",
         "Print the AsyncAPI 3.0 document of the events that are sent and received, as JSON.",
     ),
-    "event-store": ("event_store", "What happened, event by event."),
+    "event-store": ("event_store", "Streams of events: show, verify, import."),
     "dlq": ("dlq", "Messages that could not be handled."),
     "doctor": (
         "doctor",

@@ -17,18 +17,21 @@ from app.platform.event_store.verification import BATCH, Verification
 from app.platform.terminal import printable, say, say_block
 
 commands = typer.Typer()
-group = typer.Typer(help="What happened, event by event.", no_args_is_help=True)
+group = typer.Typer(help="Streams of events: show, verify, import.", no_args_is_help=True)
 commands.add_typer(group, name="event-store")
 
 StreamId = Annotated[int, typer.Argument(help="As `app event-store streams` prints it.")]
 CategoryName = Annotated[
-    str | None, typer.Option("--category", help="Of what; needed where there are several.")
+    str | None,
+    typer.Option("--category", help="The category of streams; required if there are several."),
 ]
-After = Annotated[int, typer.Option("--after", help="Begin behind this stream.", min=0)]
-Limit = Annotated[int, typer.Option("--limit", help="Print at most so many.", min=1)]
-Repair = Annotated[bool, typer.Option("--repair", help="Write what differs anew, from the events.")]
+After = Annotated[int, typer.Option("--after", help="Start after this stream id.", min=0)]
+Limit = Annotated[int, typer.Option("--limit", help="The maximum number to print.", min=1)]
+Repair = Annotated[
+    bool, typer.Option("--repair", help="Rewrite rows that differ, from the events.")
+]
 Patience = Annotated[
-    float, typer.Option("--patience", help="Seconds that a read side may be behind.", min=0)
+    float, typer.Option("--patience", help="How long a read side may lag, in seconds.", min=0)
 ]
 
 
@@ -36,8 +39,8 @@ Patience = Annotated[
 def list_streams(
     ctx: typer.Context, category: CategoryName = None, after: After = 0, limit: Limit = 100
 ) -> None:
-    """Show the streams, with their versions and when they began and last changed."""
-    streams = _chosen(ctx, category)
+    """List the streams, with their versions and the times of their first and last event."""
+    streams = _find_streams(ctx, category)
 
     async def read(database: Database) -> tuple[list[StreamState[State]], int]:
         async with database.sessions() as session:
@@ -57,18 +60,18 @@ def list_streams(
 
 @group.command()
 def show(ctx: typer.Context, id: StreamId, category: CategoryName = None) -> None:
-    """Show a stream's events as they are understood today, with who caused them."""
-    chosen = _chosen(ctx, category).category
+    """Show the events of a stream in their newest versions, with their metadata."""
+    found_category = _find_streams(ctx, category).category
 
     async def read(database: Database) -> Sequence[StoredEvent[Any]]:
         async with database.sessions() as session:
-            return await EventStore(session, chosen).events(id)
+            return await EventStore(session, found_category).events(id)
 
     found = asyncio.run(on_database(read))
     if not found:
-        raise failure(f"there is no {chosen.name} {id}")
+        raise failure(f"there is no {found_category.name} {id}")
     for stored in found:
-        say_block(_whole(chosen, stored))
+        say_block(_format_event(found_category, stored))
 
 
 @group.command()
@@ -78,10 +81,10 @@ def verify(
     repair: Repair = False,
     patience: Patience = 5.0,
 ) -> None:
-    """Work out every state from its events, and compare it with what is read; 1 if any differs."""
-    streams = _chosen(ctx, category)
+    """Compute every state from its events and compare it with its row. Exit code 1 if any differs."""
+    streams = _find_streams(ctx, category)
     if repair and streams.repair is None:
-        raise failure("a read side is not repaired: rebuild its projection")
+        raise failure("the rows of a read side cannot be repaired: rebuild its projection")
     count, faults = asyncio.run(
         on_database(lambda d: Verification(d, streams, repair=repair, patience=patience).run())
     )
@@ -96,12 +99,12 @@ def verify(
 
 @group.command("import")
 def import_rows(ctx: typer.Context, category: CategoryName = None) -> None:
-    """Give what is older than the event store the events that led to it.
+    """Import rows that are older than the event store, as events.
 
-    For a service that switches the module on; repeat it as you like. No other version of the
-    service may change anything of it meanwhile. All is imported, or nothing.
+    For a service that switches the module on. It can be repeated. Stop other versions of the
+    service first. It imports all rows or none.
     """
-    streams = _chosen(ctx, category)
+    streams = _find_streams(ctx, category)
     name = streams.category.name
 
     async def work(database: Database) -> int:
@@ -116,26 +119,28 @@ def import_rows(ctx: typer.Context, category: CategoryName = None) -> None:
     except ImportRefused as refused:
         raise failure(f"nothing is imported: {refused}") from refused
     except VersionConflict as conflict:
-        raise failure(f"something else writes {name}s: {conflict}") from conflict
+        raise failure(f"another process writes {name}s: {conflict}") from conflict
 
 
-def _chosen(ctx: typer.Context, name: str | None) -> Streams:
-    """The streams of the category `name`, or the service's only ones."""
-    there: dict[str, Streams] = {
+def _find_streams(ctx: typer.Context, name: str | None) -> Streams:
+    """Return the streams of the category `name`, or the only ones of the service."""
+    by_name: dict[str, Streams] = {
         streams.category.name: streams for streams in service_of(ctx).streams
     }
-    if name is None and len(there) == 1:
-        (name,) = there
+    if name is None and len(by_name) == 1:
+        (name,) = by_name
     if name is None:
-        raise failure(f"say which with --category; there are: {', '.join(there) or 'none'}")
-    if name not in there:
-        raise unknown("category", name, there)
-    return there[name]
+        raise failure(f"choose one with --category; there are: {', '.join(by_name) or 'none'}")
+    if name not in by_name:
+        raise unknown("category", name, by_name)
+    return by_name[name]
 
 
-def _whole(category: Category[Any, Any], stored: StoredEvent[Any]) -> str:
+def _format_event(category: Category[Any, Any], stored: StoredEvent[Any]) -> str:
     when = stored.recorded_at.isoformat(timespec="milliseconds")
-    told = [printable(f"  {name}: {value}") for name, value in stored.metadata.items()]
+    metadata = [printable(f"  {name}: {value}") for name, value in stored.metadata.items()]
     adapter = category.type_of(stored.event).adapter
     data = json.dumps(adapter.dump_python(stored.event, mode="json"), ensure_ascii=False)
-    return "\n".join([f"{stored.version}  {when}  {stored.type}", *told, f"  {printable(data)}"])
+    return "\n".join(
+        [f"{stored.version}  {when}  {stored.type}", *metadata, f"  {printable(data)}"]
+    )

@@ -20,14 +20,14 @@ group = typer.Typer(help="The read side and its projections.", no_args_is_help=T
 commands.add_typer(group, name="projections")
 
 Name = Annotated[str, typer.Argument(help="As `app projections list` prints it.")]
-BatchSize = Annotated[int, typer.Option("--batch", help="Rows a transaction.", min=1, max=20_000)]
+BatchSize = Annotated[int, typer.Option("--batch", help="Rows per transaction.", min=1, max=20_000)]
 
 SECONDS_BETWEEN_REPORTS = 1.0
 
 
 @group.command("list")
 def list_projections(ctx: typer.Context) -> None:
-    """Show the projections, and which tables each keeps."""
+    """List the projections, with their tables."""
     for entry in _projections(ctx):
         tables = ", ".join(table.name for table in entry.projection.tables)
         say(f"{entry.projection.name:<16}{tables}")
@@ -35,7 +35,7 @@ def list_projections(ctx: typer.Context) -> None:
 
 @group.command()
 def status(ctx: typer.Context) -> None:
-    """Show how far each projection is behind, and how its rebuild stands."""
+    """Show the lag of each projection, and the progress of its rebuild."""
     service, projections = service_of(ctx), _projections(ctx)
     context = context_of(ctx)
     lags = asyncio.run(lag.measure(context.kafka, context.registry, service.projectors))
@@ -43,15 +43,17 @@ def status(ctx: typer.Context) -> None:
     for entry in projections:
         name = entry.projection.name
         behind = lags[name]
-        said = f"{counted(behind.events, 'event')} behind, the oldest for {behind.seconds:.0f} s"
-        say(f"{name:<16}{said}{rebuilds.get(name, '')}")
+        lag_text = (
+            f"{counted(behind.events, 'event')} behind, the oldest for {behind.seconds:.0f} s"
+        )
+        say(f"{name:<16}{lag_text}{rebuilds.get(name, '')}")
 
 
 @group.command()
 def rebuild(ctx: typer.Context, name: Name, batch: BatchSize = BATCH) -> None:
-    """Fill a projection anew from the write side, and put it in the old one's place.
+    """Rebuild a projection from the write side, while the old tables serve.
 
-    The old one serves meanwhile. Safe to interrupt and to repeat: it then begins anew.
+    It can be interrupted, and starts over when repeated.
     """
     entry = _find(ctx, name)
     try:
@@ -66,8 +68,8 @@ def rebuild(ctx: typer.Context, name: Name, batch: BatchSize = BATCH) -> None:
 
 @group.command("abandon")
 def abandon_rebuild(ctx: typer.Context, name: Name) -> None:
-    """Throw away what a rebuild left behind that was killed, so that projectors need not write to
-    it any longer. A rebuild that runs stops."""
+    """Drop the shadow tables that a killed rebuild left behind, to which projectors still write. A
+    running rebuild stops."""
     entry = _find(ctx, name)
     if asyncio.run(on_database(lambda database: _abandon(entry, database))):
         say(f"{name}: abandoned; the old one stays in place")
@@ -80,10 +82,10 @@ def _projections(ctx: typer.Context) -> list[AnyProjection]:
 
 
 def _find(ctx: typer.Context, name: str) -> AnyProjection:
-    there = {entry.projection.name: entry for entry in _projections(ctx)}
-    if name not in there:
-        raise unknown("projection", name, there)
-    return there[name]
+    by_name = {entry.projection.name: entry for entry in _projections(ctx)}
+    if name not in by_name:
+        raise unknown("projection", name, by_name)
+    return by_name[name]
 
 
 async def _rebuild(entry: AnyProjection, database: Database, batch: int) -> Progress:
@@ -98,18 +100,18 @@ async def _rebuilds(projections: list[AnyProjection], database: Database) -> Map
     """Describe the rebuilds, by projection."""
     async with database.sessions() as session:
         rows = {row.projection: row for row in await session.scalars(select(RebuildRow))}
-    said = {}
+    descriptions = {}
     for entry in projections:
         row = rows.get(entry.projection.name)
         if row is not None:
             state = "runs" if await entry.is_running(database) else "was interrupted"
             done = f"{row.done} of {counted(row.expected, 'row')}"
-            said[row.projection] = f"; its rebuild {state} at {done}"
-    return said
+            descriptions[row.projection] = f"; its rebuild {state} at {done}"
+    return descriptions
 
 
 class _Reporter:
-    """Prints how a rebuild gets on, at most once a second."""
+    """Prints the progress of a rebuild, at most once a second."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -1,1 +1,1 @@
-"""Event sourcing: what happened is what is stored; every state is worked out from it."""
+"""Event sourcing: events are stored, and every state is computed from them."""

@@ -1,8 +1,8 @@
-"""A category of streams: its events, their versions, and how they are folded.
+"""Categories of streams: their event types, the versions of those, and the state they fold to.
 
-Stored events are never rewritten. An event type whose fields change gets a new version, and an
+Stored events are never rewritten. An event type whose fields change gets a new version and an
 upcaster: a pure function from the data of one version to the data of the next. Upcasters run when
-an event is loaded, so the rest of the code knows the newest version only.
+an event is loaded, so the rest of the code knows only the newest version.
 """
 
 import json
@@ -22,14 +22,14 @@ Upcaster = Callable[[Data], Data]
 
 
 class UnknownEvent(Exception):
-    """A stored event that this version of the service cannot read. The message says which."""
+    """A stored event that this version of the service cannot read; the message names it."""
 
 
 @dataclass(frozen=True)
 class EventType(Generic[E]):
-    """An internal event: `model` is the dataclass, `version` the newest version of its data.
+    """The type of an internal event: `model` is its dataclass, `version` the newest of its data.
 
-    `upcasters` maps a version to the function that turns its data into that of the next one.
+    `upcasters` maps each older version to the function that converts its data to the next one.
     """
 
     name: str
@@ -46,7 +46,7 @@ class EventType(Generic[E]):
         return TypeAdapter(self.model)
 
     def load(self, version: int, data: str) -> E:
-        """The event whose `data` (JSON) was stored in `version`. Raises UnknownEvent."""
+        """Load an event from `data` (JSON), stored in `version`. Raises UnknownEvent."""
         if version == self.version:
             return self.adapter.validate_json(data)
         if not 1 <= version < self.version:
@@ -59,11 +59,11 @@ class EventType(Generic[E]):
 
 @dataclass(frozen=True)
 class Category(Generic[E, S]):
-    """A kind of streams.
+    """A category of streams: those of all entities of one kind.
 
-    Every `snapshot_every` events the state is kept beside the stream, so that loading begins there.
-    `snapshot_version` says what the state's fields mean: raise it when the state's class or
-    `evolve` changes, and older snapshots are passed over.
+    A snapshot of the state is stored every `snapshot_every` events; loading starts from it.
+    Raise `snapshot_version` when the class of the state or `evolve` changes: older snapshots are
+    then ignored.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Category(Generic[E, S]):
 
     @cached_property
     def lock(self) -> int:
-        """The second half of the key of its advisory lock."""
+        """The second half of the keys of its advisory locks."""
         return zlib.crc32(self.name.encode()) - 2**31  # they are signed
 
     @cached_property
@@ -83,14 +83,14 @@ class Category(Generic[E, S]):
         return TypeAdapter(self.state)
 
     def type_of(self, event: E) -> EventType[Any]:
-        """Raises LookupError for an event that does not belong to the category."""
+        """Return the type of `event`. Raises LookupError for an event of another category."""
         try:
             return self._by_model[type(event)]
         except KeyError:
             raise LookupError(f"{type(event).__name__} is no event of {self.name}") from None
 
     def read(self, name: str, version: int, data: str) -> E:
-        """The event as it is today. Raises UnknownEvent."""
+        """Load a stored event in its newest version. Raises UnknownEvent."""
         event_type = self._by_name.get(name)
         if event_type is None:
             raise UnknownEvent(f"{name}: this service knows no such event of {self.name}")
@@ -98,7 +98,7 @@ class Category(Generic[E, S]):
         return event
 
     def snapshot_is_due(self, before: int, after: int) -> bool:
-        """Whether a multiple of `snapshot_every` lies between two versions."""
+        """Return whether a multiple of `snapshot_every` lies between two versions."""
         return after // self.snapshot_every > before // self.snapshot_every
 
     @cached_property

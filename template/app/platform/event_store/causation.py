@@ -1,4 +1,4 @@
-"""The cause of an event: its id and metadata follow from the command."""
+"""Causation: ids and metadata of events, derived from the command."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -8,12 +8,12 @@ from app.platform import tracing
 from app.platform.event_store.category import Category, E, S
 from app.platform.event_store.store import NewEvent
 
-# Ids of events that a repetition of the same command gets again.
+# The namespace of event ids. A repeated command derives the same ids from it.
 _COMMANDS = UUID("6d1f2b0e-5a0c-4b53-9f5e-0d8a4c1b7e92")
 
 
 def event_id(*parts: object) -> UUID:
-    """The same id for the same parts."""
+    """Derive an event id from `parts`; the same parts give the same id."""
     return uuid5(_COMMANDS, "/".join(str(part) for part in parts))
 
 
@@ -30,20 +30,20 @@ def imported_events(
 
 
 def new_events(category: Category[E, S], subject: str, events: Sequence[E]) -> list[NewEvent[E]]:
-    """Return `events` as the current command's own on `subject`, with their causation.
+    """Return `events`, decided by the current command on `subject`, with ids and metadata.
 
-    A command that is repeated gives its events the same ids.
+    A repeated command gives its events the same ids.
     """
     trace = tracing.current()
-    # What a consumer does is repeated with the event that it does it for.
+    # A consumer repeats its work together with the event that it handles.
     command = trace.command_id or trace.causation_id
-    told = {
+    causation = {
         "correlation_id": trace.correlation_id,
         "causation_id": trace.causation_id,
         "command_id": command,
         "actor": trace.actor,
     }
-    metadata = {name: value for name, value in told.items() if value is not None}
+    metadata = {name: value for name, value in causation.items() if value is not None}
     return [
         NewEvent(
             uuid4()

@@ -1,4 +1,4 @@
-"""All events of a category in one order, for those who follow it."""
+"""The event log: all events of a category in one order, for readers that follow it."""
 
 import asyncio
 from typing import Generic
@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from app.platform.errors import Unavailable
 from app.platform.event_store.category import Category, E, S
 from app.platform.event_store.model import EventRow
-from app.platform.event_store.store import COLUMNS, WRITERS_LOCK, StoredEvent, stored
+from app.platform.event_store.store import COLUMNS, WRITERS_LOCK, StoredEvent, stored_event
 
 _RETRY_SECONDS = 0.01
-# Writers that come meanwhile queue up behind a reader that waits, so it gives up soon, and returns.
+# New writers queue behind a waiting reader, so the reader gives up soon and tries again.
 _LOCK_TIMEOUT = "50ms"
 
 
@@ -31,7 +31,7 @@ class LogBusy(Unavailable):
 
 
 class EventLog(Generic[E, S]):
-    """All events of a category in the order of their positions, for those who follow it."""
+    """All events of a category, in the order of their positions."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class EventLog(Generic[E, S]):
         self._patience = patience
 
     async def read_all(self, after: int, limit: int) -> list[StoredEvent[E]]:
-        """Up to `limit` events above the position `after`. Going on behind the last one of them
-        misses nothing, however transactions overlap. There are gaps between positions.
+        """Return up to `limit` events above the position `after`.
 
-        Raises LogBusy when a writer's transaction stays open all the time.
+        A reader that continues after the last of them misses no event, however transactions
+        overlap. Positions have gaps. Raises LogBusy while a writer's transaction stays open.
         """
         deadline = asyncio.get_running_loop().time() + self._patience
         while True:
@@ -57,7 +57,7 @@ class EventLog(Generic[E, S]):
                 if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
                     raise
             if asyncio.get_running_loop().time() >= deadline:
-                raise LogBusy(f"a transaction that appends to {self._category.name} does not end")
+                raise LogBusy(f"a transaction that appended to {self._category.name} stays open")
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _read(self, after: int, limit: int) -> list[StoredEvent[E]]:
@@ -72,17 +72,19 @@ class EventLog(Generic[E, S]):
             .limit(limit)
         )
         async with self._sessions() as session:
-            return [stored(self._category, tuple(row)) for row in await session.execute(query)]
+            return [
+                stored_event(self._category, tuple(row)) for row in await session.execute(query)
+            ]
 
     async def _settled_head(self) -> int:
-        """A position up to which every event of the category has been committed, or never will."""
+        """Return a position up to which no event of the category can still be committed."""
         async with self._sessions() as session, session.begin():
             await session.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
             await session.execute(
                 text("SELECT pg_advisory_xact_lock(:kind, :lock)"),
                 {"kind": WRITERS_LOCK, "lock": self._category.lock},
             )
-            # A statement of its own, begun with the lock: it sees all who had it before.
+            # A new statement with the lock held sees every commit of earlier holders.
             return await session.scalar(_HEAD) or 0
 
     async def _head(self) -> int:

@@ -21,7 +21,7 @@ from app.platform.database.engine import Base
 
 
 class EventRow(Base):
-    """An event, as it was decided. Its version is its place in its stream, from 1 on."""
+    """An event. Versions number the events of a stream, from 1."""
 
     __tablename__ = "events"
     __table_args__ = (
@@ -37,16 +37,16 @@ class EventRow(Base):
     type: Mapped[str] = mapped_column(String(100))
     data_version: Mapped[int] = mapped_column(Integer)
     data: Mapped[dict[str, Any]] = mapped_column(JSONB)
-    # `metadata` is what SQLAlchemy calls its catalogue of tables.
+    # SQLAlchemy reserves the name `metadata`.
     context: Mapped[dict[str, str]] = mapped_column("metadata", JSONB)
-    # The clock, not the transaction's beginning: within a stream times never run backwards.
+    # Not the start of the transaction: times never decrease within a stream.
     recorded_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.clock_timestamp()
     )
 
 
 class SnapshotRow(Base):
-    """The state of a stream at a version: what loading begins with. It can always be thrown away."""
+    """The state of a stream in a version, from which loading starts. It can be deleted at any time."""
 
     __tablename__ = "event_snapshots"
 

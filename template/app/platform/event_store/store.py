@@ -1,13 +1,13 @@
-"""The event store: streams of events in PostgreSQL, appended to and read, never changed.
+"""The event store: append-only streams of events in PostgreSQL.
 
-Three rules make a stream trustworthy. A version is taken once (the primary key), it follows one
-that is there (the condition of the insert), and no row is updated or deleted (a trigger).
+Three rules keep a stream intact. A version is used once (the primary key), it follows an existing
+one (the condition of the insert), and no row is updated or deleted (a trigger).
 
-Positions number the events of all streams, but transactions commit in another order than they
-took their numbers: who reads "everything above the last position I saw" misses what commits late.
-So writers hold their category's advisory lock, shared, from before the number is taken until they
-have committed, and never wait for each other. `read_all` takes it exclusively for a moment: then
-nobody is between number and commit, and everything up to the highest position is there to be read.
+Positions number the events of all streams. Transactions do not commit in the order of their
+positions, so a reader of "everything above the last position" would miss late commits. Therefore
+writers hold the category's advisory lock, shared, from before they take a position until they have
+committed; they never wait for each other. `EventLog.read_all` takes the lock exclusively for a
+moment, when no writer is between position and commit.
 """
 
 import json
@@ -41,7 +41,7 @@ from app.platform.event_store.model import EventRow
 
 NO_STREAM = 0
 
-# The first half of the keys of advisory locks; any number will do that nobody else takes.
+# The first half of the keys of advisory locks: an arbitrary number that nothing else uses.
 WRITERS_LOCK = 0x45564E54
 
 append_conflicts = Counter(
@@ -54,17 +54,17 @@ appended_events = Counter("event_store_appended_total", "Events appended", ["cat
 
 @dataclass(frozen=True)
 class NewEvent(Generic[E]):
-    """An event to append. An `event_id` that is stored already is never stored again."""
+    """An event to append. An `event_id` can be stored only once."""
 
     event_id: UUID
     event: E
     metadata: dict[str, str] = field(default_factory=dict)
-    recorded_at: datetime | None = None  # the clock's, unless the event is older than the store
+    recorded_at: datetime | None = None  # now, unless it is imported
 
 
 @dataclass(frozen=True)
 class StoredEvent(Generic[E]):
-    """An event of a stream; `event` is of the newest version, whatever was stored."""
+    """A stored event; `event` is in the newest version, whichever was stored."""
 
     position: int
     stream_id: int
@@ -79,7 +79,7 @@ class StoredEvent(Generic[E]):
 
 @dataclass(frozen=True)
 class StreamState(Generic[S]):
-    """The state of a stream, and when its first and its last event were recorded."""
+    """The state of a stream, and the times of its first and its last event."""
 
     state: S
     version: int
@@ -89,18 +89,18 @@ class StreamState(Generic[S]):
 
 @dataclass(frozen=True)
 class Appended:
-    """The times of a stream's first event and of the one just appended."""
+    """The times of a stream's first event and of the first one that was appended."""
 
     began_at: datetime
     recorded_at: datetime
 
 
 class BrokenStream(Exception):
-    """A stream whose versions are not 1, 2, 3, … The message says where it breaks."""
+    """A stream whose versions are not 1, 2, 3, …; the message names the missing one."""
 
 
 class ImportRefused(Exception):
-    """It is not known which events led to a row. The message says to which, and what to do."""
+    """A row that no known events lead to. The message names the row, and what to do."""
 
 
 _OF_STREAM = "category = :category AND stream_id = :stream_id"
@@ -123,16 +123,18 @@ _TYPES: list[BindParameter[Any]] = [
     bindparam("metadata", type_=String),
     bindparam("recorded_at", type_=DateTime(timezone=True)),
 ]
-_FIRST = text(
-    "WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(:lock_kind, :lock))"
-    f" INSERT INTO events ({_COLUMNS_OF_EVENT}) SELECT {_VALUES} FROM turn"
+_INSERT_FIRST = text(
+    "WITH writer AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(:lock_kind, :lock))"
+    f" INSERT INTO events ({_COLUMNS_OF_EVENT}) SELECT {_VALUES} FROM writer"
     f" WHERE :expected = 0 OR EXISTS (SELECT FROM events WHERE {_OF_STREAM}"
     " AND version = :expected)"
     " ON CONFLICT DO NOTHING"
     " RETURNING recorded_at, coalesce("
     f"(SELECT recorded_at FROM events WHERE {_OF_STREAM} AND version = 1), recorded_at)"
 ).bindparams(*_TYPES, bindparam("lock_kind", type_=Integer), bindparam("lock", type_=Integer))
-_REST = text(f"INSERT INTO events ({_COLUMNS_OF_EVENT}) VALUES ({_VALUES})").bindparams(*_TYPES)
+_INSERT_REST = text(f"INSERT INTO events ({_COLUMNS_OF_EVENT}) VALUES ({_VALUES})").bindparams(
+    *_TYPES
+)
 
 _LOAD = text(
     "WITH snapshot AS (SELECT * FROM event_snapshots"
@@ -195,26 +197,26 @@ class EventStore(Generic[E, S]):
     ) -> Appended:
         """Append `events` to a stream that is at `expected_version` (NO_STREAM: it is new).
 
-        Raises VersionConflict when it is elsewhere, or when the first event's id is stored already;
-        then nothing was appended, and the transaction can go on.
+        Raises VersionConflict if it is at another version, or if the first event's id is already
+        stored; then nothing was appended, and the transaction can go on.
         """
         first, *rest = (
-            self._row(stream_id, version, event)
+            self._parameters(stream_id, version, event)
             for version, event in enumerate(events, start=expected_version)
         )
-        row = (await self._session.execute(_FIRST, first)).one_or_none()
+        row = (await self._session.execute(_INSERT_FIRST, first)).one_or_none()
         if row is None:
             append_conflicts.labels(self._category.name).inc()
             raise VersionConflict(self._category.name, stream_id)
-        # Who has the first version has those behind it, too: nobody can follow what is not there.
+        # Winning the first version reserves the rest: no writer can append after a missing event.
         if rest:
-            await self._session.execute(_REST, rest)
+            await self._session.execute(_INSERT_REST, rest)
         appended_events.labels(self._category.name).inc(len(events))
         recorded_at, began_at = row
         return Appended(began_at, recorded_at)
 
     async def load(self, stream_id: int, at_version: int | None = None) -> StreamState[S] | None:
-        """The state at `at_version`, or the newest; None where the stream has not come that far.
+        """Return the state at `at_version`, or the newest; None if the stream is shorter.
 
         Raises UnknownEvent and BrokenStream.
         """
@@ -227,22 +229,22 @@ class EventStore(Generic[E, S]):
                 "at_version": _NEWEST if at_version is None else at_version,
             },
         )
-        loaded = _folded(self._category, stream_id, found)
+        loaded = _fold(self._category, stream_id, found)
         return None if loaded is None or loaded.version < (at_version or 0) else loaded
 
     async def load_many(self, stream_ids: Sequence[int]) -> list[StreamState[S]]:
-        """Fold these streams event by event, without snapshots; by ascending id.
+        """Fold the streams from their first event, without snapshots; by ascending id.
 
         Raises UnknownEvent and BrokenStream.
         """
         keys = {"category": self._category.name, "ids": [*stream_ids]}
         rows = await self._session.execute(_LOAD_MANY, keys)
         by_stream = groupby(rows, key=itemgetter(0))
-        found = [_folded(self._category, id, (row[1:] for row in rows)) for id, rows in by_stream]
+        found = [_fold(self._category, id, (row[1:] for row in rows)) for id, rows in by_stream]
         return [loaded for loaded in found if loaded is not None]
 
     async def save_snapshot(self, stream_id: int, loaded: StreamState[S]) -> None:
-        """Keep the state, so that loading begins there. A newer one is left alone."""
+        """Store a snapshot, unless there is a newer one."""
         await self._session.execute(
             _SNAPSHOT,
             {
@@ -257,7 +259,7 @@ class EventStore(Generic[E, S]):
         )
 
     async def version_at(self, stream_id: int, moment: datetime) -> int:
-        """The version that the stream had at `moment`; NO_STREAM before its first event."""
+        """Return the version of the stream at `moment`; NO_STREAM before its first event."""
         query = select(func.max(EventRow.version)).where(
             EventRow.category == self._category.name,
             EventRow.stream_id == stream_id,
@@ -268,7 +270,7 @@ class EventStore(Generic[E, S]):
     async def events(
         self, stream_id: int, after: int = 0, limit: int | None = None
     ) -> list[StoredEvent[E]]:
-        """The events of a stream above the version `after`, in their order."""
+        """Return the events of a stream above the version `after`, in order."""
         query = (
             select(*COLUMNS)
             .where(
@@ -280,10 +282,10 @@ class EventStore(Generic[E, S]):
             .limit(limit)
         )
         rows = await self._session.execute(query)
-        return [stored(self._category, tuple(row)) for row in rows]
+        return [stored_event(self._category, tuple(row)) for row in rows]
 
     async def find(self, event_id: UUID) -> tuple[int, int] | None:
-        """The stream and the version of the event with that id."""
+        """Return the stream and the version of an event, or None."""
         query = select(EventRow.stream_id, EventRow.version).where(
             EventRow.category == self._category.name, EventRow.event_id == event_id
         )
@@ -298,7 +300,7 @@ class EventStore(Generic[E, S]):
         return await self._session.scalar(query) or 0
 
     async def streams(self, after: int, limit: int) -> list[int]:
-        """The ids of the next streams above `after`, ascending."""
+        """Return the ids of the next streams above `after`, ascending."""
         query = (
             select(EventRow.stream_id)
             .where(
@@ -312,9 +314,9 @@ class EventStore(Generic[E, S]):
         return [*await self._session.scalars(query)]
 
     async def erase(self, stream_id: int) -> int:
-        """Delete a stream for good, where the law asks for it; how many events are gone.
+        """Delete a stream for good, where the law requires it; return the number of its events.
 
-        The only way: the trigger lets a deletion pass where the transaction says that it means it.
+        The trigger allows a deletion only if the transaction has declared it, as this one does.
         """
         await self._session.execute(text("SET LOCAL event_store.erasing = 'on'"))
         key = {"category": self._category.name, "stream_id": stream_id}
@@ -326,7 +328,7 @@ class EventStore(Generic[E, S]):
         await self._session.execute(text("SET LOCAL event_store.erasing = 'off'"))
         return count
 
-    def _row(self, stream_id: int, expected: int, new: NewEvent[E]) -> dict[str, Any]:
+    def _parameters(self, stream_id: int, expected: int, new: NewEvent[E]) -> dict[str, Any]:
         event_type = self._category.type_of(new.event)
         return {
             "category": self._category.name,
@@ -343,10 +345,10 @@ class EventStore(Generic[E, S]):
         }
 
 
-def _folded(
+def _fold(
     category: Category[E, S], stream_id: int, rows: Iterable[Sequence[Any]]
 ) -> StreamState[S] | None:
-    """Fold the `rows` of _LOAD. A row without a type is a snapshot."""
+    """Fold rows of _LOAD to a state. A row without a type is a snapshot."""
     state: S | None = None
     known, began_at, changed_at = 0, None, None
     for version, name, data_version, data, began, recorded_at in rows:
@@ -362,7 +364,7 @@ def _folded(
     return StreamState(state, known, began_at, changed_at)
 
 
-def stored(category: Category[E, S], row: tuple[Any, ...]) -> StoredEvent[E]:
+def stored_event(category: Category[E, S], row: tuple[Any, ...]) -> StoredEvent[E]:
     position, stream_id, version, event_id, name, data_version, data, metadata, at = row
     event = category.read(name, data_version, json.dumps(data))
     return StoredEvent(

@@ -1,7 +1,7 @@
-"""Read models made for reading: what writes them, rebuilds them, and measures how far behind they are.
+"""Read models: projectors, rebuilds, and the lag.
 
-Only projectors and rebuilds write the tables of read models. There are no foreign keys: what a row
-refers to may come later than the row, or from a database that is not this one.
+Only projectors and rebuilds write the tables of read models. These have no foreign keys: the row that
+another one refers to may come later, or be in another database.
 """
 
 from app.platform.projections import lag

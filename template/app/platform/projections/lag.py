@@ -1,4 +1,4 @@
-"""The lag of the read side. The gauges cover all workers, whichever API is asked."""
+"""The lag of the read side, over all workers. Every API measures it."""
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -27,8 +27,8 @@ lag_seconds = Gauge(
 
 
 class ProjectionSettings(EnvSettings):
-    """`projections_max_lag_seconds`: an API whose read side is further behind is not ready. Unless
-    it is set, lag is measured and told, and requests go on."""
+    """`projections_max_lag_seconds`: an API whose read side lags further is not ready. If unset, the
+    lag is only measured."""
 
     projections_max_lag_seconds: float | None = Field(None, gt=0)
 
@@ -51,7 +51,7 @@ async def measure(
     topics = sorted({topic for s in projectors for topic in s.topics(registry)})
     found = {}
     async with reading(settings, topics) as client, TopicAdmin.connected(settings) as admin:
-        client.pause(*client.assignment())  # nothing is fetched but what is asked for
+        client.pause(*client.assignment())  # until a partition is resumed
         for subscription in projectors:
             group = f"{settings.kafka_group_id}.{subscription.name}"
             of_it = subscription.topics(registry)
@@ -64,9 +64,9 @@ async def measure(
 
 
 async def _lag(client: AIOKafkaConsumer, pending: Mapping[TopicPartition, tuple[int, int]]) -> Lag:
-    """Count the pending events, and the seconds that the oldest has been in Kafka.
+    """Count the pending events, and measure how long the oldest has been in Kafka.
 
-    What ends in nothing but control records and aborted transactions is not behind.
+    Control records and aborted transactions do not count.
     """
     for tp, (position, _) in pending.items():
         client.seek(tp, position)
@@ -109,7 +109,7 @@ class Monitor(LagMeter[str, Lag]):
         self._limit = settings.projections_max_lag_seconds
 
     async def ready(self) -> None:
-        """Raises Unhealthy while a projection is further behind than the settings allow."""
+        """Raise Unhealthy while a projection lags further than the settings allow."""
         if self._limit is None:
             return
         if self.failure is not None:
@@ -131,7 +131,7 @@ class Monitor(LagMeter[str, Lag]):
 
 @asynccontextmanager
 async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
-    """Measure how far projectors are, all the time; readiness depends on it where the settings say so."""
+    """Measure the lag; readiness depends on it if `projections_max_lag_seconds` is set."""
     projectors, settings = runtime.service.projectors, runtime.setting(ProjectionSettings)
     monitor = Monitor(runtime.configuration.kafka, runtime.registry, projectors, settings)
     runtime.health.add_readiness_check("projections", monitor.ready)

@@ -1,4 +1,4 @@
-"""Projections: read models made of the newest state of each entity, from events or from the write side."""
+"""Projections: read models of the newest state of each entity."""
 
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Generic, Protocol, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, MetaData, String, Table, Uuid, func, text
+from sqlalchemy import BigInteger, DateTime, String, Table, Uuid, func, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -16,6 +16,7 @@ from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.database.upserts import Row, upsert_newest
 from app.platform.events.event import BaseEvent
 from app.platform.kafka.subscription import Subscription
+from app.platform.projections.shadow_tables import shadow_of
 
 
 class Identified(Protocol):
@@ -47,7 +48,7 @@ def newest(states: Sequence[VersionedState]) -> list[VersionedState]:
     return [found[id] for id in sorted(found)]
 
 
-# The first half of the keys of advisory locks; any numbers will do that nobody else takes.
+# The first halves of the keys of advisory locks: arbitrary numbers that nothing else uses.
 WRITER_LOCK = 0x43515253
 REBUILD_LOCK = 0x43515254
 
@@ -73,7 +74,7 @@ class Projection(Generic[State]):
 
     @property
     def shadows(self) -> list[Table]:
-        """The tables that a rebuild fills. They are there only while it is under way."""
+        """The tables that a rebuild fills; they exist only while it runs."""
         return [shadow_of(table) for table in self.tables]
 
     @property
@@ -110,13 +111,9 @@ def projector(
     return Subscription(projection.name, dict.fromkeys(events, project_batch), batch=True)
 
 
-def shadow_of(table: Table) -> Table:
-    return table.to_metadata(MetaData(), name=f"{table.name}_shadow")
-
-
 class RebuildRow(Base):
-    """A rebuild that is under way, or that was interrupted. While its row is there, projectors
-    write to the shadow tables, too."""
+    """A rebuild that runs or was interrupted. While its row exists, projectors write to the shadow
+    tables, too."""
 
     __tablename__ = "projection_rebuilds"
 
@@ -131,23 +128,23 @@ class RebuildRow(Base):
 async def project(
     session: AsyncSession, projection: Projection[State], states: Sequence[State]
 ) -> None:
-    """Write `states` to the read model, and to what a rebuild is about to put in its place.
+    """Write `states` to the read model and, during a rebuild, to its shadow tables.
 
-    That is all the catching up a rebuild needs. It reads the write side after it has registered,
-    so what was projected before, it finds there; what is projected after, is written here. In
-    between there is nothing, because registering takes a turn.
+    So a rebuild misses nothing. It reads the write side after its registration, and finds there all
+    that was projected before; all that is projected later is written here. Nothing can come in
+    between, because the registration takes the projection's lock, too.
     """
     if not states:
         return
     await lock_projection(session, projection)
     await projection.write(session, projection.tables, states)
-    # A statement of its own, begun with the turn: it sees the registration that the turn waited for.
+    # A new statement with the lock held sees a registration that the lock has waited for.
     if await session.get(RebuildRow, projection.name) is not None:
         await projection.write(session, projection.shadows, states)
 
 
 async def lock_projection(session: AsyncSession, projection: Projection[State]) -> None:
-    """Be the only one who writes to `projection`, until the transaction ends."""
+    """Lock out all other writers of `projection` until the transaction ends."""
     await session.execute(
         text("SELECT pg_advisory_xact_lock(:kind, :name)"),
         {"kind": WRITER_LOCK, "name": projection.lock},

@@ -1,4 +1,4 @@
-"""Shadow tables: made like the live ones, filled beside them, and put in their place."""
+"""Rebuilds of projections: fill shadow tables from the write side, then swap them in."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import Table, delete, func, select, text
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
@@ -23,59 +23,15 @@ from app.platform.projections.projection import (
     RebuildRow,
     State,
     lock_projection,
-    shadow_of,
+)
+from app.platform.projections.shadow_tables import (
+    analyze_shadow_tables,
+    create_shadow_tables,
+    drop_shadow_tables,
+    swap_tables,
 )
 
-# What PostgreSQL calls the copies of the indexes is its own affair; what tells an index from the
-# others of its table is what it is on.
-_INDEXES = text(
-    "SELECT quote_ident(relname) AS name, concat(indisprimary, indisunique,"
-    " regexp_replace(pg_get_indexdef(indexrelid), '^.*? USING ', '')) AS definition"
-    " FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid"
-    " WHERE indrelid = to_regclass(:table)"
-)
-
-# The roles that may use the live table may use the one that takes its place.
-_GRANTS = text(
-    "SELECT format('GRANT %s ON %I TO %s', privilege_type, CAST(:shadow AS text),"
-    " CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)"
-    " FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(:table) AND grantee <> relowner"
-)
-
-
-async def create_shadow_tables(session: AsyncSession, tables: Sequence[Table]) -> None:
-    """Create empty shadow tables of `tables`, with their indexes and grants."""
-    for table in tables:
-        shadow = shadow_of(table)
-        like = f'CREATE TABLE "{shadow.name}" (LIKE "{table.name}" INCLUDING ALL)'
-        await session.execute(text(like))
-        names = {"table": table.name, "shadow": shadow.name}
-        for grant in (await session.scalars(_GRANTS, names)).all():
-            await session.execute(text(grant))
-
-
-async def analyze_shadow_tables(session: AsyncSession, tables: Sequence[Table]) -> None:
-    """Give the planner its statistics before the first query comes."""
-    for table in tables:
-        await session.execute(text(f'ANALYZE "{shadow_of(table).name}"'))
-
-
-async def swap_tables(session: AsyncSession, tables: Sequence[Table]) -> None:
-    """Put the shadows in the place of `tables`, whose names and index names they take over."""
-    for table in tables:
-        shadow = shadow_of(table)
-        wanted = await _indexes(session, table.name)
-        made = await _indexes(session, shadow.name)
-        await session.execute(text(f'DROP TABLE "{table.name}"'))
-        await session.execute(text(f'ALTER TABLE "{shadow.name}" RENAME TO "{table.name}"'))
-        for definition, name in made.items():
-            await session.execute(text(f"ALTER INDEX {name} RENAME TO {wanted[definition]}"))
-
-
-async def _indexes(session: AsyncSession, table: str) -> dict[str, str]:
-    rows = await session.execute(_INDEXES, {"table": table})
-    return {row.definition: row.name for row in rows}
-
+log = structlog.get_logger(__name__)
 
 S_co = TypeVar("S_co", bound=Identified, covariant=True)
 
@@ -111,11 +67,9 @@ class TableSource(Generic[State]):
         return [self._state(row) for row in rows]
 
 
-log = structlog.get_logger(__name__)
-
 BATCH = 1000
-# The swap needs the old tables for itself. Readers that come meanwhile queue up behind it, so it
-# gives up soon and tries again; one long report must not stop all reading.
+# The swap locks the live tables exclusively, and new readers queue behind it. So it gives up soon
+# and tries again: one long report must not block all readers.
 SWAP_LOCK_TIMEOUT = "500ms"
 SWAP_RETRY_SECONDS = 0.5
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -124,16 +78,16 @@ _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:kind, :name)")
 
 
 class RebuildRefused(Exception):
-    """The rebuild cannot be done now. The message says why."""
+    """The rebuild cannot run now; the message says why."""
 
 
 class RebuildSuperseded(RebuildRefused):
-    """This rebuild's registration is gone: it was abandoned, or another one has begun."""
+    """The rebuild was abandoned, or another one has started."""
 
 
 @dataclass(frozen=True)
 class Rebuildable(Generic[State]):
-    """A projection, and where its states can be read from."""
+    """A projection, and the source of the states that it is rebuilt from."""
 
     projection: Projection[State]
     source: Source[State]
@@ -142,11 +96,11 @@ class Rebuildable(Generic[State]):
         return Rebuild(database, self.projection, self.source, batch)
 
     async def abandon(self, database: Database) -> bool:
-        """Throw the shadows away; False when there was no rebuild to abandon."""
+        """Drop the shadow tables; return False if there was no rebuild to abandon."""
         return await _abandon(database, self.projection)
 
     async def is_running(self, database: Database) -> bool:
-        """Whether a process is at it now, rather than that one was interrupted."""
+        """Return whether a process rebuilds it now; an interrupted rebuild does not count."""
         try:
             async with exclusive_rebuild(database, self.projection):
                 return False
@@ -159,7 +113,7 @@ AnyProjection = Rebuildable[Any]  # whatever its states are
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a rebuild. `expected` was counted when it began."""
+    """The progress of a rebuild. `expected` was counted at its start."""
 
     done: int
     expected: int
@@ -187,10 +141,10 @@ class Rebuild(Generic[State]):
         self._token = uuid4()
 
     async def run(self, report: Callable[[Progress], None]) -> Progress:
-        """Rebuild from the beginning, reporting after each batch.
+        """Rebuild from the start, and report after each batch.
 
-        Raises RebuildRefused when another rebuild of the projection runs. Whatever interrupts it,
-        the old tables stay in place, and the shadow is thrown away.
+        Raises RebuildRefused if another rebuild of the projection runs. If it is interrupted, the
+        live tables stay in place, and the shadow tables are dropped.
         """
         async with exclusive_rebuild(self._database, self._projection):
             try:
@@ -199,15 +153,15 @@ class Rebuild(Generic[State]):
                     report(progress)
                 return await self.swap()
             except RebuildSuperseded:
-                raise  # what is registered now is somebody else's
+                raise  # the registration belongs to another rebuild
             except BaseException:
                 await _abandon(self._database, self._projection, self._token)
                 raise
 
     async def register(self) -> None:
-        """Make empty shadows. What is projected from now on, they get, too."""
+        """Create empty shadow tables, to which projectors write from now on, too."""
         async with self._locked_session() as session:
-            await drop_shadow_tables(session, self._projection)
+            await _unregister(session, self._projection)
             await create_shadow_tables(session, self._projection.tables)
             expected = await self._source.count(session)
             session.add(
@@ -215,13 +169,10 @@ class Rebuild(Generic[State]):
             )
 
     async def fill(self) -> Progress | None:
-        """Fill in the next batch; None when there was nothing left.
-
-        Raises RebuildSuperseded.
-        """
+        """Fill in the next batch; return None if nothing was left. Raises RebuildSuperseded."""
         async with self._database.sessions() as session, session.begin():
-            # Read before the turn, so that projectors wait for the writing only. A state that is
-            # out of date by then is skipped: the newer one is in the shadow already.
+            # Read before the lock is taken, so that projectors wait only for the write. A state
+            # that is outdated by then is skipped: the shadow already has the newer one.
             position = (await self._registration(session)).position
             states = await self._source.after(session, position, self._batch)
             if not states:
@@ -232,10 +183,7 @@ class Rebuild(Generic[State]):
             return await self._advance(session, states[-1].id, len(states))
 
     async def swap(self) -> Progress:
-        """Put the shadows in the place of the live tables.
-
-        Raises RebuildSuperseded.
-        """
+        """Replace the live tables by their shadows. Raises RebuildSuperseded."""
         async with self._database.sessions() as session, session.begin():
             await self._registration(session)
             await analyze_shadow_tables(session, self._projection.tables)
@@ -245,7 +193,7 @@ class Rebuild(Generic[State]):
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
                     raise
-                log.info("the swap waits for readers", projection=self._projection.name)
+                log.info("swap waits for readers", projection=self._projection.name)
             await asyncio.sleep(SWAP_RETRY_SECONDS)
 
     async def _swap(self) -> Progress:
@@ -268,7 +216,7 @@ class Rebuild(Generic[State]):
         row = (await session.scalars(fresh)).one_or_none()
         if row is None or row.token != self._token:
             raise RebuildSuperseded(
-                f"{self._projection.name}: this rebuild was abandoned, or another one has begun"
+                f"{self._projection.name}: this rebuild was abandoned, or another one has started"
             )
         return row
 
@@ -283,11 +231,11 @@ class Rebuild(Generic[State]):
 async def exclusive_rebuild(
     database: Database, projection: Projection[State]
 ) -> AsyncIterator[None]:
-    """Keep other rebuilds of `projection` away for the length of the block.
+    """Exclude other rebuilds of `projection` during the block. Raises RebuildRefused.
 
-    The lock belongs to a transaction that does nothing else, because behind a transaction pooler
-    a session's lock would stay behind. Should its connection be lost, the token in the
-    registration still keeps a second rebuild from filling the first one's shadow.
+    A transaction of its own holds the lock: behind a transaction pooler, a session's lock would
+    outlive the block. If the connection is lost, the token in the registration still prevents two
+    rebuilds from filling one shadow.
     """
     async with database.engine.connect() as connection, connection.begin():
         await connection.execute(DISABLE_TIMEOUTS)
@@ -300,21 +248,20 @@ async def exclusive_rebuild(
 async def _abandon(
     database: Database, projection: Projection[State], token: UUID | None = None
 ) -> bool:
-    """Throw the shadows away; False when there was no rebuild (of that token) to abandon."""
+    """Drop the shadow tables; return False if there was no rebuild (with `token`) to abandon."""
     async with database.sessions() as session, session.begin():
         await lock_projection(session, projection)
         query = select(RebuildRow.token).where(RebuildRow.projection == projection.name)
         registered = await session.scalar(query)
         if registered is None or (token is not None and token != registered):
             return False
-        await drop_shadow_tables(session, projection)
+        await _unregister(session, projection)
         return True
 
 
-async def drop_shadow_tables(session: AsyncSession, projection: Projection[State]) -> None:
-    """Drop the shadow tables of `projection`, and the registration of the rebuild that made them."""
-    for shadow in projection.shadows:
-        await session.execute(text(f'DROP TABLE IF EXISTS "{shadow.name}"'))
+async def _unregister(session: AsyncSession, projection: Projection[State]) -> None:
+    """Drop the shadow tables of `projection`, and the registration of the rebuild that fills them."""
+    await drop_shadow_tables(session, projection.tables)
     await session.execute(delete(RebuildRow).where(RebuildRow.projection == projection.name))
 
 
