@@ -69,7 +69,8 @@ def test_an_event_is_added_as_the_readme_says(
     with_reviews: Service, workspace: Workspace, mypy_cache: Path
 ) -> None:
     service = with_reviews
-    slice_of_event, new_version = section(service, "To add an event").split("**A new version.**")
+    recipe = section(service, "To add an event").partition("By hand")[2]
+    slice_of_event, new_version = recipe.split("**A new version.**")
     service.run("app", "db", "upgrade")
     write_files(service, slice_of_event)
     wire_reviews(service)
