@@ -43,6 +43,7 @@ COMMANDS = {
     ),
     "new": ("new", "Write a new slice: table, routes, event, handler, migration and tests."),
     "platform": ("platform", "List the files of app/platform that this service has changed."),
+    "trace": ("trace", "Print what one request led to, in order of time."),
     "projections": ("projections", "The read side and its projections."),
 }
 
