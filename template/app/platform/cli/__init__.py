@@ -41,7 +41,7 @@ COMMANDS = {
         "doctor",
         "Check settings, servers, topics, migrations and template, and print what to do.",
     ),
-    "new": ("new", "Write a new slice: table, routes, event, handler, migration and tests."),
+    "new": ("new", "Write a new part of the service: an entity, an event or a consumer."),
     "platform": ("platform", "List the files of app/platform that this service has changed."),
     "trace": ("trace", "Print what one request led to, in order of time."),
     "projections": ("projections", "The read side and its projections."),

@@ -9,7 +9,9 @@ from app.platform.cli.base import failure, require_development, service_of
 from app.platform.terminal import say
 
 commands = typer.Typer()
-group = typer.Typer(help="New parts of the service.", no_args_is_help=True)
+group = typer.Typer(
+    help="Write a new part of the service: an entity, an event or a consumer.", no_args_is_help=True
+)
 commands.add_typer(group, name="new")
 
 Plural = Annotated[str, typer.Argument(help="The entity's name in the plural, such as shipments.")]
