@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -20,8 +21,10 @@ from app.platform.errors import VersionConflict
 from app.platform.event_store.category import Category, EventType
 from app.platform.event_store.log import EventLog, LogBusy
 from app.platform.event_store.model import EventRow, SnapshotRow
+from app.platform.event_store.repository import EventSourcedRepository
 from app.platform.event_store.store import NO_STREAM, Appended, BrokenStream, EventStore, NewEvent
 from app.platform.service import Component, Service
+from app.platform.tracing import Trace, bind_trace
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,39 @@ async def test_positions_ascend_as_versions_do(database: Database) -> None:
 
 def is_ascending(numbers: Sequence[int]) -> bool:
     return [*numbers] == sorted(set(numbers))
+
+
+# The repository
+
+
+async def save(database: Database, stream: int, expected: int, subject: str | None = None) -> Any:
+    """Save an event as a command of its own transaction."""
+    async with database.sessions() as session, session.begin():
+        sums = EventSourcedRepository(session, SUMS)
+        return await sums.save(stream, Sum(1, expected + 1), [Added(1)], expected, subject)
+
+
+async def test_a_repeated_command_returns_its_first_result(database: Database) -> None:
+    with bind_trace(Trace("story", command_id="key-1")):
+        first = await save(database, 1, NO_STREAM, "new")
+        again = await save(database, 2, NO_STREAM, "new")
+    await save(database, 1, 1)
+    assert (first.duplicate, again.duplicate) == (False, True)
+    assert again == replace(first, duplicate=True)
+    assert await versions(database, 1) == [1, 2]
+    assert await versions(database, 2) == []
+
+
+async def test_a_command_that_lost_a_race_first_is_recognised(database: Database) -> None:
+    await append(database, 1, NO_STREAM, 1)
+    with bind_trace(Trace("story", command_id="key-1")):
+        async with database.sessions() as session, session.begin():
+            sums = EventSourcedRepository(session, SUMS)
+            with pytest.raises(VersionConflict):
+                await sums.save(1, Sum(2, 1), [Added(1)], NO_STREAM)
+            await sums.save(1, Sum(2, 2), [Added(1)], 1)
+        assert (await save(database, 1, 2)).duplicate
+    assert await versions(database, 1) == [1, 2]
 
 
 # The command line
