@@ -64,7 +64,7 @@ def row(id: int, version: int) -> Row:
 
 
 async def test_the_newest_version_of_each_key_stays(session: AsyncSession) -> None:
-    for rows in ([row(1, 2), row(1, 3), row(1, 1), row(2, 5)], [row(2, 4), row(1, 4)], []):
+    for rows in ([row(1, 2), row(1, 3), row(1, 1), row(2, 5)], [row(2, 4), row(3, 1)], []):
         await upsert_newest(session, View.metadata.tables["views"], rows, "version")
     found = await session.execute(select(View.id, View.text).order_by(View.id))
     assert [tuple(each) for each in found] == [(1, "1 in 3"), (2, "2 in 5"), (3, "3 in 1")]
