@@ -46,7 +46,7 @@ async def run(world: World, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
     return result.exit_code, result.output
 
 
-async def test_a_request_is_followed_through_all_sources_in_order_of_time(
+async def test_a_request_is_followed_in_order_of_time(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write_log(tmp_path / "app.log")
