@@ -24,7 +24,7 @@ from app import wiring
 from app.platform import logs
 from app.platform.cli import command_line, run
 from app.platform.cli.base import counted
-from app.platform.cli.dlq import _left_out, _line, _summary, _utc
+from app.platform.cli.dlq import _line, _skipped_undecodable, _summary, _utc
 from app.platform.cli.events import show
 from app.platform.cli.topics import _line as topic_line
 from app.platform.dev.servers import MockBroker
@@ -144,7 +144,7 @@ def test_dead_letters_are_handed_over_from_a_named_consumer() -> None:
     result = runner.invoke(cli, ["dlq", "replay", "--to", name])
 
     assert result.exit_code == 1
-    assert "error: say whose dead letters: --consumer OLD --to NEW" in result.output
+    assert "error: no consumer selected: use --consumer OLD --to NEW" in result.output
 
 
 def test_a_topic_that_the_service_does_not_have_is_not_followed() -> None:
@@ -163,9 +163,9 @@ def test_missing_topics_hold_no_dead_letters() -> None:
     assert "none of these topics exists" in followed.output
 
 
-def test_a_replay_says_which_letters_it_leaves_out() -> None:
-    assert _left_out(12).startswith("12 left out")
-    assert "app dlq discard --undecodable" in _left_out(12)
+def test_what_a_replay_skips_is_printed_with_advice() -> None:
+    assert _skipped_undecodable(12).startswith("12 skipped")
+    assert "app dlq discard --undecodable" in _skipped_undecodable(12)
 
 
 def test_what_has_no_headers_has_a_line_too() -> None:
@@ -315,7 +315,7 @@ def test_each_event_is_exported_once(tmp_path: Path) -> None:
     first = runner.invoke(cli, ["schemas", "export", str(tmp_path)])
     assert f"{len(wiring.service.events)} schemas written" in first.output
     again = runner.invoke(cli, ["schemas", "export", str(tmp_path)])
-    assert "all schemas were exported" in again.output
+    assert "all schemas are exported" in again.output
 
 
 def test_a_schema_that_is_not_exported_fails_the_check(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from app.platform.health import Health
 from app.platform.kafka.producer import Producer
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import Topic, required_topics
+from app.platform.kafka.topics import Topic, foreign_topics, required_topics
 from app.platform.service import Role, Service
 
 S = TypeVar("S", bound=EnvSettings)
@@ -56,6 +56,10 @@ class Context:
     def topics(self) -> list[Topic]:
         """Return every topic that the service owns."""
         return required_topics(self.kafka, self.registry, self.subscriptions)
+
+    def foreign_topics(self) -> list[Topic]:
+        """Return the topics that the service reads and other services own."""
+        return foreign_topics(self.kafka, self.registry)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,20 @@ async def test_a_reader_that_goes_away_ends_the_output(world: World) -> None:
     tail.stderr.close()
 
 
-# Consumers that the code has no more
+async def test_tail_says_when_it_listens(world: World) -> None:
+    topic, service = await own_topic(world)
+    tail = started(world, "events", "tail", topic, "--limit", "1", SERVICE_NAME=service)
+    assert tail.stderr is not None
+    said = b""
+    while b"listening to" not in said:
+        said = await asyncio.to_thread(tail.stderr.readline)
+        assert said, "it ended without listening"
+    await world.producer.send(Message(topic, b"later", b"{}"))
+    output, _ = await asyncio.to_thread(tail.communicate, timeout=60)
+    assert b"key=later" in output
+
+
+# Removed consumers
 
 Command = Callable[..., Awaitable[str]]
 
@@ -171,17 +184,17 @@ async def test_dead_letters_of_a_renamed_consumer_can_be_handed_to_it(
     listed = await command([NEW], "dlq", "list")
     assert "3 dead letters, 3 waiting, 0 applied since" in listed
     assert f"3 waiting from {world.topic} in old" in listed
-    assert "`app dlq replay --consumer old --to NAME` hands them to new" in listed
+    assert "`app dlq replay --consumer old --to NAME` sends them to new" in listed
     topics = await command([NEW], "topics", "list")
     assert f"orphaned  {world.topic}.old.replay  messages=2 (see `app dlq list" in topics
     assert f"orphaned  {world.topic}.old.retry.1h  messages=1 (see" in topics
     assert f"orphaned  {world.topic}.old.replay" in await command([NEW], "topics", "check")
-    assert "replayed 0 of 0" in await command([NEW], "dlq", "replay")
+    assert "sent 0 of 0" in await command([NEW], "dlq", "replay")
 
     arguments = ("dlq", "replay", "--consumer", "old", "--to", "new")
-    assert "replayed 3 of 3" in await command([NEW], *arguments)
+    assert "sent 3 of 3" in await command([NEW], *arguments)
     assert "0 dead letters" in await command([NEW], "dlq", "list")
-    assert "replayed 0 of 0" in await command([NEW], *arguments)
+    assert "sent 0 of 0" in await command([NEW], *arguments)
     # So that what it reads is what it was handed.
     world.settings = world.settings.model_copy(update={"kafka_auto_offset_reset": "latest"})
     async with world.running(NEW):
@@ -194,8 +207,8 @@ async def test_dead_letters_of_an_unread_event_can_be_discarded(
 ) -> None:
     await fails_three_times(world, command)
     listed = await command([], "dlq", "list")
-    assert f"3 waiting from {world.topic} in old, which does not read it any more" in listed
-    assert f"`app dlq discard --consumer old --topic {world.topic}` gives them up" in listed
+    assert f"3 waiting from {world.topic} in old, which no longer reads it" in listed
+    assert f"`app dlq discard --consumer old --topic {world.topic}` discards them" in listed
     letter = next(line for line in listed.splitlines() if ".retry.1h:" in line)
     assert "RuntimeError" in await command([], "dlq", "show", letter.split()[0])
     assert "discarded 3 of 3" in await command([], "dlq", "discard", "--consumer", "old")
@@ -209,8 +222,8 @@ async def test_what_waits_for_a_delay_that_is_gone_is_replayed(
     mended = Subscription("old", {Counted: record_effect})
     listed = await command([mended], "dlq", "list")
     assert "3 dead letters, 3 waiting" in listed
-    assert "any more" not in listed
-    assert "replayed 3 of 3" in await command([mended], "dlq", "replay")
+    assert "no longer reads" not in listed
+    assert "sent 3 of 3" in await command([mended], "dlq", "replay")
     async with world.running(mended):
         await world.has_effects(3)
     assert "3 dead letters, 0 waiting, 3 applied since" in await command([mended], "dlq", "list")
@@ -228,3 +241,24 @@ async def test_dead_letters_of_another_service_are_not_listed(
         await world.dead_letters("old", 1)
     assert "0 dead letters" in await command([NEW], "dlq", "list")
     assert "orphaned" not in await command([NEW], "topics", "list")
+
+
+async def test_a_replay_waits_until_each_message_is_applied_or_fails_again(
+    world: World, command: Command
+) -> None:
+    async def refuse_first(event: Counted, uow: UnitOfWork) -> None:
+        if event.number == 0:
+            raise PermanentError("refused again")
+        await record_effect(event, uow)
+
+    async with world.running(REFUSING):
+        await world.send(*counted(2))
+        await world.dead_letters("counter", 2)
+    late = await command([REFUSING], "dlq", "replay", "--wait", "--timeout", "1")
+    assert "sent 2 of 2" in late
+    assert "applied 0, failed again 0, pending 2" in late
+    corrected = Subscription("counter", {Counted: refuse_first})
+    async with world.running(corrected):
+        said = await command([corrected], "dlq", "replay", "--wait")
+    assert "applied 1, failed again 1, pending 0" in said
+    assert len(await world.effects()) == 1

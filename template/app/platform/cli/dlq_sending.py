@@ -1,11 +1,13 @@
-"""Sending dead letters on: `app dlq replay` and `app dlq discard`."""
+"""Sending for `app dlq replay` and `app dlq discard`."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 
+from app.platform.cli.dlq_outcomes import watching_replay
 from app.platform.kafka.codec import Message
 from app.platform.kafka.dead_letters import DeadLetter
 from app.platform.kafka.errors import BrokerUnavailable, SendError, TopicUnavailable
@@ -14,74 +16,109 @@ from app.platform.kafka.retry import discard_tombstone, replay_message
 from app.platform.runtime import Context
 from app.platform.terminal import say
 
-_REFUSED_SECONDS = 0.5
+_RETRY_SECONDS = 0.5
+
+Build = Callable[[DeadLetter], Sequence[Message]]
 
 
-Messages = Callable[[DeadLetter], Sequence[Message]]
-
-
-def replay_of(letter: DeadLetter, to: str | None) -> Sequence[Message]:
-    if to is None:
-        return [replay_message(letter.record)]
-    # It is the other consumer's now: what becomes of it is to be seen there.
-    return [replay_message(letter.record, to), discard_tombstone(letter.record)]
-
-
-def send(
+def replay(
     context: Context,
     letters: Sequence[DeadLetter],
-    made: Messages,
-    done: str,
-    rate: float | None = None,
+    to: str | None,
+    rate: float | None,
+    max_wait: float | None,
 ) -> None:
-    """Send what is `made` of each letter, and say of how many that is `done`."""
-    sent = Counter[str]()
+    """Send the letters back to their consumer, or `to` another; for up to `max_wait` s, await it.
+
+    Exits with code 1 if the wait ends before all letters are applied.
+    """
+
+    def build(letter: DeadLetter) -> Sequence[Message]:
+        if to is None:
+            return [replay_message(letter.record)]
+        # From now on it is a message of the other consumer.
+        return [replay_message(letter.record, to), discard_tombstone(letter.record)]
+
+    async def run() -> bool:
+        if max_wait is None:
+            await _send_all(context, letters, build, "sent", rate)
+            return True
+        async with watching_replay(context, letters, to) as watch:
+            sent = await _send_all(context, letters, build, "sent", rate)
+            outcome = await watch.wait(sent, max_wait)
+        say(f"applied {outcome.applied}, failed again {outcome.failed}, pending {outcome.pending}")
+        return outcome.applied == len(letters)
+
+    with _one_line_errors():
+        succeeded = asyncio.run(run())
+    if not succeeded:
+        raise typer.Exit(1)
+
+
+def discard(context: Context, letters: Sequence[DeadLetter]) -> None:
+    """Send the tombstones of the letters."""
+
+    def build(letter: DeadLetter) -> Sequence[Message]:
+        return [discard_tombstone(letter.record)]
+
+    with _one_line_errors():
+        asyncio.run(_send_all(context, letters, build, "discarded"))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
     try:
-        asyncio.run(_send_each(context, letters, made, rate, sent))
+        yield
     except KeyboardInterrupt:
         say("interrupted", err=True)
         raise typer.Exit(130) from None
-    except SendError as reason:
-        say(f"stopped: {reason}", err=True)
+    except SendError as error:
+        say(f"stopped: {error}", err=True)
         raise typer.Exit(1) from None
-    finally:
-        for name, count in sorted(sent.items()):
-            say(f"{name or 'no consumer'}: {done} {count}")
-        say(f"{done} {sent.total()} of {len(letters)}")
 
 
-async def _send_each(
+async def _send_all(
     context: Context,
     letters: Sequence[DeadLetter],
-    made: Messages,
-    rate: float | None,
-    sent: Counter[str],
-) -> None:
+    build: Build,
+    done: str,
+    rate: float | None = None,
+) -> list[DeadLetter]:
+    """Send the messages for each letter, and print the numbers; return the letters that were sent."""
     loop = asyncio.get_running_loop()
-    timeout = context.kafka.kafka_send_timeout_seconds
-    async with KafkaProducer(context.kafka).running() as producer:
-        for letter in letters:
-            started = loop.time()
-            try:
-                messages = made(letter)
-            except ValueError as reason:
-                say(f"skipped: {reason}", err=True)
-                continue
-            try:
-                for message in messages:
-                    await _send_patiently(producer, message, timeout)
-            except BrokerUnavailable:
-                raise
-            except SendError as reason:  # this one's own fault: the others can still go
-                say(f"skipped {letter.id}: {reason}", err=True)
-                continue
-            sent[letter.consumer] += 1
-            if rate is not None:
-                await asyncio.sleep(max(0.0, 1 / rate - (loop.time() - started)))
+    sent: list[DeadLetter] = []
+    try:
+        async with KafkaProducer(context.kafka).running() as producer:
+            for letter in letters:
+                started = loop.time()
+                if await _send(context, producer, letter, build):
+                    sent.append(letter)
+                    if rate is not None:
+                        await asyncio.sleep(max(0.0, 1 / rate - (loop.time() - started)))
+    finally:  # also when it is interrupted
+        for consumer, count in sorted(Counter(letter.consumer for letter in sent).items()):
+            say(f"{consumer or 'no consumer'}: {done} {count}")
+        say(f"{done} {len(sent)} of {len(letters)}")
+    return sent
 
 
-async def _send_patiently(producer: KafkaProducer, message: Message, seconds: float) -> None:
-    """Send `message`; what its topic refuses for now is sent again for up to `seconds`."""
+async def _send(
+    context: Context, producer: KafkaProducer, letter: DeadLetter, build: Build
+) -> bool:
+    """Send the messages for the letter; return False if they can never be sent."""
+    try:
+        for message in build(letter):
+            await _send_with_retry(producer, message, context.kafka.kafka_send_timeout_seconds)
+    except BrokerUnavailable:
+        raise
+    except (ValueError, SendError) as error:  # the other letters can still be sent
+        say(f"skipped {letter.id}: {error}", err=True)
+        return False
+    return True
+
+
+async def _send_with_retry(producer: KafkaProducer, message: Message, seconds: float) -> None:
+    """Send `message`, and retry temporary refusals of its topic for up to `seconds`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while True:
@@ -90,4 +127,4 @@ async def _send_patiently(producer: KafkaProducer, message: Message, seconds: fl
         except TopicUnavailable:
             if loop.time() > deadline:
                 raise
-        await asyncio.sleep(_REFUSED_SECONDS)
+        await asyncio.sleep(_RETRY_SECONDS)

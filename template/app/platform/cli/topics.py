@@ -21,8 +21,7 @@ commands.add_typer(group, name="topics")
 
 @group.command("list")
 def list_topics(ctx: typer.Context) -> None:
-    """Show each topic that the service needs, what the broker has of it, and the topics for failures
-    that no consumer of the code reads any more."""
+    """List the service's topics with their state, those of foreign events, and orphaned failure topics."""
     context = context_of(ctx)
     for state in asyncio.run(_states(context)):
         say(_line(state))
@@ -32,50 +31,62 @@ def list_topics(ctx: typer.Context) -> None:
 
 @group.command()
 def check(ctx: typer.Context) -> None:
-    """Exit with code 1 when a topic is missing, hidden from this user, or differs in what `create`
-    would give it."""
+    """Exit with code 1 if a topic is missing, hidden from this user, or differs from what `create`
+    would create. Of a foreign topic, only the existence is checked."""
     context = context_of(ctx)
-    wrong = [state for state in asyncio.run(_states(context)) if state.state is not State.PRESENT]
-    for state in wrong:
-        say(_line(state))
+    states = asyncio.run(_states(context))
+    wrong = [state for state in states if _is_wrong(state)]
+    for state in states:
+        if state in wrong or state.topic.owner is not None:
+            say(_line(state))
     for line in asyncio.run(_orphaned(context)):
         say(line)
     if wrong:
         raise typer.Exit(1)
-    say("all topics are there")
+    say("all topics exist")
 
 
 @group.command()
 def create(ctx: typer.Context) -> None:
-    """Make the missing topics. Existing ones are left as they are."""
+    """Create the missing topics of the service. Existing and foreign ones do not change."""
     context = context_of(ctx)
-    made = asyncio.run(provision(context.kafka, context.topics()))
-    for name in made:
+    created = asyncio.run(provision(context.kafka, context.topics()))
+    for name in created:
         say(f"created {name}")
-    say(f"{counted(len(made), 'topic')} created" if made else "all topics were there")
+    say(f"{counted(len(created), 'topic')} created" if created else "all topics exist")
 
 
 async def _states(context: Context) -> list[TopicState]:
-    topics: Sequence[Topic] = context.topics()
+    topics: Sequence[Topic] = [*context.topics(), *context.foreign_topics()]
     async with TopicAdmin.connected(context.kafka) as admin:
         return await admin.compare(topics)
 
 
 async def _orphaned(context: Context) -> list[str]:
-    """A line for each orphaned topic. They are nothing wrong: Kafka empties them in time."""
+    """Return a line for each orphaned topic. They are no error, because Kafka empties them in time."""
     topics = await orphaned_topics(context.kafka, context.registry, context.subscriptions)
     letters = current_letters(await read_orphaned(context.kafka, topics))
-    left = Counter(letter.record.topic for letter in letters)
+    counts = Counter(letter.record.topic for letter in letters)
     return [
-        f"{'orphaned':<10}{topic.name}  messages={left[topic.name]}"
-        + (f" (see `app dlq list --consumer {topic.consumer}`)" if left[topic.name] else "")
+        f"{'orphaned':<10}{topic.name}  messages={counts[topic.name]}"
+        + (f" (see `app dlq list --consumer {topic.consumer}`)" if counts[topic.name] else "")
         for topic in topics
     ]
+
+
+def _is_wrong(state: TopicState) -> bool:
+    exists = state.state in (State.PRESENT, State.DIFFERENT)
+    return not exists if state.topic.owner is not None else state.state is not State.PRESENT
 
 
 def _line(state: TopicState) -> str:
     detail = f" ({state.detail})" if state.detail else ""
     topic = state.topic
+    if topic.owner is not None:
+        if not _is_wrong(state):
+            return f"{'foreign':<10}{topic.name}  owner={topic.owner}"
+        hint = f" ({topic.owner} has to create it)" if state.state is State.MISSING else detail
+        return f"{state.state.value:<10}{topic.name}  owner={topic.owner}{hint}"
     return (
         f"{state.state.value:<10}{topic.name}  partitions={topic.partitions}"
         f" replication={topic.replication_factor}{detail}"

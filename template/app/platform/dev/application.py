@@ -45,7 +45,8 @@ async def prepare(service: Service) -> None:
     """Migrate the database and create the topics. Raises DatabaseUnusable and SchemaTooNew."""
     await _check_database()
     context = Context.of(service, load(Settings).service_name, load(KafkaSettings))
-    await asyncio.gather(prepare_schema(), provision(context.kafka, context.topics()))
+    topics = [*context.topics(), *context.foreign_topics()]
+    await asyncio.gather(prepare_schema(), provision(context.kafka, topics))
 
 
 async def _check_database() -> None:

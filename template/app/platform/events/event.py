@@ -130,6 +130,11 @@ class EventRegistry:
     def on_topic(self, topic: str) -> EventType | None:
         return self._by_topic.get(topic)
 
+    def owner(self, topic: str) -> str | None:
+        """Return the service that owns a foreign event's `topic`; None for other topics."""
+        event_type = self._by_topic.get(topic)
+        return None if event_type is None else event_type.service
+
     def owned_topics(self) -> list[str]:
         """Return the topics of the events that this service itself publishes."""
         return [self.topic(entry.model) for entry in self if entry.service is None]

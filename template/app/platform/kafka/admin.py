@@ -326,15 +326,17 @@ async def read_to_end(client: AIOKafkaConsumer) -> AsyncIterator[ConsumerRecord]
                 left.discard(tp)
 
 
-async def follow(client: AIOKafkaConsumer, from_beginning: bool) -> AsyncIterator[ConsumerRecord]:
-    """Yield records as they arrive, for ever; from the next one on, unless `from_beginning`."""
+async def seek_to(client: AIOKafkaConsumer, from_beginning: bool) -> None:
+    """Position the client at the next record that arrives, or `from_beginning` at the oldest."""
     partitions = sorted(client.assignment())
-    if not partitions:
-        return
     if from_beginning:
         await client.seek_to_beginning(*partitions)
     else:
         await client.seek_to_end(*partitions)
+
+
+async def follow(client: AIOKafkaConsumer) -> AsyncIterator[ConsumerRecord]:
+    """Yield records as they arrive, for ever."""
     while True:
         for records in (await client.getmany(timeout_ms=int(POLL_SECONDS * 1000))).values():
             for record in records:

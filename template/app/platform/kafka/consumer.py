@@ -5,6 +5,7 @@ It runs as long as the process: during any outage of Kafka or the database, it w
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +27,7 @@ from app.platform.kafka.producer import Producer
 from app.platform.kafka.settings import KafkaSettings, consumer_options, reason_for
 from app.platform.kafka.status import ConsumerStatus, Draining
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import group_of, source_topics
+from app.platform.kafka.topics import group_of, missing_foreign, source_topics
 
 log = structlog.get_logger(__name__)
 
@@ -38,12 +39,16 @@ RESTART_SECONDS = (0.2, 5.0)
 
 
 class TopicsMissing(Exception):
-    """Topics of a subscription do not exist, or are hidden from the user."""
+    """Topics of a subscription do not exist, or are hidden from the user.
 
-    def __init__(self, missing: list[str], hidden: list[str]) -> None:
+    `owners` has the services that have to create the missing topics of foreign events.
+    """
+
+    def __init__(self, missing: list[str], hidden: list[str], owners: Mapping[str, str]) -> None:
         reasons = [not_authorized(hidden)] if hidden else []
-        if missing:
-            reasons.append(f"missing topics: {', '.join(missing)}; run `app topics create`")
+        if own := [topic for topic in missing if topic not in owners]:
+            reasons.append(f"missing topics: {', '.join(own)}; run `app topics create`")
+        reasons += [missing_foreign(topic, owners[topic]) for topic in missing if topic in owners]
         super().__init__("; ".join(reasons))
 
 
@@ -63,6 +68,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         self._subscription = subscription
         self._settings = settings
         self._source_topics = source_topics(subscription, registry)
+        owners = {topic: registry.owner(topic) for topic in self._source_topics}
+        self._owners = {topic: owner for topic, owner in owners.items() if owner is not None}
         initialise_counters(self.name, self._source_topics)
         self._processor = Processor(
             subscription, registry, self._source_topics, units, producer, self.status
@@ -134,7 +141,12 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
     async def _check_topics(self, client: AIOKafkaConsumer) -> None:
         absent = sorted(set(self._source_topics) - await client.topics())
         if absent:
-            raise await _topics_missing(client, absent)
+            raise await self._topics_missing(client, absent)
+
+    async def _topics_missing(self, client: AIOKafkaConsumer, absent: list[str]) -> TopicsMissing:
+        hidden = await hidden_topics(client._client, absent)  # the consumer client has no such call
+        missing = [topic for topic in absent if topic not in hidden]
+        return TopicsMissing(missing, hidden, self._owners)
 
     async def _consume(self, client: AIOKafkaConsumer) -> None:
         while not self._stopping.is_set():
@@ -152,7 +164,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         try:
             async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
                 self.status.set_missing_topics(
-                    str(await _topics_missing(client, absent)) if absent else None
+                    str(await self._topics_missing(client, absent)) if absent else None
                 )
                 skipped = await self._positions.skipped(client, {*batch, *self._buffer})
             if skipped:
@@ -287,11 +299,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             task.cancel()
             await asyncio.wait({task})
             await self._committer.try_commit(client, tracker)
-
-
-async def _topics_missing(client: AIOKafkaConsumer, absent: list[str]) -> TopicsMissing:
-    hidden = await hidden_topics(client._client, absent)  # the consumer client has no such call
-    return TopicsMissing([name for name in absent if name not in hidden], hidden)
 
 
 async def _close(client: AIOKafkaConsumer) -> None:

@@ -20,12 +20,16 @@ FORWARDED_HEADROOM_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic that the service requires. `config` has Kafka's own settings."""
+    """A topic that the service requires. `config` has Kafka's own settings.
+
+    `owner` is the service of a foreign event; None means this service.
+    """
 
     name: str
     partitions: int
     replication_factor: int
     config: dict[str, str] = field(default_factory=dict)
+    owner: str | None = None
 
 
 def dead_letter_topic(topic: str, consumer: str) -> str:
@@ -121,6 +125,25 @@ def required_topics(
         topics += _consumer_topics(settings, registry, subscription)
     _check_distinct(topics)
     return topics
+
+
+def foreign_topics(settings: KafkaSettings, registry: EventRegistry) -> list[Topic]:
+    """Return the topics of other services' events, as development and tests create them."""
+    return [
+        Topic(
+            registry.topic(entry.model),
+            settings.kafka_topic_partitions,
+            settings.kafka_topic_replication_factor,
+            owner=entry.service,
+        )
+        for entry in registry
+        if entry.service is not None
+    ]
+
+
+def missing_foreign(topic: str, owner: str) -> str:
+    """Return the message about a foreign topic that does not exist."""
+    return f"missing topic {topic} of the service {owner}, which has to create it"
 
 
 def _check_distinct(topics: Iterable[Topic]) -> None:

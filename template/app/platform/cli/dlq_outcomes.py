@@ -1,0 +1,90 @@
+"""The outcomes of dead letters: which were applied, and which of the replayed ones failed again."""
+
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+from aiokafka import AIOKafkaConsumer
+
+from app.platform.cli.base import on_database
+from app.platform.database.engine import Database
+from app.platform.kafka import inbox
+from app.platform.kafka.admin import POLL_SECONDS, reading, seek_to
+from app.platform.kafka.dead_letters import DeadLetter, Identity
+from app.platform.kafka.topics import dead_letter_topic
+from app.platform.runtime import Context
+
+
+async def find_applied(
+    database: Database, letters: Iterable[DeadLetter], to: str | None = None
+) -> set[Identity]:
+    """Return the letters whose events the inbox has, for their consumer or the one they go `to`."""
+    letters = list(letters)
+    applied: set[tuple[str, UUID]] = set()
+    async with database.sessions() as session:
+        for consumer in {letter.consumer for letter in letters}:
+            ids = [x.event_id for x in letters if x.consumer == consumer and x.event_id]
+            for name in {consumer, to or consumer}:
+                found = await inbox.applied(session, name, ids)
+                applied.update((consumer, event_id) for event_id in found)
+    return {x.identity for x in letters if x.event_id and (x.consumer, x.event_id) in applied}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The numbers of replayed letters by their outcome."""
+
+    applied: int
+    failed: int
+    pending: int
+
+
+class ReplayWatch:
+    """A view of the dead letter topics, from the moment before a replay."""
+
+    def __init__(self, client: AIOKafkaConsumer, to: str | None) -> None:
+        self._client = client
+        self._to = to
+
+    async def wait(self, letters: Sequence[DeadLetter], seconds: float) -> Outcome:
+        """Wait for the outcome of each replayed letter, for up to `seconds`."""
+        pending = {self._identity_after(letter): letter for letter in letters}
+        deadline = time.monotonic() + seconds
+        failed = 0
+
+        async def poll(database: Database) -> None:
+            nonlocal failed
+            while pending and time.monotonic() < deadline:
+                for letter in await self._new_letters():
+                    before = pending.get(letter.identity)
+                    if before is not None and letter.replays > before.replays:
+                        failed += 1
+                        del pending[letter.identity]
+                applied = await find_applied(database, pending.values(), self._to)
+                for identity, letter in list(pending.items()):
+                    if letter.identity in applied:
+                        del pending[identity]
+
+        await on_database(poll)
+        return Outcome(len(letters) - failed - len(pending), failed, len(pending))
+
+    def _identity_after(self, letter: DeadLetter) -> Identity:
+        return letter.identity._replace(consumer=self._to or letter.consumer)
+
+    async def _new_letters(self) -> list[DeadLetter]:
+        fetched = await self._client.getmany(timeout_ms=int(POLL_SECONDS * 1000))
+        return [DeadLetter.of(record) for records in fetched.values() for record in records]
+
+
+@asynccontextmanager
+async def watching_replay(
+    context: Context, letters: Sequence[DeadLetter], to: str | None
+) -> AsyncIterator[ReplayWatch]:
+    """Open a watch for the length of the block. Raises BrokerUnavailable."""
+    topics = {dead_letter_topic(letter.origin, to or letter.consumer) for letter in letters}
+    async with reading(context.kafka, sorted(topics)) as client:
+        if client.assignment():
+            await seek_to(client, from_beginning=False)
+        yield ReplayWatch(client, to)
