@@ -216,11 +216,15 @@ def test_the_code_of_the_service_is_short() -> None:
             if isinstance(node, ast.ClassDef):
                 is_long = length_of(node) > 400 or methods_of(node) > 20
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                is_long = length_of(node) > 40
+                is_long = length_of(node) - sum(map(length_of, functions_in(node))) > 40
             else:
                 continue
             too_long += [(f"{name} {node.name}", length_of(node))] if is_long else []
     assert too_long == [], "split along a seam that has a name: 40 lines, 20 methods, 400 lines"
+
+
+def functions_in(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
+    return [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def length_of(node: ast.stmt) -> int:

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -30,14 +31,12 @@ from app.platform.database.migrations import upgrade
 from app.platform.database.url import async_url, parse_database_url
 from app.platform.dev.folders import FileLock
 from app.platform.dev.servers import BrokerChoice, Servers
-from app.platform.events.event import EventRegistry
 from app.platform.http.app import create_app
 from app.platform.kafka.admin import provision
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.settings import KafkaSettings
-from app.platform.kafka.topics import required_topics
-from app.platform.runtime import Configuration
-from app.platform.service import Role
+from app.platform.runtime import Configuration, Context
+from app.platform.service import Role, Service
 
 T = TypeVar("T")
 
@@ -148,6 +147,20 @@ def unique_service_name() -> str:
     return f"test-{secrets.token_hex(5)}"
 
 
+def with_own_topics(service: Service, name: str) -> Service:
+    """The service, with foreign topics that no other test has, either."""
+    return Service(
+        replace(
+            part,
+            events=[
+                replace(entry, service=f"{name}-{entry.service}") if entry.service else entry
+                for entry in part.events
+            ],
+        )
+        for part in service.components
+    )
+
+
 def database_settings(url: str) -> DatabaseSettings:
     return DatabaseSettings(database_url=SecretStr(url), _env_file=None)
 
@@ -183,10 +196,11 @@ async def live_app(live_database_url: str, kafka_bootstrap_servers: str) -> Asyn
         database_settings(live_database_url),
         HttpSettings(_env_file=None),
     )
-    registry = EventRegistry(name, wiring.service.events)
-    topics = required_topics(configuration.kafka, registry, wiring.service.subscriptions)
+    service = with_own_topics(wiring.service, name)
+    context = Context.of(service, name, configuration.kafka)
+    topics = [*context.topics(), *context.foreign_topics()]
     await asyncio.gather(upgrade(live_database_url), provision(configuration.kafka, topics))
-    app = create_app(wiring.service, set(Role), configuration)
+    app = create_app(service, set(Role), configuration)
     async with app.router.lifespan_context(app):
         yield app
 

@@ -163,6 +163,73 @@ def test_missing_topics_hold_no_dead_letters() -> None:
     assert "none of these topics exists" in followed.output
 
 
+METERS_OF_SHOP = Service(
+    [Component("meters", events=[EventType(Moved), EventType(MeterRead, service="shop")])]
+)
+meters = command_line(lambda: METERS_OF_SHOP)
+
+
+@pytest.mark.usefixtures("mock_broker")
+def test_an_event_of_any_service_can_be_sent(tmp_path: Path) -> None:
+    runner.invoke(meters, ["schemas", "export", str(tmp_path)])
+    sent = runner.invoke(meters, ["events", "send", str(tmp_path / "meter.read.json")])
+    assert sent.output.startswith("sent meter.read 1.0.0 to shop.meter.read: key=text event_id=")
+
+    shown = runner.invoke(meters, ["events", "tail", TOPIC, "--from-beginning", "--limit", "1"])
+    assert "ce_source: /shop" in shown.output
+    assert f'"event_id": "{sent.output.split("event_id=")[1].split()[0]}"' in shown.output
+
+
+@pytest.mark.usefixtures("mock_broker")
+def test_a_sent_event_keeps_its_id_if_asked_to() -> None:
+    event = Moved(meter_id="m-1").model_dump_json()
+    kept = runner.invoke(meters, ["events", "send", "-", "--keep-id"], input=event)
+    fresh = runner.invoke(meters, ["events", "send", "-"], input=event)
+
+    assert f"event_id={json.loads(event)['event_id']}" in kept.output
+    assert "sent meter.moved" in fresh.output
+    assert json.loads(event)["event_id"] not in fresh.output
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "- is not valid JSON: "),
+        ("[]", "- has no event: "),
+        ('{"event_type": "meter.sold"}', "there is no event meter.sold; there are: meter.moved"),
+        ('{"event_type": "meter.moved"}', "meter.moved: meter_id: Field required"),
+    ],
+)
+def test_what_is_no_event_is_not_sent(text: str, reason: str) -> None:
+    result = runner.invoke(meters, ["events", "send", "-"], input=text)
+
+    assert result.exit_code == 1
+    assert f"error: {reason}" in result.output
+
+
+def test_an_event_of_two_services_needs_its_topic() -> None:
+    class MovedElsewhere(Moved): ...
+
+    events = [EventType(Moved), EventType(MovedElsewhere, service="shop")]
+    both = command_line(lambda: Service([Component("meters", events=events)]))
+    result = runner.invoke(both, ["events", "send", "-"], input='{"event_type": "meter.moved"}')
+
+    assert result.exit_code == 1
+    assert ".meter.moved or shop.meter.moved" in result.output
+
+
+@pytest.mark.usefixtures("mock_broker")
+def test_foreign_topics_are_listed_with_their_owner() -> None:
+    missing = runner.invoke(meters, ["topics", "check"])
+    assert missing.exit_code == 1
+    assert f"missing   {TOPIC}  owner=shop (shop has to create it)" in missing.output
+
+    event = meter_read().model_dump_json()
+    runner.invoke(meters, ["events", "send", "-"], input=event)
+    assert f"foreign   {TOPIC}  owner=shop\n" in runner.invoke(meters, ["topics", "list"]).output
+    assert f"foreign   {TOPIC}  owner=shop\n" in runner.invoke(meters, ["topics", "check"]).output
+
+
 def test_what_a_replay_skips_is_printed_with_advice() -> None:
     assert _skipped_undecodable(12).startswith("12 skipped")
     assert "app dlq discard --undecodable" in _skipped_undecodable(12)

@@ -21,7 +21,7 @@ from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.kafka import consumer as consumer_module
 from app.platform.kafka import lag, offsets
-from app.platform.kafka.consumer import Consumer
+from app.platform.kafka.consumer import Consumer, TopicsMissing
 from app.platform.kafka.consumers import check_inbox_retention
 from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.lag import AssignmentLag
@@ -174,10 +174,10 @@ class FakeClient:
         pass
 
 
-def consumer(name: str = "billing") -> Consumer:
+def consumer(name: str = "billing", owner: str | None = None) -> Consumer:
     return Consumer(
         Subscription(name, {MeterRead: ignore}),
-        EventRegistry("shop", [EventType(MeterRead)]),
+        EventRegistry("shop", [EventType(MeterRead, service=owner)]),
         KafkaSettings(_env_file=None),
         UnitOfWorkFactory(None, None),  # type: ignore[arg-type]  # nothing is applied here
         FakeProducer(),
@@ -280,6 +280,20 @@ async def test_a_consumer_resumes_when_offset_commits_succeed_again(
     async with asyncio.timeout(5):
         await committing
     assert billing.status.block_reason is None
+
+
+def test_a_missing_foreign_topic_is_named_with_its_owner() -> None:
+    error = TopicsMissing(["a.b.c", "shop.meter.read"], [], {"shop.meter.read": "shop"})
+
+    assert str(error) == (
+        "missing topics: a.b.c; run `app topics create`;"
+        " missing topic shop.meter.read of the service shop, which has to create it"
+    )
+
+
+def test_a_consumer_knows_the_owners_of_its_foreign_topics() -> None:
+    assert consumer(owner="shop")._owners == {TOPIC: "shop"}
+    assert consumer()._owners == {}
 
 
 async def test_other_partitions_end_the_trouble_with_the_last_ones() -> None:

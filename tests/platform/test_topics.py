@@ -19,6 +19,7 @@ from app.platform.kafka.subscription import RetryPolicy, Subscription
 from app.platform.kafka.topics import (
     Topic,
     dead_letter_topic,
+    foreign_topics,
     format_delay,
     forwarded_limit,
     is_delay_topic,
@@ -135,6 +136,12 @@ def test_failure_topics_of_foreign_topics_are_required() -> None:
 
     assert TOPIC not in names
     assert f"{TOPIC}.billing.dlq" in names
+
+
+def test_topics_of_other_services_have_their_owner() -> None:
+    registry = EventRegistry("accounts", [EventType(MeterRead, service="shop")])
+
+    assert foreign_topics(SETTINGS, registry) == [Topic(TOPIC, 6, 2, owner="shop")]
 
 
 def test_topics_have_the_settings_of_the_service() -> None:

@@ -22,6 +22,7 @@ from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.settings import client_options
 from app.platform.kafka.subscription import RetryPolicy, Subscription
 from app.platform.kafka.topics import required_topics
+from app.platform.runtime import Context
 from app.platform.service import Component, Service
 from tests.fixtures import eventually
 from tests.world import Counted, World, counted, failing, record_effect
@@ -121,6 +122,25 @@ async def test_tail_says_when_it_listens(world: World) -> None:
     await world.producer.send(Message(topic, b"later", b"{}"))
     output, _ = await asyncio.to_thread(tail.communicate, timeout=60)
     assert b"key=later" in output
+
+
+async def test_a_missing_foreign_topic_is_named_with_its_owner(
+    world: World, monkeypatch: pytest.MonkeyPatch, real_kafka: str
+) -> None:
+    owner = world.registry.service
+    foreign = Service([Component("things", events=[EventType(Counted, service=owner)])])
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", world.settings.kafka_bootstrap_servers)
+    cli, event = command_line(lambda: foreign), counted(1)[0].model_dump_json()
+
+    async def run(*arguments: str) -> str:
+        return (await asyncio.to_thread(CliRunner().invoke, cli, arguments, input=event)).output
+
+    named = f"missing topic {world.topic} of the service {owner}, which has to create it"
+    assert named in await run("events", "send", "-")
+    context = Context.of(foreign, "reader", world.settings)
+    await provision(world.settings, context.foreign_topics())
+    assert f"sent thing.counted 1.0.0 to {world.topic}" in await run("events", "send", "-")
+    assert f"foreign   {world.topic}  owner={owner}" in await run("topics", "list")
 
 
 # Removed consumers
