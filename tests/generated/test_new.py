@@ -21,7 +21,7 @@ def extended(
     request: pytest.FixtureRequest, workspace: Workspace, repository: Path, services_folder: Path
 ) -> Service:
     """A service with a new entity of fields of each type, one with the default field, an event of
-    each, and a consumer."""
+    each, one of another service, and a consumer of that."""
     variant: Variant = request.param
     path = workspace.render(variant, repository, f"{variant.code}-extended")
     settings = workspace.shared_environment(path)
@@ -34,7 +34,9 @@ def extended(
     service.run("app", "new", "entity", "line_items", settings=paths)
     service.run("app", "new", "event", "shipment.lost", "--field", "day:date", settings=paths)
     service.run("app", "new", "event", "line_item.dropped", settings=paths)
-    service.run("app", "new", "consumer", "lost-shipments", "shipment.lost", settings=paths)
+    foreign = ("--service", "billing", "--slice", "shipments", "--field", "amount:decimal")
+    service.run("app", "new", "event", "invoice.paid", *foreign, settings=paths)
+    service.run("app", "new", "consumer", "paid-shipments", "invoice.paid", settings=paths)
     return service
 
 

@@ -278,7 +278,7 @@ async def test_a_server_that_closes_connections_is_unavailable(database_server_u
         raise DisconnectionError("the server closed this connection")
 
     event.listen(database.engine.sync_engine, "checkout", closed)
-    with pytest.raises(DatabaseUnavailable, match="closes each connection"):
+    with pytest.raises(DatabaseUnavailable, match="closes each new connection"):
         await do(database, text("SELECT 1"))
     await database.close()
 

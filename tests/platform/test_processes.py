@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from app import wiring
-from app.platform.cli import command_line, serve
+from app.platform.cli import command_line
 from app.platform.database import engine as database
 from app.platform.http import server
-from app.platform.kafka import consumer, consumers, producer
+from app.platform.kafka import connection, consumer, consumers
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.service import Role
 
@@ -34,7 +34,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     monkeypatch.setattr(
-        serve, "serve", lambda _, roles, __, host, port: served.append((roles, host, port))
+        server, "serve", lambda _, roles, __, host, port: served.append((roles, host, port))
     )
     return served
 
@@ -64,7 +64,7 @@ def test_compose_gives_every_process_time_to_stop() -> None:
     drain = kafka.kafka_drain_timeout_seconds
     # Of these the relay needs only the first.
     consuming = drain + consumer.COMMIT_TIMEOUT_SECONDS + drain + consumers.STOP_MARGIN_SECONDS
-    connections = producer._CLOSE_SECONDS + database._CLOSE_SECONDS
+    connections = connection._CLOSE_SECONDS + database._CLOSE_SECONDS
     longest = server.GRACEFUL_SHUTDOWN_SECONDS + consuming + connections
 
     given = re.findall(r"stop_grace_period: (\d+)s", Path("compose.yaml").read_text())
