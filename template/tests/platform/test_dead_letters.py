@@ -263,7 +263,7 @@ async def test_dead_letters_of_another_service_are_not_listed(
     assert "orphaned" not in await command([NEW], "topics", "list")
 
 
-async def test_a_replay_waits_until_each_message_is_applied_or_fails_again(
+async def test_a_replay_waits_for_the_outcome_of_each_message(
     world: World, command: Command
 ) -> None:
     async def refuse_first(event: Counted, uow: UnitOfWork) -> None:
