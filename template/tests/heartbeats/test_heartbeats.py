@@ -192,7 +192,7 @@ async def test_a_commit_that_fails_for_now_may_be_repeated(api: Api, database: D
     assert (await send(api.http, "door", Idempotency_Key="again")).status_code == 201
 
 
-async def test_an_unexpected_error_is_told_to_the_log_only(api: Api, database: Database) -> None:
+async def test_an_unexpected_error_is_only_logged(api: Api, database: Database) -> None:
     with capture_logs() as logs:
         async with failing_insert(database, "heartbeats", INTERNAL_ERROR):
             answer = await send(api.http, "door")

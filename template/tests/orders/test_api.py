@@ -233,7 +233,7 @@ async def test_a_commit_that_fails_for_now_may_be_repeated(api: Api, database: D
     assert api.producer.sent == []
 
 
-async def test_an_unexpected_error_is_told_to_the_log_only(api: Api, database: Database) -> None:
+async def test_an_unexpected_error_is_only_logged(api: Api, database: Database) -> None:
     with capture_logs() as logs:
         async with failing_insert(database, "users", INTERNAL_ERROR):
             answer = await api.http.post("/users", json=new_user())

@@ -171,7 +171,7 @@ async def test_a_key_whose_request_failed_is_free_again(client: AsyncClient) -> 
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "two words"])
-async def test_what_is_no_key_is_refused(client: AsyncClient, key: str) -> None:
+async def test_an_invalid_idempotency_key_is_refused(client: AsyncClient, key: str) -> None:
     answer = await post_with_key(client, new_order(1), key)
     assert pointers(assert_problem(answer, 422)) == ["header /Idempotency-Key"]
 
@@ -215,7 +215,7 @@ async def test_a_precondition_may_have_several_lines(client: AsyncClient) -> Non
     assert answer.status_code == 200
 
 
-async def test_what_a_settled_order_does_not_allow_contradicts_it(client: AsyncClient) -> None:
+async def test_a_settled_order_refuses_further_commands(client: AsyncClient) -> None:
     placed = await place(client)
     order_id = placed.json()["id"]
     paid = await change(client, order_id, "pay", placed.headers["etag"])
@@ -264,7 +264,7 @@ async def test_an_order_that_is_not_there(client: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("order_id", ["first", str(2**63), "9" * 5_000, "%00"])
-async def test_what_is_no_order_id_is_refused(client: AsyncClient, order_id: str) -> None:
+async def test_an_invalid_order_id_is_refused(client: AsyncClient, order_id: str) -> None:
     assert_problem(await client.get(f"/orders/{order_id}"), 422)
 
 
@@ -286,7 +286,7 @@ async def test_a_reader_waits_for_the_version_it_knows(client: AsyncClient) -> N
 
 
 @pytest.mark.parametrize("min_version", ["0", "-1", "two", str(2**70)])
-async def test_what_is_no_version_is_refused(client: AsyncClient, min_version: str) -> None:
+async def test_an_invalid_version_is_refused(client: AsyncClient, min_version: str) -> None:
     answer = await client.get("/orders/1", params={"min_version": min_version})
     assert pointers(assert_problem(answer, 422)) == ["query /min_version"]
 
@@ -415,7 +415,7 @@ async def test_allow_names_all_methods_of_a_path(client: AsyncClient) -> None:
     assert answer.headers["allow"] == "HEAD, GET, POST"
 
 
-async def test_orders_reserve_what_they_order(client: AsyncClient) -> None:
+async def test_orders_reserve_inventory(client: AsyncClient) -> None:
     tea, cup = unique("tea"), unique("cup")
     user_id = await sign_up(client)
     await place(client, user_id, items=[item(tea, 2), item(cup, 1), item(tea, 5)])
@@ -436,7 +436,7 @@ async def test_of_a_sku_that_nobody_ordered_nothing_is_reserved(client: AsyncCli
 
 
 @pytest.mark.parametrize("sku", ["%00", "two%20words", "s" * 65])
-async def test_what_is_no_sku_is_refused(client: AsyncClient, sku: str) -> None:
+async def test_an_invalid_sku_is_refused(client: AsyncClient, sku: str) -> None:
     assert_problem(await client.get(f"/inventory/{sku}"), 422)
 
 

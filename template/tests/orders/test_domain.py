@@ -169,7 +169,7 @@ PUBLISHED: list[tuple[list[OrderEvent], type[BaseEvent], str]] = [
 
 
 @pytest.mark.parametrize(("history", "published", "status"), PUBLISHED)
-def test_what_is_published_carries_the_full_state(
+def test_published_events_carry_the_full_state(
     history: list[OrderEvent], published: type[BaseEvent], status: str
 ) -> None:
     order = fold(history)

@@ -21,7 +21,7 @@ def test_a_cursor_leads_back_to_its_id(id: int) -> None:
 
 
 @given(st.text())
-def test_what_is_no_cursor_is_refused_and_nothing_else_happens(text: str) -> None:
+def test_an_invalid_cursor_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a cursor"):
         decode_cursor(text)
 
@@ -32,7 +32,7 @@ def test_a_cursor_for_an_impossible_id_is_refused(id: int) -> None:
         decode_cursor(encode_cursor(id))
 
 
-def test_a_cursor_does_not_show_what_it_stands_for() -> None:
+def test_a_cursor_is_opaque() -> None:
     assert "12345" not in encode_cursor(12345)
 
 
@@ -44,7 +44,7 @@ def test_money_keeps_its_value_and_gets_two_places(value: Decimal) -> None:
 
 
 @pytest.mark.parametrize("text", ["1E+20", "1E+999999999", "NaN", "-0.01", "0.001", "Infinity"])
-def test_what_is_no_money_is_refused(text: str) -> None:
+def test_an_invalid_amount_of_money_is_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         MONEY.validate_python(text)
 

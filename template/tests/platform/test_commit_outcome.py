@@ -194,7 +194,7 @@ async def test_a_refused_commit_is_not_in_doubt(ledger: Ledger) -> None:
     assert ledger.published == [1]
 
 
-async def test_a_consumer_publishes_what_its_handlers_did(ledger: Ledger) -> None:
+async def test_a_consumer_publishes_the_events_of_its_handlers(ledger: Ledger) -> None:
     """Repeating the transaction would find the event in the inbox, and publish nothing."""
     ledger.network.cuts = cutting(Cut.AFTER_COMMIT)
     received = uuid4()

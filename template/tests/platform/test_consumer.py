@@ -329,11 +329,11 @@ async def test_a_message_replayed_repeatedly_is_applied_once(
     broken = Subscription(
         "counter", {Counted: failing(99, RuntimeError("a bug"))}, retry=delaying(1)
     )
-    mended = Subscription("counter", {Counted: record_effect})
+    repaired = Subscription("counter", {Counted: record_effect})
     async with world.running(broken):
         await world.send(*counted(3))
         letters = await world.dead_letters("counter", 3)
-    async with world.running(mended):
+    async with world.running(repaired):
         for _ in range(2):
             assert await world.producer.send_all([replay_message(x) for x in letters]) == [None] * 3
         await world.has_effects(3)
@@ -343,7 +343,7 @@ async def test_a_message_replayed_repeatedly_is_applied_once(
     assert sorted(number for _, number in await world.effects()) == [0, 1, 2, 99]
 
 
-async def test_a_replay_of_what_still_fails_is_no_overload(world: World) -> None:
+async def test_a_replay_that_fails_again_is_no_overload(world: World) -> None:
     patient = OverloadPolicy(window=5, threshold=1.0, probe_initial=60, probe_maximum=60)
     subscription = Subscription("counter", {Counted: record_effect}, overload=patient)
     async with world.running(subscription):
@@ -513,7 +513,7 @@ async def test_a_hanging_handler_is_noticed_while_the_broker_answers(
     assert "no progress" in live.checks["consumer hanging"]
 
 
-async def test_a_stop_finishes_what_is_in_flight_and_leaves_the_rest(world: World) -> None:
+async def test_a_stop_finishes_messages_in_flight_and_leaves_others(world: World) -> None:
     started = asyncio.Event()
 
     async def steady(event: Counted, uow: UnitOfWork) -> None:
@@ -535,7 +535,7 @@ async def test_a_stop_finishes_what_is_in_flight_and_leaves_the_rest(world: Worl
     assert in_order_by_key(effects)
 
 
-async def test_a_stop_rolls_back_what_outlasts_the_drain_deadline(world: World) -> None:
+async def test_a_stop_rolls_back_work_beyond_the_drain_deadline(world: World) -> None:
     started = asyncio.Event()
 
     async def stuck(event: Counted, uow: UnitOfWork) -> None:

@@ -48,7 +48,7 @@ async def tables(url: str) -> set[str]:
     return set(names)
 
 
-async def test_the_migrations_make_what_the_models_say(empty_database_url: str) -> None:
+async def test_migrations_and_models_agree(empty_database_url: str) -> None:
     await upgrade(empty_database_url)
     assert await find_changes(empty_database_url) == []
 

@@ -81,7 +81,7 @@ async def own_topic(world: World) -> tuple[str, str]:
     return registry.owned_topics()[0], registry.service
 
 
-async def test_what_is_tailed_does_not_steer_the_terminal(world: World) -> None:
+async def test_tailed_messages_cannot_control_the_terminal(world: World) -> None:
     topic, service = await own_topic(world)
     text = "\x1b[2J✓"
     hostile = Message(topic, text.encode(), text.encode(), ((text, text.encode()),))
@@ -235,18 +235,18 @@ async def test_dead_letters_of_an_unread_event_can_be_discarded(
     assert "0 dead letters" in await command([], "dlq", "list")
 
 
-async def test_what_waits_for_a_delay_that_is_gone_is_replayed(
+async def test_messages_on_a_removed_delay_topic_are_replayed(
     world: World, command: Command, real_kafka: str
 ) -> None:
     await fails_three_times(world, command)
-    mended = Subscription("old", {Counted: record_effect})
-    listed = await command([mended], "dlq", "list")
+    repaired = Subscription("old", {Counted: record_effect})
+    listed = await command([repaired], "dlq", "list")
     assert "3 dead letters, 3 waiting" in listed
     assert "no longer reads" not in listed
-    assert "sent 3 of 3" in await command([mended], "dlq", "replay")
-    async with world.running(mended):
+    assert "sent 3 of 3" in await command([repaired], "dlq", "replay")
+    async with world.running(repaired):
         await world.has_effects(3)
-    assert "3 dead letters, 0 waiting, 3 applied since" in await command([mended], "dlq", "list")
+    assert "3 dead letters, 0 waiting, 3 applied since" in await command([repaired], "dlq", "list")
     # What the consumer had taken from its replay topic does not wait there when it has gone.
     assert f"{world.topic}.old.replay  messages=0" in await command([NEW], "topics", "list")
 

@@ -163,7 +163,7 @@ async def has_partitions(producer: AIOKafkaProducer, topic: str, count: int) -> 
     return len(await producer.partitions_for(topic)) == count
 
 
-async def test_latest_skips_what_was_there_before_the_group(world: World) -> None:
+async def test_latest_skips_messages_older_than_the_group(world: World) -> None:
     world.settings = world.settings.model_copy(update={"kafka_auto_offset_reset": "latest"})
     await world.create_topics(COUNTER)
     await world.send(*counted(5))
@@ -175,7 +175,7 @@ async def test_latest_skips_what_was_there_before_the_group(world: World) -> Non
         assert await world.has_effects(1) == [("new", 9)]
 
 
-async def test_what_retention_has_left_is_read(world: World, reset: str) -> None:
+async def test_messages_left_by_retention_are_read(world: World, reset: str) -> None:
     async with world.running(COUNTER):
         await has_begun(world)
     events = [Counted(name="same-key", number=number) for number in range(5)]

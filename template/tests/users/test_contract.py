@@ -38,7 +38,9 @@ async def test_the_profile_appears_once_the_event_was_consumed(client: AsyncClie
 
 
 @pytest.mark.parametrize("field", ["email", "username"])
-async def test_what_another_user_has_is_taken(client: AsyncClient, field: str) -> None:
+async def test_email_and_username_of_another_user_are_taken(
+    client: AsyncClient, field: str
+) -> None:
     first = new_user()
     await client.post("/users", json=first)
     answer = await client.post("/users", json=new_user(**{field: first[field]}))
@@ -94,7 +96,7 @@ async def test_a_user_who_is_not_there(client: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("user_id", ["ada", str(2**63), "9" * 5_000, "%00", "1.5"])
-async def test_what_is_no_user_id_is_refused(client: AsyncClient, user_id: str) -> None:
+async def test_an_invalid_user_id_is_refused(client: AsyncClient, user_id: str) -> None:
     assert_problem(await client.get(f"/users/{user_id}"), 422)
 
 

@@ -31,7 +31,7 @@ async def test_a_body_of_another_kind_is_refused(client: AsyncClient) -> None:
         assert "Content-Type: application/json" in assert_problem(answer, 415)["detail"]
 
 
-async def test_text_that_is_not_json_is_told_with_its_place(client: AsyncClient) -> None:
+async def test_malformed_json_is_reported_with_its_position(client: AsyncClient) -> None:
     answer = await client.post("/users", content=b"{bad", headers=JSON)
     (field,) = assert_problem(answer, 422)["errors"]
     assert (field["location"], field["pointer"]) == ("body", "")

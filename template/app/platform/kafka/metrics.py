@@ -121,7 +121,7 @@ def initialise_counters(consumer: str, source_topics: Mapping[str, str]) -> None
     """Have the counts of a consumer before there is anything to count.
 
     `increase` and `rate` see no first event that makes a series: it has to be there before. Of each
-    topic that is read, `origins` has the one that its messages first came from.
+    topic that is read, `source_topics` has the one that its messages first came from.
     """
     for topic, origin in source_topics.items():
         messages_consumed.labels(consumer, topic)

@@ -89,7 +89,7 @@ async def test_any_shuffle_with_duplicates_gives_the_same_read_side(
     assert await shop.content() == in_order
 
 
-async def test_the_view_says_what_the_write_side_would_have_to_join(shop: Shop) -> None:
+async def test_the_view_has_the_columns_of_several_tables(shop: Shop) -> None:
     order_id = await shop.place(await shop.sign_up("ada"))
     await shop.pay(order_id)
     await shop.deliver(*shop.events)
@@ -112,7 +112,7 @@ async def test_the_view_says_what_the_write_side_would_have_to_join(shop: Shop) 
     )
 
 
-async def test_what_is_paid_counts_on_its_day(shop: Shop) -> None:
+async def test_a_paid_order_counts_on_its_day(shop: Shop) -> None:
     user_id = await shop.sign_up("ada")
     for number in range(3):
         order_id = await shop.place(user_id)
@@ -178,7 +178,7 @@ async def filled(shop: Shop, orders: int = 5) -> list[int]:
 def ignore(_progress: Progress) -> None: ...
 
 
-async def test_what_a_faulty_projector_left_is_mended(shop: Shop) -> None:
+async def test_a_rebuild_repairs_rows_of_a_faulty_projector(shop: Shop) -> None:
     ids = await filled(shop)
     await shop.pay(ids[0])
     await shop.deliver(shop.events[-1])
@@ -489,7 +489,7 @@ async def test_who_may_read_the_old_table_may_read_the_new_one(shop: Shop) -> No
         await connection.execute(text("REVOKE SELECT ON daily_sales FROM PUBLIC"))
 
 
-async def test_progress_is_told_and_kept_for_others_to_see(shop: Shop) -> None:
+async def test_progress_is_reported_and_stored(shop: Shop) -> None:
     await filled(shop, orders=5)
     told: list[tuple[int, int]] = []
     done = await shop.rebuild_views(batch=2).run(

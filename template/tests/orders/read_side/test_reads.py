@@ -272,7 +272,7 @@ async def sold(client: AsyncClient) -> tuple[int, Decimal]:
     return sum(day["orders"] for day in days), revenue
 
 
-async def test_what_is_paid_is_in_the_totals_of_the_day(client: AsyncClient) -> None:
+async def test_paid_orders_are_in_the_totals_of_the_day(client: AsyncClient) -> None:
     # Other tests pay as well, but nobody else pays prices like this one.
     price = Decimal(7_000_000_000)
     item = {"sku": "yacht", "quantity": 1, "unit_price": str(price)}
@@ -435,7 +435,7 @@ async def test_a_coordinator_that_stays_away_is_an_error(
         await TopicAdmin(Coordinator(answer)).committed_offsets("views", [FIRST], max_wait=0.2)
 
 
-async def test_who_may_not_see_the_offsets_is_told_at_once() -> None:
+async def test_missing_permission_for_offsets_is_reported_at_once() -> None:
     refusing = Coordinator(GroupAuthorizationFailedError(), KNOWN)
     with pytest.raises(GroupAuthorizationFailedError):
         await TopicAdmin(refusing).committed_offsets("views", [FIRST])

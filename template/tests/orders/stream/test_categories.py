@@ -105,7 +105,7 @@ def test_a_snapshot_is_loaded_as_it_was_taken() -> None:
         ("order.placed", 0, "version 0"),
     ],
 )
-def test_what_cannot_be_read_is_named(name: str, version: int, message: str) -> None:
+def test_unreadable_events_are_named(name: str, version: int, message: str) -> None:
     with pytest.raises(UnknownEvent, match=message):
         ORDERS.read(name, version, "{}")
 

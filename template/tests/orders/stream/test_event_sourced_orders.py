@@ -203,7 +203,7 @@ async def test_a_history_comes_in_pages(client: AsyncClient) -> None:
     assert (await client.get(url, params={"after": 2})).json() == {"events": [], "next_after": None}
 
 
-async def test_there_is_no_history_of_what_is_not_there(client: AsyncClient) -> None:
+async def test_a_missing_order_has_no_history(client: AsyncClient) -> None:
     assert_problem(await client.get(f"/orders/{2**62}/events"), 404)
     assert_problem(await client.get(f"/orders/{2**62}/as-of", params={"version": 1}), 404)
 

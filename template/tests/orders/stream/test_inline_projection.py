@@ -24,7 +24,7 @@ STEPS = st.lists(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
-async def test_what_commands_leave_is_what_their_events_add_up_to(
+async def test_the_table_equals_the_fold_of_the_events(
     shop: Shop, steps: list[tuple[str, int]]
 ) -> None:
     """Random commands: invariants hold, and fold, inline rows and rebuilt rows are the same."""
@@ -89,7 +89,7 @@ async def test_rows_are_as_old_as_their_events(shop: Shop) -> None:
 # app event-store verify
 
 
-async def test_what_is_read_agrees_with_the_events(cli: Cli, shop: Shop) -> None:
+async def test_the_read_table_agrees_with_the_events(cli: Cli, shop: Shop) -> None:
     await shop.pay((await shop.place()).id)
     await shop.place()
     answer = await cli("verify")
@@ -106,7 +106,7 @@ CORRUPTIONS = {
 
 
 @pytest.mark.parametrize(("message", "corruption"), CORRUPTIONS.items())
-async def test_a_row_that_differs_is_told_and_mended(
+async def test_a_row_that_differs_is_reported_and_repaired(
     cli: Cli, shop: Shop, message: str, corruption: str
 ) -> None:
     order = await shop.place()
@@ -123,12 +123,12 @@ async def test_a_row_that_differs_is_told_and_mended(
     assert await shop.content() == before
 
 
-@pytest.mark.parametrize("made_up", [1, 3, 9])
-async def test_a_row_without_events_is_told(cli: Cli, shop: Shop, made_up: int) -> None:
+@pytest.mark.parametrize("number", [1, 3, 9])
+async def test_a_row_without_events_is_reported(cli: Cli, shop: Shop, number: int) -> None:
     """Below, between and above the orders that have some."""
     async with shop.database.engine.begin() as connection:
         await connection.execute(text("SELECT setval('order_ids', 1)"))
-        row = {"id": made_up, "user_id": 7, "status": "placed", "total": 1, "version": 1}
+        row = {"id": number, "user_id": 7, "status": "placed", "total": 1, "version": 1}
         await connection.execute(insert(OrderRow).values(row))
     await shop.place()
     async with shop.database.engine.begin() as connection:
@@ -137,11 +137,11 @@ async def test_a_row_without_events_is_told(cli: Cli, shop: Shop, made_up: int) 
     answer = await cli("verify", "--patience", "0")
     assert answer.exit_code == 1
     assert answer.stdout == (
-        f"{made_up}: is read, and has no events\n2 streams, 1 differs, 0 repaired\n"
+        f"{number}: is read, and has no events\n2 streams, 1 differs, 0 repaired\n"
     )
 
 
-async def test_a_broken_stream_is_told_and_stays_broken(cli: Cli, shop: Shop) -> None:
+async def test_a_broken_stream_is_reported_and_stays_broken(cli: Cli, shop: Shop) -> None:
     order = await shop.place()
     await shop.pay(order.id)
     await shop.place()

@@ -33,7 +33,7 @@ async def rebuild(shop: Shop) -> None:
         await entry.rebuild(shop.database, batch=2).run(lambda progress: None)
 
 
-async def test_the_events_add_up_to_what_was_published(shop: Shop) -> None:
+async def test_stored_events_add_up_to_the_published_ones(shop: Shop) -> None:
     ids = await some_orders(shop)
     source = ORDER_STREAMS
     async with shop.database.sessions() as session:
@@ -60,7 +60,7 @@ async def test_no_table_of_the_write_side_is_kept_beside_the_events(shop: Shop) 
     assert await shop.count(OrderRow) == 0
 
 
-async def test_a_read_side_that_stays_behind_is_told(cli: Cli, shop: Shop) -> None:
+async def test_a_read_side_that_stays_behind_is_reported(cli: Cli, shop: Shop) -> None:
     await some_orders(shop)
     await rebuild(shop)
     late = await shop.place()

@@ -570,7 +570,7 @@ async def note_sale(event: Sold, uow: UnitOfWork) -> None:
     await effect("sold", event, uow)
 
 
-async def test_what_handlers_write_and_publish_is_there_exactly_once(
+async def test_effects_and_events_of_handlers_exist_exactly_once(
     service: World, kafka_settings: KafkaSettings, producer: KafkaProducer
 ) -> None:
     selling = Selling()
