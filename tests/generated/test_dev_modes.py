@@ -106,10 +106,10 @@ def test_an_edit_replaces_the_application(base: Service) -> None:
         assert "SyntaxError: invalid syntax" in log(base)
         assert demo.call(f"{address}/users/edited")[0] == 200, "the version before serves"
 
-        (base.path / ".env").write_text("HTTP_MAX_BODY_BYTES=10\n")
+        (base.path / ".env").write_text("HTTP_MAX_BODY_BYTES=1000\n")
         router.write_text(correct.replace("/edited", "/mended"))
         wait_until(lambda: has_route(address, "/users/mended"), "mended edit", base)
-        wait_until(lambda: demo.call(f"{address}/users", [1, 2, 3, 4, 5])[0] == 413, ".env", base)
+        wait_until(lambda: demo.call(f"{address}/users", ["x" * 2000])[0] == 413, ".env", base)
 
         migration = base.path / "migrations" / "versions" / "core_9999_reloaded.py"
         migration.write_text(MIGRATION)
