@@ -113,7 +113,7 @@ def test_an_edit_replaces_the_application(base: Service) -> None:
 
         migration = base.path / "migrations" / "versions" / "core_9999_reloaded.py"
         migration.write_text(MIGRATION)
-        wait_until(lambda: "core_0001 -> core_9999" in log(base), "the migration", base)
+        wait_until(lambda: '"revisions": ["core_9999"]' in log(base), "the migration", base)
 
 
 def test_the_application_ends_with_a_killed_supervisor(base: Service) -> None:
