@@ -63,5 +63,5 @@ def test_a_template_that_is_not_there_is_one_line(service: Path) -> None:
     assert message.startswith("the template cannot be rendered: ")
     answers.unlink()
     assert listed(service) == [
-        "there is no .copier-answers.yml here: run this in the service's folder"
+        "there is no .copier-answers.yml here; run this in the service's folder"
     ]
