@@ -96,7 +96,7 @@ class Ours:
                 store = EventStore(session, COUNTERS)
                 before = await store.load(stream)
                 assert before is not None
-                await store.keep_snapshot(stream, before)
+                await store.save_snapshot(stream, before)
         await self._append(stream, SINCE_SNAPSHOT, first)
         started = time.perf_counter()
         for _ in range(count):

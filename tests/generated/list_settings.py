@@ -30,5 +30,6 @@ defaults = {
     for name, field in kind.model_fields.items()
 }
 at_the_start = {*get_type_hints(Configuration).values(), *wiring.service.settings}
-late = [kind.__name__ for kind in EnvSettings.__subclasses__() if kind not in at_the_start]
+kinds = [kind for kind in EnvSettings.__subclasses__() if kind.model_fields]  # that read something
+late = [kind.__name__ for kind in kinds if kind not in at_the_start]
 print(json.dumps({"defaults": defaults, "late": late}))

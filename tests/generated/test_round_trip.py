@@ -33,7 +33,7 @@ def check_round_trip(service: Service, broker: str) -> None:
         log_lines = demo.log_lines(service.path, correlation_id)
     assert topic in event
     assert correlation_id in event
-    assert any("app.platform.tracing" in line for line in log_lines), log_lines
+    assert any("app.platform.http.tracing" in line for line in log_lines), log_lines
     assert any("kafka" in line for line in log_lines), "the consumer said nothing about it"
 
 
