@@ -11,7 +11,7 @@ from app import wiring
 from app.platform.cli import command_line
 from app.platform.database import engine as database
 from app.platform.http import server
-from app.platform.kafka import connection, consumer, consumers
+from app.platform.kafka import connection, consumers, offsets
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.service import Role
 
@@ -63,7 +63,7 @@ def test_compose_gives_every_process_time_to_stop() -> None:
     kafka = KafkaSettings(_env_file=None)
     drain = kafka.kafka_drain_timeout_seconds
     # Of these the relay needs only the first.
-    consuming = drain + consumer.COMMIT_TIMEOUT_SECONDS + drain + consumers.STOP_MARGIN_SECONDS
+    consuming = drain + offsets.COMMIT_TIMEOUT_SECONDS + drain + consumers.STOP_MARGIN_SECONDS
     connections = connection._CLOSE_SECONDS + database._CLOSE_SECONDS
     longest = server.GRACEFUL_SHUTDOWN_SECONDS + consuming + connections
 
