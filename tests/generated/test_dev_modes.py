@@ -185,6 +185,6 @@ def running(service: Service, *command: str) -> Iterator["subprocess.Popen[bytes
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)  # without a terminal, uv passes it on
         code = process.wait(SECONDS)
     assert code == 0, f"{command}: {code}"
