@@ -176,8 +176,7 @@ async def process(stage: Stage, side: str, orders: int = 0) -> AsyncIterator[int
         "PYTHONPATH": str(folder),  # before the rendering that is installed here
     }
     assert (folder / "app").is_dir(), f"no rendering in {folder}: see BENCHMARK_VARIANTS"
-    code = "import sys; from app.platform.cli import app; sys.argv[1:] = ['db', 'upgrade']; app()"
-    upgrading = [sys.executable, "-c", code]  # the rendering's own migrations
+    upgrading = [sys.executable, "-m", "app", "db", "upgrade"]  # the rendering's own migrations
     await asyncio.to_thread(
         subprocess.run,
         upgrading,
