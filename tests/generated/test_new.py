@@ -1,4 +1,4 @@
-"""What `app new` writes passes the service's checks and its own tests, as it stands."""
+"""The code that `app new` writes passes the service's checks and its own tests untouched."""
 
 from collections.abc import Mapping
 from dataclasses import replace

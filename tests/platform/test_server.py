@@ -1,5 +1,6 @@
 """The HTTP server of a process: its socket and its signals."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,8 +11,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.platform.config import ConfigurationError
-from app.platform.http.server import STOP_SIGNALS, PortInUse, Server, listen
+from app.platform.config import ConfigurationError, HttpSettings
+from app.platform.http import server as server_module
+from app.platform.http.server import STOP_SIGNALS, PortInUse, Server, create_server, listen
+from tests.fixtures import eventually
 
 
 @contextmanager
@@ -69,8 +72,11 @@ def test_an_ipv6_address_is_accepted() -> None:
 
 
 @pytest.fixture
-def server() -> Server:
-    return Server(uvicorn.Config(FastAPI(), log_config=None))
+def server() -> Iterator[Server]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield Server(uvicorn.Config(FastAPI(), log_config=None))
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -87,3 +93,44 @@ def test_signal_handlers_are_restored(server: Server) -> None:
         assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
 
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_a_signal_after_the_stop_changes_nothing(server: Server) -> None:
+    with server.capture_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+    for number in STOP_SIGNALS:
+        os.kill(os.getpid(), number)
+
+
+def test_a_signal_that_is_passed_on_is_no_second_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server.capture_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not server.force_exit
+        monkeypatch.setattr(server_module, "REPEATED_SIGNAL_SECONDS", 0)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert server.force_exit
+
+
+@pytest.mark.parametrize("sends", [True, False])
+async def test_a_request_on_a_fresh_connection_survives_the_stop(
+    sends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without a request is closed, and holds up the stop no longer than that."""
+    monkeypatch.setattr(server_module, "FIRST_REQUEST_SECONDS", 2.0)
+    listener = listen("127.0.0.1", 0)
+    server = create_server(FastAPI(), HttpSettings(_env_file=None))
+    serving = asyncio.create_task(server._serve([listener]))
+    await eventually(lambda: asyncio.sleep(0, server.started))
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    await eventually(lambda: asyncio.sleep(0, server.server_state.connections))
+    server.should_exit = True
+    await eventually(lambda: asyncio.sleep(0, not server.servers[0].is_serving()))
+    if sends:
+        writer.write(b"GET /none HTTP/1.1\r\nHost: service\r\n\r\n")
+    received = await asyncio.wait_for(reader.read(), 20)
+    assert received.startswith(b"HTTP/1.1 404 ") is sends
+    await asyncio.wait_for(serving, 20)
+    writer.close()

@@ -80,7 +80,7 @@ class OrderService:
 
 
 class OrderReadSettings(EnvSettings):
-    """How long `GET /orders/{id}?min_version=` waits for the version."""
+    """The time that `GET /orders/{id}?min_version=` waits for the version, in seconds."""
 
     orders_min_version_wait_seconds: float = Field(2.0, ge=0, le=60)
 

@@ -6,8 +6,10 @@ import gc
 import signal
 import socket
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import h11
 import uvicorn
@@ -28,6 +30,11 @@ GRACEFUL_SHUTDOWN_SECONDS = 10
 MAX_HEAD_BYTES = 16 * 1024
 _HEAD_PART_BYTES = 4 * 1024
 
+# On a stop, a connection that was just opened has this long to send its first request.
+FIRST_REQUEST_SECONDS = 0.5
+# A signal often arrives twice, from the terminal and from uv; only a later one is a second Ctrl-C.
+REPEATED_SIGNAL_SECONDS = 1.0
+
 
 class PortInUse(ConfigurationError):
     """Another process is listening on the port."""
@@ -36,6 +43,15 @@ class PortInUse(ConfigurationError):
 class Server(uvicorn.Server):
     """A uvicorn server that does not raise the signal again after it has stopped."""
 
+    _stopped_at = float("-inf")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop gracefully; a second Ctrl-C ends open requests."""
+        if time.monotonic() - self._stopped_at < REPEATED_SIGNAL_SECONDS:
+            return
+        self._stopped_at = time.monotonic()
+        super().handle_exit(sig, frame)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
@@ -43,7 +59,8 @@ class Server(uvicorn.Server):
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # The exit that follows has its code already.
+                signal.signal(number, signal.SIG_IGN if self.should_exit else handler)
 
 
 def protocol_with_header_timeout(header_timeout: float) -> type[H11Protocol]:
@@ -68,6 +85,16 @@ def protocol_with_header_timeout(header_timeout: float) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._watch_head()
+
+        def shutdown(self) -> None:
+            if self.cycle is None:  # closing it now would reset a request that is on its way
+                self.loop.call_later(FIRST_REQUEST_SECONDS, self._shut_down_now)
+            else:
+                super().shutdown()
+
+        def _shut_down_now(self) -> None:
+            if not self.transport.is_closing():
+                super().shutdown()
 
         def send_400_response(self, msg: str) -> None:
             if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
@@ -117,7 +144,11 @@ def tune_garbage_collector() -> None:
 def run(app: FastAPI, listener: socket.socket, limits: HttpSettings) -> None:
     """Serve `app` on `listener` until a signal. Exits with code 3 if it cannot start."""
     tune_garbage_collector()
-    server = Server(
+    create_server(app, limits).run(sockets=[listener])
+
+
+def create_server(app: FastAPI, limits: HttpSettings) -> Server:
+    return Server(
         uvicorn.Config(
             app,
             log_config=None,
@@ -128,7 +159,6 @@ def run(app: FastAPI, listener: socket.socket, limits: HttpSettings) -> None:
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
         )
     )
-    server.run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
