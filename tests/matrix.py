@@ -162,7 +162,9 @@ format, to lint or to fill in.
 
 For each code mypy, the import contracts, the migrations (`alembic upgrade heads`, after which
 `alembic check` finds nothing to add) and the service's own tests are run, on the oldest supported
-Python; for the ends of the list on the newest, too. `nox -s generated -- --variant NAME` is for one.
+Python; for the ends of the list on the newest, too. A run of all codes makes tests of the platform that
+several codes share once, and starts `app dev` for the smallest and the largest codes, with and without
+the example. `nox -s generated -- --variant NAME` makes all of them for one.
 
 A variant is named after its code and its `ci`: {endings}.
 

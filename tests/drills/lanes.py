@@ -2,7 +2,7 @@
 
 python -m tests.drills.lanes FOLDER
 
-The output of a run is printed when the run ends.
+Each line of output begins with the name of its lane.
 """
 
 import subprocess
@@ -33,17 +33,18 @@ def run_lane(folder: Path, runs: Sequence[Sequence[str]]) -> int:
 
 
 def run_drills(service: Path, options: Sequence[str]) -> int:
-    command = ("-m", "tests.drills", str(service), *options)
-    result = subprocess.run(
-        (sys.executable, *command),
+    command = (sys.executable, "-m", "tests.drills", str(service), *options)
+    with subprocess.Popen(
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-    )
-    print(f"$ python {' '.join(command)}\n{result.stdout}", flush=True)
-    return abs(result.returncode)
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"[{service.parent.name}] {line}", end="", flush=True)
+    return abs(process.returncode)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         name for name, variant in SINGLE_VARIANTS.items() if variant not in chosen_variants(config)
     }
     others = [item for item in items if not missing.isdisjoint(getattr(item, "fixturenames", ()))]
+    if "base" in missing:  # of no variant, so that the run of all of them makes them
+        of_some = {"variant", *SINGLE_VARIANTS}
+        others += [i for i in items if of_some.isdisjoint(getattr(i, "fixturenames", ()))]
     if config.getoption("--variant") == "all":
         others += [
             item

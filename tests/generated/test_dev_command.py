@@ -27,17 +27,17 @@ def test_a_run_cleans_up_after_a_killed_one(base: Service) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(SECONDS)
     assert processes_in(base.path) != [], "servers outlive a kill of what started them"
-    assert (base.path / ".dev" / "servers.json").exists(), "as does what it told of them"
+    assert (base.path / ".dev" / "servers.json").exists(), "as does servers.json"
     assert "start `uv run app dev` in this folder, or set DATABASE_URL" in refusal(base, "db")
     with demo.running_service(base.path) as (address, _):
         demo.round_trip(address, demo.log_tail(base.path), demo.round_trip_of(base.path))
-        settings = (base.path / "dev.log").read_text().splitlines()
-        assert "  Try it:" in settings, "what is where is told line by line"
-        assert any("here was killed: its servers were stopped" in line for line in settings)
-        assert f"  API documentation  {address}/docs" in settings
-        assert f"  Events             {address}/asyncapi" in settings
+        lines = (base.path / "dev.log").read_text().splitlines()
+        assert "  Try it:" in lines, "addresses are printed line by line"
+        assert any("here was killed: its servers were stopped" in line for line in lines)
+        assert f"  API documentation  {address}/docs" in lines
+        assert f"  Events             {address}/asyncapi" in lines
         assert demo.call(f"{address}/asyncapi.json")[1]["channels"]
-        assert not any("Context impl" in line or "models without" in line for line in settings)
+        assert not any("Context impl" in line or "models without" in line for line in lines)
         assert "0 errors" in run_command(base, "doctor").stdout
     deadline = time.monotonic() + SECONDS
     while processes_in(base.path) and time.monotonic() < deadline:

@@ -34,6 +34,8 @@ def extended(
     service.run("app", "new", "entity", "line_items", settings=paths)
     service.run("app", "new", "event", "shipment.lost", "--field", "day:date", settings=paths)
     service.run("app", "new", "event", "line_item.dropped", settings=paths)
+    odd = ("--field", "children:int", "--singular", "series")
+    service.run("app", "new", "entity", "series_of_tests", *odd, settings=paths)
     foreign = ("--service", "billing", "--slice", "shipments", "--field", "amount:decimal")
     service.run("app", "new", "event", "invoice.paid", *foreign, settings=paths)
     service.run("app", "new", "consumer", "paid-shipments", "invoice.paid", settings=paths)

@@ -1,4 +1,4 @@
-"""Events, records and a unit of work without a database, for tests of app.platform.kafka."""
+"""Events, records, a unit of work without a database, and statements on one."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,9 +10,12 @@ from uuid import UUID
 
 from aiokafka import ConsumerRecord
 from pydantic import Field
+from sqlalchemy import text
 
+from app.platform.database.engine import Database
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.event import VERSION_PATTERN, BaseEvent, EventRegistry, EventType, Payload
+from tests.fixtures import database_settings
 
 TOPIC = "shop.meter.read"
 NAMED_TOPIC = "shop.meter.named"
@@ -151,3 +154,10 @@ class NoPublisher:
 
     async def publish(self, event: BaseEvent) -> None:
         raise AssertionError(f"nothing should be published, but {event!r} was")
+
+
+async def execute(url: str, statement: str) -> None:
+    database = Database(database_settings(url))
+    async with database.engine.begin() as connection:
+        await connection.execute(text(statement))
+    await database.close()

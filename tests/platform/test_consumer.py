@@ -98,10 +98,10 @@ def test_a_subscription_needs_a_handler_a_lane_and_a_batch() -> None:
 def test_a_batch_handler_gets_larger_batches_by_default() -> None:
     one = Subscription("billing", {MeterRead: handle})
     many = Subscription("billing", {MeterRead: handle}, batch=True)
-    told = Subscription("billing", {MeterRead: handle}, batch=True, batch_size=10)
+    billing = Subscription("billing", {MeterRead: handle}, batch=True, batch_size=10)
 
     assert one.max_batch_size < many.max_batch_size
-    assert told.max_batch_size == 10
+    assert billing.max_batch_size == 10
 
 
 def test_it_knows_the_handler_and_the_topic_of_each_event() -> None:
@@ -373,14 +373,19 @@ def half_done(draw: st.DrawFn) -> tuple[Batch, list[ConsumerRecord]]:
     return batch, order[: draw(st.integers(0, len(order)))]
 
 
+def tracker_of(batch: Batch, done: list[ConsumerRecord]) -> OffsetTracker:
+    tracker = OffsetTracker(batch)
+    for r in done:
+        tracker.mark_done(r)
+    return tracker
+
+
 @given(half_done())
 def test_nothing_undone_lies_below_what_may_be_committed(
     case: tuple[Batch, list[ConsumerRecord]],
 ) -> None:
     batch, done = case
-    tracker = OffsetTracker(batch)
-    for r in done:
-        tracker.mark_done(r)
+    tracker = tracker_of(batch, done)
 
     for tp, committable in tracker.committable().items():
         below = [r for r in batch[tp] if r.offset < committable]
@@ -393,9 +398,7 @@ def test_the_whole_done_beginning_may_be_committed(
     case: tuple[Batch, list[ConsumerRecord]],
 ) -> None:
     batch, done = case
-    tracker = OffsetTracker(batch)
-    for r in done:
-        tracker.mark_done(r)
+    tracker = tracker_of(batch, done)
 
     committable = tracker.committable()
     for tp, records in batch.items():
@@ -410,9 +413,7 @@ def test_each_partition_is_committed_or_rewound_to_undone_work(
     case: tuple[Batch, list[ConsumerRecord]],
 ) -> None:
     batch, done = case
-    tracker = OffsetTracker(batch)
-    for r in done:
-        tracker.mark_done(r)
+    tracker = tracker_of(batch, done)
 
     committable, undone = tracker.committable(), tracker.first_undone()
     for tp, records in batch.items():
@@ -531,7 +532,7 @@ async def test_a_new_consumer_has_no_partitions_and_no_trouble() -> None:
     assert status.block_reason is None
 
 
-async def test_what_blocks_a_consumer_is_told_until_it_goes_on() -> None:
+async def test_a_blocked_consumer_is_reported_until_it_goes_on() -> None:
     status = ConsumerStatus("billing")
     status.block("the database is away")
     assert status.block_reason == "the database is away"

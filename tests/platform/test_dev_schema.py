@@ -1,28 +1,19 @@
-"""The schema that `app dev` prepares."""
+"""The schema and the topics that `app dev` prepares."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import pytest
-from sqlalchemy import Column, Integer, Table, text
+from samples import MeterRead, execute
+from sqlalchemy import Column, Integer, Table
 
-from app.platform.database.engine import Base, Database
+from app.platform.database.engine import Base
 from app.platform.database.migrations import newest_of_branch, upgrade
+from app.platform.dev import application
 from app.platform.dev.schema import SchemaTooNew, prepare_schema
-from tests.fixtures import database_settings, temporary_database
-
-
-@pytest.fixture
-def url(database_server_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with temporary_database(database_server_url) as url:
-        monkeypatch.setenv("DATABASE_URL", url)
-        yield url
-
-
-async def execute(url: str, statement: str) -> None:
-    database = Database(database_settings(url))
-    async with database.engine.begin() as connection:
-        await connection.execute(text(statement))
-    await database.close()
+from app.platform.events.event import EventType
+from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.topics import Topic
+from app.platform.service import Component, Service
 
 
 async def test_models_with_migrations_are_not_mentioned(
@@ -62,3 +53,20 @@ async def test_a_database_newer_than_the_code_offers_two_ways_back(url: str) -> 
 def test_the_newest_revision_of_a_branch_is_found_by_name() -> None:
     assert newest_of_branch("core_0099").startswith("core_")
     assert newest_of_branch("switched_off_0001") == "base"
+
+
+async def test_foreign_topics_are_created_on_its_own_broker_only(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created: list[str] = []
+
+    async def provision(_settings: KafkaSettings, topics: Sequence[Topic]) -> list[str]:
+        created.extend(topic.name for topic in topics)
+        return []
+
+    monkeypatch.setattr(application, "provision", provision)
+    service = Service([Component("bills", events=[EventType(MeterRead, service="billing")])])
+    await application.prepare(service, own_broker=False)
+    assert created == []
+    await application.prepare(service, own_broker=True)
+    assert created == ["billing.meter.read"]

@@ -1,23 +1,24 @@
 """The checks of `app doctor`."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Integer, Table, text
+from samples import execute
+from sqlalchemy import Column, Integer, Table
 from typer.testing import CliRunner
 
 from app.platform.cli import checks, command_line
 from app.platform.cli.checks import Finding, Level
 from app.platform.config import ConfigurationError
-from app.platform.database.engine import Base, Database
+from app.platform.database.engine import Base
 from app.platform.database.migrations import newest_of_branch, upgrade
 from app.platform.dev import changes
 from app.platform.dev.changes import Change, TemplateUnavailable
-from app.platform.kafka.admin import State
+from app.platform.kafka.admin import State, TopicState
+from app.platform.kafka.topics import Topic, missing_foreign
 from app.platform.service import Service
-from tests.fixtures import database_settings, temporary_database
 
 NOWHERE = "postgresql://postgres@127.0.0.1:9/postgres"
 SERVICE = Service([])
@@ -29,20 +30,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DATABASE_URL", NOWHERE)
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
     return tmp_path
-
-
-@pytest.fixture
-def url(database_server_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with temporary_database(database_server_url) as url:
-        monkeypatch.setenv("DATABASE_URL", url)
-        yield url
-
-
-async def execute(url: str, statement: str) -> None:
-    database = Database(database_settings(url))
-    async with database.engine.begin() as connection:
-        await connection.execute(text(statement))
-    await database.close()
 
 
 def doctor() -> tuple[int, str]:
@@ -132,14 +119,20 @@ def test_a_newer_database_is_a_warning_with_the_way_back(url: str) -> None:
 
 
 def test_missing_and_different_topics_say_what_to_do() -> None:
+    own, foreign = [
+        [Topic(name, 3, 1, owner=owner) for name in "abc"] for owner in (None, "billing")
+    ]
     states = [
-        ("a", State.PRESENT, ""),
-        ("b", State.MISSING, ""),
-        ("c", State.DIFFERENT, "partitions=1"),
+        TopicState(own[0], State.PRESENT),
+        TopicState(own[1], State.MISSING),
+        TopicState(own[2], State.DIFFERENT, "partitions=1"),
+        TopicState(foreign[1], State.MISSING),
+        TopicState(foreign[2], State.DIFFERENT, "partitions=1"),
     ]
     assert [(found.level, found.text) for found in checks._judge_topics(states)] == [
         (Level.ERROR, "b is missing; run `app topics create`"),
         (Level.WARNING, "c differs; change it on the broker, or the settings (partitions=1)"),
+        (Level.ERROR, missing_foreign("b", "billing")),
     ]
 
 

@@ -108,16 +108,16 @@ def test_a_dead_letter_keeps_key_bytes_and_foreign_headers() -> None:
     assert message.topic == f"{TOPIC}.billing.dlq"
     assert (message.key, message.value) == (b"\xfe", b"\xff")
     assert message.headers[:3] == tuple(headers)
-    told = {name: header(message.headers, name) for name, _ in message.headers}
-    assert told[names.CONSUMER] == "billing"
-    assert told[names.ORIGIN_TOPIC] == TOPIC
-    assert told[names.ORIGIN_PARTITION] == "2"
-    assert told[names.ORIGIN_OFFSET] == "7"
-    assert told[names.ORIGIN_TIMESTAMP] == str(failed.timestamp)
-    assert told[names.ATTEMPTS] == "3"
-    assert told[names.ERROR_TYPE] == "ValueError"
-    assert told[names.ERROR_MESSAGE] == "broken"
-    assert told[names.FIRST_FAILED_AT] == told[names.LAST_FAILED_AT]
+    sent = {name: header(message.headers, name) for name, _ in message.headers}
+    assert sent[names.CONSUMER] == "billing"
+    assert sent[names.ORIGIN_TOPIC] == TOPIC
+    assert sent[names.ORIGIN_PARTITION] == "2"
+    assert sent[names.ORIGIN_OFFSET] == "7"
+    assert sent[names.ORIGIN_TIMESTAMP] == str(failed.timestamp)
+    assert sent[names.ATTEMPTS] == "3"
+    assert sent[names.ERROR_TYPE] == "ValueError"
+    assert sent[names.ERROR_MESSAGE] == "broken"
+    assert sent[names.FIRST_FAILED_AT] == sent[names.LAST_FAILED_AT]
     assert message.size > 0
 
 

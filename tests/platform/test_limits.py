@@ -359,7 +359,7 @@ async def test_a_problem_lists_a_few_of_many_errors(client: AsyncClient, letter:
     assert problem["detail"].endswith("; 199984 more errors than are listed here")
 
 
-async def test_thousands_of_unknown_parameters_are_told_shortly(client: AsyncClient) -> None:
+async def test_thousands_of_unknown_parameters_are_shortened(client: AsyncClient) -> None:
     """As many as the client used here can send: a request's head is smaller still."""
     answer = await client.post("/strict?" + "&".join(map(str, range(10_000))), json={})
 
@@ -368,14 +368,14 @@ async def test_thousands_of_unknown_parameters_are_told_shortly(client: AsyncCli
     assert "9984 more errors" in answer.json()["detail"]
 
 
-async def test_a_long_name_is_told_shortly(client: AsyncClient) -> None:
+async def test_a_long_name_is_shortened(client: AsyncClient) -> None:
     answer = await client.post("/strict", json={"😀" * 100_000: 1})
 
     assert answer.status_code == 422
     assert len(answer.content) < 64_000
 
 
-async def test_few_errors_are_told_whole(client: AsyncClient) -> None:
+async def test_few_errors_are_reported_whole(client: AsyncClient) -> None:
     answer = await client.post("/strict?x=1", json={"a": 1})
 
     problem = answer.json()
@@ -386,7 +386,7 @@ async def test_few_errors_are_told_whole(client: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("letter", ["(", "é", "😀"])
-async def test_a_long_path_is_told_shortly(client: AsyncClient, letter: str) -> None:
+async def test_a_long_path_is_shortened(client: AsyncClient, letter: str) -> None:
     answer = await client.get("/" + letter * 5_000)
 
     assert answer.status_code == 404

@@ -66,7 +66,6 @@ def test_a_file_has_the_lines_as_json_beside_a_terminal(tmp_path: Path) -> None:
     assert {line["correlation_id"] for line in lines if "order" in line} == {"correlation-1"}
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="the system has no pseudo terminals")
 @pytest.mark.parametrize(("value", "colours"), [("", True), ("1", False)])
 def test_a_terminal_gets_colours_unless_no_color_is_set(value: str, colours: bool) -> None:
     shown = output("INFO", "auto", terminal=True, NO_COLOR=value)
@@ -151,7 +150,6 @@ def test_the_pretty_format_is_readable(pretty: str) -> None:
     assert "ValueError: broken" in pretty
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo terminals")
 def test_on_a_terminal_the_format_is_pretty() -> None:
     seen = output("DEBUG", "auto", terminal=True)
 

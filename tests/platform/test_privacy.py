@@ -4,7 +4,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,9 +155,7 @@ def test_only_the_owner_reads_the_addresses(server: PostgresServer, place: Path)
         assert readable_by_others(folder) == ""
 
 
-only_root = pytest.mark.skipif(
-    sys.platform == "win32" or os.geteuid() != 0, reason="only root runs it as another user"
-)
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as another user")
 
 
 @pytest.fixture

@@ -537,7 +537,7 @@ class Stories:
                 self.events.append(tracing.current())
 
 
-def told(number: int) -> ConsumerRecord:
+def event_record(number: int) -> ConsumerRecord:
     event = meter_read("m-1", number)
     story = (names.CORRELATION_ID, b"story-%d" % number)
     return record(body(event), offset=number, headers=[story])
@@ -545,7 +545,7 @@ def told(number: int) -> ConsumerRecord:
 
 async def test_a_batch_handler_works_for_each_event_in_its_story() -> None:
     stories = Stories()
-    batch = [told(number) for number in range(3)]
+    batch = [event_record(number) for number in range(3)]
     await World(stories, batch=True).process(*batch)
 
     assert [trace.correlation_id for trace in stories.events] == ["story-0", "story-1", "story-2"]
@@ -558,7 +558,7 @@ async def test_a_batch_handler_works_for_each_event_in_its_story() -> None:
 
 async def test_a_batch_of_one_is_that_events_story() -> None:
     stories = Stories()
-    await World(stories, batch=True).process(told(5))
+    await World(stories, batch=True).process(event_record(5))
 
     assert [trace.correlation_id for trace in stories.batch] == ["story-5"]
 

@@ -142,7 +142,7 @@ def test_a_wrong_value_is_refused_and_shown_with_its_variable(
     assert f"it is '{value}'" in message
 
 
-def test_all_wrong_variables_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_wrong_variables_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(monkeypatch, KAFKA_LINGER_MS="-1", KAFKA_COMPRESSION="rar")
 
     assert "KAFKA_LINGER_MS" in message

@@ -19,6 +19,8 @@ from app.platform.dev.scaffold import (
 )
 from app.platform.dev.source_edits import (
     NotRecognised,
+    may_import,
+    names_list,
     with_component,
     with_contracts,
     with_definition,
@@ -65,20 +67,42 @@ def test_singular_and_class_follow_from_the_plural(plural: str, singular: str, m
         ("a" * 41, [], "at most 40 characters"),
         ("../etc", [], "use lower-case letters"),
         ("metrics", [], "choose another name"),
-        ("events", [], "choose another name"),
-        ("services", [], "--singular service: service means something else"),
         ("shipments", ["weight"], "write name:type"),
         ("shipments", ["weight:float"], "types are str, text"),
         ("shipments", ["class:str"], "choose another name"),
         ("shipments", ["version:int"], "choose another name"),
         ("shipments", ["metadata:str"], "choose another name"),
         ("shipments", ["shipment:str"], "choose another name"),
+        ("shipments", ["shipment_id:int"], "choose another name"),
+        *(
+            ("shipments", [f"{name}:str"], "choose another name")
+            for name in ("date", "datetime", "func", "schema", "dict", "validate", "model_dump")
+        ),
         ("shipments", ["a:str", "a:int"], "a is given twice"),
     ],
 )
 def test_names_that_cannot_be_are_refused(name: str, fields: list[str], said: str) -> None:
     with pytest.raises(ScaffoldRefused, match=said):
         Entity.parse(name, None, fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        *((name, []) for name in ("fields", "sequences", "responses", "queries")),
+        *((name, []) for name in ("events", "services")),
+        ("flags", ["express:bool"]),
+    ],
+)
+def test_names_that_clash_in_the_files_are_refused(name: str, fields: list[str]) -> None:
+    with pytest.raises(ScaffoldRefused, match=f"{name}: in app/{name}/.+; choose another name"):
+        files_of(Entity.parse(name, None, fields))
+
+
+@pytest.mark.parametrize("name", ["sessions", "items", "people", "line_items"])
+def test_files_of_ordinary_names_are_python(name: str) -> None:
+    for path, text in files_of(Entity.parse(name, None, ["label:str"])).items():
+        compile(text, path, "exec")
 
 
 def test_optional_field_may_be_missing() -> None:
@@ -166,6 +190,47 @@ def test_definition_stands_above_its_list() -> None:
     assert edited.endswith("class B: ...\nEVENTS = [EventType(Placed), EventType(B)]\n")
 
 
+def test_annotated_list_keeps_its_comment() -> None:
+    source = '"""Events."""\n\n# All of them.\nEVENTS: list[EventType] = []\n'
+    edited = with_definition(source, "import a\n", "class B: ...\n", "EVENTS", "EventType(B)")
+    assert edited == (
+        '"""Events."""\nimport a\n\nclass B: ...\n# All of them.\n'
+        "EVENTS: list[EventType] = [EventType(B)]\n"
+    )
+
+
+def test_imports_stand_below_those_from_the_future() -> None:
+    source = "from __future__ import annotations\n\nEVENTS = []\n"
+    edited = with_definition(source, "import a\n", "class B: ...\n", "EVENTS", "B")
+    assert edited.startswith("from __future__ import annotations\nimport a\n")
+
+
+@pytest.mark.parametrize("line", ["from app.orders.domain import B\n", "class B: ...\n"])
+def test_name_that_is_bound_already_is_refused(line: str) -> None:
+    with pytest.raises(NotRecognised, match="B is something else there: choose another name"):
+        with_definition(line + EVENTS_FILE, "", "class B: ...\n", "EVENTS", "EventType(B)")
+
+
+def test_slice_may_import_from_the_layers_below_it() -> None:
+    assert may_import(CONTRACTS, "orders", "users")
+    assert not may_import(CONTRACTS, "orders", "posts")
+    assert not may_import(CONTRACTS, "users", "orders")
+    assert may_import(CONTRACTS, "none", "orders")
+
+
+@pytest.mark.parametrize(
+    ("source", "listed"),
+    [
+        ("component = Component(subscriptions=SUBSCRIPTIONS)", True),
+        ("component = Component(subscriptions=[*handlers.SUBSCRIPTIONS])", True),
+        ("component = Component(subscriptions=projections.SUBSCRIPTIONS)", False),
+        ("# SUBSCRIPTIONS", False),
+    ],
+)
+def test_component_names_the_list_in_its_code(source: str, listed: bool) -> None:
+    assert names_list(source, "handlers", "SUBSCRIPTIONS") is listed
+
+
 def test_list_that_is_gone_is_missed() -> None:
     with pytest.raises(NotRecognised, match=r"no list `EVENTS = \[...\]`: add it"):
         with_definition("EVENTS = load()\n", "", "", "EVENTS", "EventType(B)")
@@ -181,6 +246,8 @@ def test_list_that_is_gone_is_missed() -> None:
         ("order.shipped", "orders", ["timestamp:datetime"], None, "choose another name"),
         ("order.shipped", "orders", [], "Billing!", "first part of the event's topic"),
         ("order.created", "orders", [], None, "exists already"),
+        ("order.created", "orders", [], "shop", "exists already"),
+        ("order.shipped", "orders", ["a:str", "a:int"], None, "a is given twice"),
         ("parcel.shipped", None, [], None, "there is no slice parcels"),
         ("parcel.shipped", "platform", [], None, "does not name EVENTS"),
     ],
@@ -205,6 +272,7 @@ def test_events_that_cannot_be_are_refused(
         ("inventory", "order.created", None, "exists already"),
         ("mails", "order.lost", None, "there is no event order.lost"),
         ("mails", "order.created", "parcels", "there is no slice parcels"),
+        ("mails", "order.created", "posts", "app.posts may not import app.orders"),
     ],
 )
 def test_consumers_that_cannot_be_are_refused(

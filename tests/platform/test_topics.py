@@ -69,7 +69,7 @@ def test_different_delays_have_different_topics(one: timedelta, other: timedelta
     assert same_topic == (one == other)
 
 
-def test_delay_topics_are_told_from_all_others() -> None:
+def test_delay_topics_are_distinguished_from_all_others() -> None:
     assert is_delay_topic(retry_topic(TOPIC, "billing", DELAYS[0]))
     assert is_delay_topic(retry_topic("shop.retry.read", "retry", DELAYS[0]))
     for topic in (
@@ -85,7 +85,7 @@ def test_delay_topics_are_told_from_all_others() -> None:
         assert not is_delay_topic(topic), topic
 
 
-def test_replay_topics_are_told_from_all_others() -> None:
+def test_replay_topics_are_distinguished_from_all_others() -> None:
     assert is_replay_topic(replay_topic(TOPIC, "billing"))
     for topic in (
         TOPIC,

@@ -154,6 +154,10 @@ def test_an_example_removed_by_hand_does_not_come_back(
     assert (service / releases.CHANGED_EXAMPLE).is_file(), "the newer version changes it"
     for folder in SAMPLE_SLICES:
         shutil.rmtree(service / folder)
+    samples = [*(service / "tests" / "contracts").glob("*.json")]
+    assert samples
+    for path in samples:
+        path.unlink()
     wiring = service / "app" / "wiring.py"
     plugged_in = WIRING_OF_SAMPLE.findall(wiring.read_text())
     assert plugged_in
@@ -161,6 +165,7 @@ def test_an_example_removed_by_hand_does_not_come_back(
     rendering.commit(service, "Our own domain instead")
     releases.update(service)
     assert [name for name in SAMPLE_SLICES if (service / name).exists()] == []
+    assert [path for path in samples if path.exists()] == []
     wired = WIRING_OF_SAMPLE.findall(without_template_side(wiring.read_text()))
     assert [line for line in wired if line in plugged_in] == []
     added = rendering.git(service, "ls-files", "--others", "--exclude-standard").splitlines()

@@ -199,8 +199,8 @@ async def test_an_unexpected_error_is_only_logged(api: Api, database: Database) 
     assert_problem(answer, 500)
     assert "secret" not in answer.text
     assert answer.headers["x-correlation-id"]
-    (told,) = (entry for entry in logs if entry["log_level"] == "error")
-    assert "a secret of the database" in str(told["exc_info"])
+    (logged,) = (entry for entry in logs if entry["log_level"] == "error")
+    assert "a secret of the database" in str(logged["exc_info"])
 
 
 async def test_without_a_database_the_answer_is_to_come_again() -> None:

@@ -175,7 +175,7 @@ async def test_a_source_of_which_nothing_was_heard_is_not_there(client: AsyncCli
 # How far it is behind, and the commands
 
 
-async def test_lag_is_measured_and_told(
+async def test_lag_is_measured_and_reported(
     kafka_settings: KafkaSettings, producer: KafkaProducer
 ) -> None:
     registry = EventRegistry(kafka_settings.kafka_client_id, wiring.service.events)

@@ -248,7 +248,7 @@ CORRUPTIONS = {
 
 
 @pytest.mark.parametrize(("message", "corruption"), CORRUPTIONS.items())
-async def test_rows_that_differ_are_told_and_mended(
+async def test_rows_that_differ_are_reported_and_repaired(
     cli: Cli, sensors: Sensors, message: str, corruption: str
 ) -> None:
     await sensors.send("door", "door", "window")
@@ -262,7 +262,7 @@ async def test_rows_that_differ_are_told_and_mended(
     assert "2 streams, 0 differ, 0 repaired\n" in (await cli("verify")).stdout
 
 
-async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, sensors: Sensors) -> None:
+async def test_rows_without_events_are_imported(cli: Cli, sensors: Sensors) -> None:
     async with sensors.units.begin() as uow:
         old = HeartbeatService(HeartbeatRepository(uow.session), uow.events)
         for source in ("door", "window", "door"):

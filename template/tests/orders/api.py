@@ -1,9 +1,13 @@
-"""Requests of the example, for the tests of its slices."""
+"""Requests of the example and plans of its queries, for the tests of its slices."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from httpx import AsyncClient, Response
+from sqlalchemy import event
 
+from app.platform.database.engine import Database
 from tests.api import unique
 
 
@@ -32,3 +36,29 @@ async def place(client: AsyncClient, user_id: int | None = None, **changes: Any)
 
 async def change(client: AsyncClient, order_id: int, action: str, if_match: str) -> Response:
     return await client.post(f"/orders/{order_id}/{action}", headers={"If-Match": if_match})
+
+
+@asynccontextmanager
+async def plans(database: Database) -> AsyncIterator[list[str]]:
+    """The plans of the statements that the block executes, there at its end."""
+    statements: list[tuple[str, tuple[object, ...]]] = []
+
+    def remember(
+        _connection: object,
+        _cursor: object,
+        statement: str,
+        parameters: tuple[object, ...],
+        *_: object,
+    ) -> None:
+        statements.append((statement, parameters))
+
+    found: list[str] = []
+    event.listen(database.engine.sync_engine, "before_cursor_execute", remember)
+    try:
+        yield found
+    finally:
+        event.remove(database.engine.sync_engine, "before_cursor_execute", remember)
+    async with database.engine.connect() as connection:
+        for statement, parameters in statements:
+            plan = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
+            found.append("\n".join(line for (line,) in plan))

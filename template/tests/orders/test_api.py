@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from httpx import Response
-from sqlalchemy import delete, event, func, select, text, update
+from sqlalchemy import delete, func, select, text, update
 from structlog.testing import capture_logs
 
 from app.orders.domain import Order, OrderItem, OrderStatus, evolve, pay, place
@@ -41,7 +41,7 @@ from app.users.models import Profile, User
 from app.users.repository import ProfileRepository
 from tests.api import assert_problem
 from tests.fixtures import eventually
-from tests.orders.api import change, new_order, new_user, sign_up
+from tests.orders.api import change, new_order, new_user, plans, sign_up
 from tests.orders.api import place as place_over_http
 from tests.world import Api, NoPublisher, failing_commit, failing_insert, serving
 
@@ -240,8 +240,8 @@ async def test_an_unexpected_error_is_only_logged(api: Api, database: Database) 
     assert_problem(answer, 500)
     assert "secret" not in answer.text
     assert answer.headers["x-correlation-id"]
-    (told,) = (entry for entry in logs if entry["log_level"] == "error")
-    assert "a secret of the database" in str(told["exc_info"])
+    (logged,) = (entry for entry in logs if entry["log_level"] == "error")
+    assert "a secret of the database" in str(logged["exc_info"])
 
 
 async def test_without_a_database_the_answer_is_to_come_again() -> None:
@@ -361,27 +361,11 @@ STATUSES = ["paid", "cancelled"] + ["placed"] * 18
 async def test_a_page_is_read_from_an_index(
     many_orders: SqlOrderQueries, database: Database, wanted: OrderFilter, index: str
 ) -> None:
-    statements: list[tuple[str, tuple[object, ...]]] = []
-
-    def remember(
-        _connection: object,
-        _cursor: object,
-        statement: str,
-        parameters: tuple[object, ...],
-        *_: object,
-    ) -> None:
-        statements.append((statement, parameters))
-
-    event.listen(database.engine.sync_engine, "before_cursor_execute", remember)
-    page = await many_orders.page(wanted, before=1500, limit=10)
-    event.remove(database.engine.sync_engine, "before_cursor_execute", remember)
+    async with plans(database) as found:
+        page = await many_orders.page(wanted, before=1500, limit=10)
     assert len(page) == 10
-    statement, parameters = statements[0]
-    async with database.engine.connect() as connection:
-        plan = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
-        lines = "\n".join(line for (line,) in plan)
-    assert index in lines
-    assert "Seq Scan" not in lines
+    assert index in found[0]
+    assert "Seq Scan" not in found[0]
 
 
 ADA = UserCreated(user_id=7, email="ada@example.com", username="ada", phone=None)
@@ -443,9 +427,9 @@ async def test_posts_that_come_before_the_user_are_not_lost(
 async def test_a_second_event_of_one_user_does_not_move_the_beginning(
     units: UnitOfWorkFactory, database: Database
 ) -> None:
-    for told in (ADA, ADA.model_copy(update={"timestamp": published(1).timestamp})):
+    for event in (ADA, ADA.model_copy(update={"timestamp": published(1).timestamp})):
         async with units.begin() as uow:
-            await create_profile(told, uow)
+            await create_profile(event, uow)
     made = await profile(database)
     assert made is not None
     assert made.created_at == ADA.timestamp

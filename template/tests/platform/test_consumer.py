@@ -128,13 +128,13 @@ async def test_poison_is_dead_lettered_and_the_partition_goes_on(
         assert await world.has_effects(1) == [("key-0", 1)]
         (letter,) = await world.dead_letters("counter", 1)
     assert (letter.key, letter.value) == (b"key-0", value)
-    told = {name: header(letter.headers, name) for name, _ in letter.headers}
-    assert told["origin-topic"] == world.topic
-    assert told["consumer"] == "counter"
-    assert told["attempts"] == "1"
-    assert told["error-type"] == "UndecodableMessage"
-    assert {"origin-partition", "origin-offset", "origin-timestamp"} <= set(told)
-    assert {"first-failed-at", "last-failed-at", "error-message"} <= set(told)
+    headers = {name: header(letter.headers, name) for name, _ in letter.headers}
+    assert headers["origin-topic"] == world.topic
+    assert headers["consumer"] == "counter"
+    assert headers["attempts"] == "1"
+    assert headers["error-type"] == "UndecodableMessage"
+    assert {"origin-partition", "origin-offset", "origin-timestamp"} <= set(headers)
+    assert {"first-failed-at", "last-failed-at", "error-message"} <= set(headers)
 
 
 async def test_a_message_without_key_is_handled(world: World) -> None:

@@ -175,10 +175,10 @@ def probe(empty_database_url: str) -> Iterator[Probe]:
 
 
 async def test_an_empty_database_lacks_every_migration(probe: Probe) -> None:
-    with pytest.raises(MigrationsPending, match="app db upgrade") as told:
+    with pytest.raises(MigrationsPending, match="app db upgrade") as refused:
         await SchemaCheck(probe).check()
     for head in heads():
-        assert head in str(told.value)
+        assert head in str(refused.value)
 
 
 async def test_a_missing_migration_is_named(probe: Probe, empty_database_url: str) -> None:
@@ -248,9 +248,9 @@ async def test_errors_do_not_show_written_values(database: Database) -> None:
             await connection.execute(person, ada)
     said = 'duplicate key value violates unique constraint "people_pkey"'
     assert summary(refused.value) == f"IntegrityError: {said}"
-    told = "".join(traceback.format_exception(refused.value))
-    assert said in told
-    assert "ada@example.com" not in told
+    shown = "".join(traceback.format_exception(refused.value))
+    assert said in shown
+    assert "ada@example.com" not in shown
 
 
 @pytest.mark.parametrize(
@@ -275,6 +275,6 @@ async def test_errors_do_not_show_invalid_values(
         with pytest.raises(DBAPIError) as refused:
             await connection.execute(text(statement), ada)
     assert summary(refused.value) == f"DBAPIError: {said}"
-    told = "".join(traceback.format_exception(refused.value))
-    assert said in told
-    assert "ada@example.com" not in told
+    shown = "".join(traceback.format_exception(refused.value))
+    assert said in shown
+    assert "ada@example.com" not in shown

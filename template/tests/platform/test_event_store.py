@@ -358,6 +358,26 @@ async def test_a_repeated_command_returns_its_first_result(database: Database) -
     assert await versions(database, 2) == []
 
 
+async def test_two_repositories_of_a_transaction_change_one_stream(database: Database) -> None:
+    with bind_trace(Trace("story", command_id="key-1")):
+        async with database.sessions() as session, session.begin():
+            for version, expected in enumerate((NO_STREAM, 1), 1):
+                sums = EventSourcedRepository(session, SUMS)
+                saved = await sums.save(1, Sum(version, version), [Added(1)], expected)
+                assert not saved.duplicate
+    assert await versions(database, 1) == [1, 2]
+
+
+async def test_a_command_is_recognised_whatever_shared_its_transaction(database: Database) -> None:
+    async with database.sessions() as session, session.begin():
+        for number, expected in enumerate((NO_STREAM, 1), 1):
+            with bind_trace(Trace("story", command_id=f"key-{number}")):
+                sums = EventSourcedRepository(session, SUMS)
+                await sums.save(1, Sum(number, number), [Added(1)], expected)
+    with bind_trace(Trace("story", command_id="key-2")):
+        assert (await save(database, 1, 2)).duplicate
+
+
 async def test_a_command_that_lost_a_race_first_is_recognised(database: Database) -> None:
     await append(database, 1, NO_STREAM, 1)
     with bind_trace(Trace("story", command_id="key-1")):

@@ -158,25 +158,25 @@ def addresses_another_path(parameter: dict[str, Any], text: str) -> bool:
 
 
 def check(operation: Operation, answer: Response, sent: object) -> None:
-    told = f"{operation.method} {operation.path} with {str(sent)[:120]!r}: {answer.text[:300]}"
-    assert answer.status_code in operation.documented, f"{answer.status_code}: {told}"
+    context = f"{operation.method} {operation.path} with {str(sent)[:120]!r}: {answer.text[:300]}"
+    assert answer.status_code in operation.documented, f"{answer.status_code}: {context}"
     if answer.status_code == 404:  # of something with this id; the router's own has no type
-        assert "{" in operation.path, told
-        assert answer.json()["type"] == "urn:problem-type:not-found", told
+        assert "{" in operation.path, context
+        assert answer.json()["type"] == "urn:problem-type:not-found", context
     # A version that is still to come is waited for, which is no failure of the service.
     awaited = answer.status_code == 503 and "min_version" in str(sent)
-    assert answer.status_code < 500 or (awaited and "retry-after" in answer.headers), told
-    check_length(answer, told)
+    assert answer.status_code < 500 or (awaited and "retry-after" in answer.headers), context
+    check_length(answer, context)
 
 
-def check_length(answer: Response, told: str) -> None:
-    assert len(answer.content) < LONGEST_ANSWER, f"{len(answer.content)} bytes: {told}"
+def check_length(answer: Response, context: str) -> None:
+    assert len(answer.content) < LONGEST_ANSWER, f"{len(answer.content)} bytes: {context}"
 
 
-def check_unrouted(answer: Response, told: str) -> None:
+def check_unrouted(answer: Response, context: str) -> None:
     """The router's answer to a path of no operation; a redirect is to the path without a slash."""
-    assert answer.status_code in {307, 404, 405}, f"{answer.status_code}: {told}"
-    check_length(answer, told)
+    assert answer.status_code in {307, 404, 405}, f"{answer.status_code}: {context}"
+    check_length(answer, context)
 
 
 @pytest.fixture(scope="session")

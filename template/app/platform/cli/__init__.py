@@ -108,7 +108,7 @@ def run(load_service: "Callable[[], Service]") -> None:
 
 
 def user_message(error: Exception) -> str | None:
-    """Return the message for an `error` that a user can mend; None for a fault of the code."""
+    """Return the message for an `error` that a user can correct; None for a fault of the code."""
     from aiokafka.errors import KafkaError
 
     from app.platform.cli.base import advice

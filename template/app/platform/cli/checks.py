@@ -8,20 +8,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from aiokafka.errors import KafkaError
 from asyncpg import PostgresError
 from pydantic_settings import SettingsConfigDict
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.platform import config
 from app.platform.cli.base import advice, load, on_database, require_development
+from app.platform.cli.topics import compare_topics
 from app.platform.config import ConfigurationError, EnvSettings, HttpSettings, Settings
 from app.platform.database import migrations, revisions
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.errors import DatabaseReadOnly, DatabaseUnavailable, error_message
 from app.platform.database.url import parse_database_url
-from app.platform.kafka.admin import State, TopicAdmin
+from app.platform.kafka.admin import State, TopicState
 from app.platform.kafka.errors import MessagingError
 from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.topics import missing_foreign
 from app.platform.runtime import Context
 from app.platform.service import Service
 
@@ -106,18 +109,26 @@ def _check_database() -> Iterator[Finding]:
         return
     hosts = parse_database_url(url).hosts
     yield Finding(Level.OK, "database", f"PostgreSQL {version} at {hosts}")
+    try:
+        yield _check_migrations(url, pooler)
+    except (*_DATABASE_ERRORS, ConfigurationError) as error:
+        yield Finding(Level.ERROR, "migrations", f"not compared: {error_message(error)}")
+
+
+def _check_migrations(url: str, pooler: bool) -> Finding:
     status = asyncio.run(migrations.read_status(url, pooler=pooler))
     if status.unknown:
         steps = ", ".join(
             f"`app db downgrade {migrations.newest_of_branch(name)}`" for name in status.unknown
         )
         text = f"{', '.join(status.unknown)} in the database is not in this code; deploy the"
-        yield Finding(Level.WARNING, "migrations", f"{text} newer code, or revert with it: {steps}")
-    elif status.pending:
+        return Finding(
+            Level.WARNING, "migrations", f"{text} newer code, or revert with it: {steps}"
+        )
+    if status.pending:
         pending = ", ".join(status.pending)
-        yield Finding(Level.ERROR, "migrations", f"{pending} not run; run `app db upgrade`")
-    else:
-        yield _check_models(url, pooler)
+        return Finding(Level.ERROR, "migrations", f"{pending} not run; run `app db upgrade`")
+    return _check_models(url, pooler)
 
 
 async def _server_version(database: Database) -> str:
@@ -137,11 +148,11 @@ def _check_kafka(service: Service) -> Iterator[Finding]:
     settings = load(KafkaSettings)
     try:
         context = Context.of(service, load(Settings).service_name, settings)
-        states = asyncio.run(_compare_topics(context))
+        states = asyncio.run(compare_topics(context))
     except ConfigurationError as error:
         yield Finding(Level.ERROR, "events", str(error))
         return
-    except (MessagingError, OSError) as error:
+    except (MessagingError, KafkaError, OSError) as error:
         hint = advice(KafkaSettings, "KAFKA_BOOTSTRAP_SERVERS")
         yield Finding(Level.ERROR, "kafka", f"{error}{hint}")
         return
@@ -152,22 +163,20 @@ def _check_kafka(service: Service) -> Iterator[Finding]:
     ]
 
 
-async def _compare_topics(context: Context) -> list[tuple[str, State, str]]:
-    async with TopicAdmin.connected(context.kafka) as admin:
-        compared = await admin.compare(context.topics())
-    return [(found.topic.name, found.state, found.detail) for found in compared]
-
-
-def _judge_topics(states: Iterable[tuple[str, State, str]]) -> Iterator[Finding]:
+def _judge_topics(states: Iterable[TopicState]) -> Iterator[Finding]:
     remedies = {
         State.MISSING: (Level.ERROR, "is missing; run `app topics create`"),
         State.HIDDEN: (Level.ERROR, "is hidden from this user; grant it DESCRIBE"),
         State.DIFFERENT: (Level.WARNING, "differs; change it on the broker, or the settings"),
     }
-    for name, state, detail in states:
-        if state in remedies:
-            level, remedy = remedies[state]
-            yield Finding(level, "topics", f"{name} {remedy}" + (f" ({detail})" if detail else ""))
+    for found in states:
+        name, owner = found.topic.name, found.topic.owner
+        if owner is not None and found.state is State.MISSING:
+            yield Finding(Level.ERROR, "topics", missing_foreign(name, owner))
+        elif found.is_wrong:
+            level, remedy = remedies[found.state]
+            detail = f" ({found.detail})" if found.detail else ""
+            yield Finding(level, "topics", f"{name} {remedy}{detail}")
 
 
 def _check_template() -> Iterator[Finding]:

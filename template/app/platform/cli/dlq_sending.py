@@ -30,7 +30,7 @@ def replay(
 ) -> None:
     """Send the letters back to their consumer, or `to` another; for up to `max_wait` s, await it.
 
-    Exits with code 1 if the wait ends before all letters are applied.
+    Exits with code 1 unless all of them are applied before the wait ends.
     """
 
     def build(letter: DeadLetter) -> Sequence[Message]:

@@ -177,7 +177,7 @@ async def _send(context: Context, message: Message) -> None:
     except UnknownTopic as error:
         if owner is None:
             raise
-        hint = f"{missing_foreign(message.topic, owner)}; `app dev` creates it for development"
+        hint = f"{missing_foreign(message.topic, owner)}; `app dev` creates it on its own Kafka"
         raise failure(hint) from error
 
 

@@ -23,7 +23,7 @@ commands.add_typer(group, name="topics")
 def list_topics(ctx: typer.Context) -> None:
     """List the service's topics with their state, those of foreign events, and orphaned failure topics."""
     context = context_of(ctx)
-    for state in asyncio.run(_states(context)):
+    for state in asyncio.run(compare_topics(context)):
         say(_line(state))
     for line in asyncio.run(_orphaned(context)):
         say(line)
@@ -34,8 +34,8 @@ def check(ctx: typer.Context) -> None:
     """Exit with code 1 if a topic is missing, hidden from this user, or differs from what `create`
     would create. Of a foreign topic, only the existence is checked."""
     context = context_of(ctx)
-    states = asyncio.run(_states(context))
-    wrong = [state for state in states if _is_wrong(state)]
+    states = asyncio.run(compare_topics(context))
+    wrong = [state for state in states if state.is_wrong]
     for state in states:
         if state in wrong or state.topic.owner is not None:
             say(_line(state))
@@ -56,7 +56,11 @@ def create(ctx: typer.Context) -> None:
     say(f"{counted(len(created), 'topic')} created" if created else "all topics exist")
 
 
-async def _states(context: Context) -> list[TopicState]:
+async def compare_topics(context: Context) -> list[TopicState]:
+    """Compare the service's topics, and those of foreign events, with the broker's.
+
+    Raises MessagingError and KafkaError.
+    """
     topics: Sequence[Topic] = [*context.topics(), *context.foreign_topics()]
     async with TopicAdmin.connected(context.kafka) as admin:
         return await admin.compare(topics)
@@ -74,16 +78,11 @@ async def _orphaned(context: Context) -> list[str]:
     ]
 
 
-def _is_wrong(state: TopicState) -> bool:
-    exists = state.state in (State.PRESENT, State.DIFFERENT)
-    return not exists if state.topic.owner is not None else state.state is not State.PRESENT
-
-
 def _line(state: TopicState) -> str:
     detail = f" ({state.detail})" if state.detail else ""
     topic = state.topic
     if topic.owner is not None:
-        if not _is_wrong(state):
+        if not state.is_wrong:
             return f"{'foreign':<10}{topic.name}  owner={topic.owner}"
         hint = f" ({topic.owner} has to create it)" if state.state is State.MISSING else detail
         return f"{state.state.value:<10}{topic.name}  owner={topic.owner}{hint}"

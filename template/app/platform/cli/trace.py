@@ -3,7 +3,8 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -63,17 +64,23 @@ def _logged(log: Path, correlation_id: str) -> Iterator[Step]:
     if not log.exists():
         say(f"{log} does not exist: without log lines", err=True)
         return
+    older = log.with_name(f"{log.name}.1")  # as the log is rotated
+    for line in chain.from_iterable(map(_lines, filter(Path.exists, [older, log]))):
+        if correlation_id not in line:
+            continue
+        try:
+            entry = json.loads(line)
+            time = datetime.fromisoformat(entry["timestamp"])
+        except (ValueError, TypeError, KeyError):  # cut by a kill, or another program's line
+            continue
+        if entry.get("correlation_id") == correlation_id:
+            utc = time if time.tzinfo else time.replace(tzinfo=UTC)
+            yield Step(utc, "log", _log_text(entry))
+
+
+def _lines(log: Path) -> Iterator[str]:
     with log.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if correlation_id not in line:
-                continue
-            try:
-                entry = json.loads(line)
-                time = datetime.fromisoformat(entry["timestamp"])
-            except (ValueError, TypeError, KeyError):  # cut by a kill, or another program's line
-                continue
-            if entry.get("correlation_id") == correlation_id:
-                yield Step(time, "log", _log_text(entry))
+        yield from lines
 
 
 def _log_text(entry: dict[str, object]) -> str:
@@ -93,8 +100,15 @@ async def _sent(context: "Context", correlation_id: str) -> AsyncIterator[Step]:
     async with reading(context.kafka, sorted(topics)) as client:
         async for record in read_to_end(client):
             if header(record.headers, CORRELATION_ID) == correlation_id:
-                time = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-                yield Step(time, "topic", _record_text(record))
+                yield Step(_sent_at(record), "topic", _record_text(record))
+
+
+def _sent_at(record: "ConsumerRecord") -> datetime:
+    """Return the time of the record, as far as a date can express the sender's clock."""
+    try:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=record.timestamp)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _record_text(record: "ConsumerRecord") -> str:

@@ -293,9 +293,8 @@ class Connector:
             "timeout": address.connect_seconds or connect_seconds,
             "command_timeout": command_seconds,
         }
-        if (
-            pooler
-        ):  # without a cache, prepared statements are unnamed and end with their transaction
+        if pooler:
+            # Without a cache, prepared statements are unnamed and end with their transaction.
             self._options["statement_cache_size"] = 0
 
     async def __call__(self, *_parts: Any, **_names: Any) -> asyncpg.Connection:

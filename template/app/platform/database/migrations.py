@@ -77,7 +77,7 @@ async def downgrade(database_url: str, target: str, *, pooler: bool = False) -> 
 
     `target` is a revision, or relative to a branch's newest one (`core@-1`).
 
-    Raises UnknownTarget, and the errors of `upgrade`.
+    Raises UnknownTarget.
     """
 
     def revert(connection: Connection, config: Config) -> None:

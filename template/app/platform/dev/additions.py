@@ -8,11 +8,12 @@ from pathlib import Path
 from app.platform.dev import source_edits
 from app.platform.dev.errors import import_development
 from app.platform.dev.scaffold import (
-    RESERVED,
     Field,
     ScaffoldRefused,
     camel,
     checked_name,
+    export_schemas,
+    parse_fields,
     render,
     write,
 )
@@ -56,7 +57,7 @@ class NewEvent:
         if owner is not None and not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", owner):
             raise ScaffoldRefused(f"--service {owner}: give the first part of the event's topic")
         plural = slice or str(import_development("inflect", "inflect").engine().plural_noun(entity))
-        read = tuple(Field.parse(text, RESERVED | {f"{entity}_id"}) for text in fields)
+        read = tuple(parse_fields(fields, {f"{entity}_id"}))
         return cls(name, checked_name(plural, f"--slice {plural}", ()), read, owner)
 
     @property
@@ -73,8 +74,8 @@ def write_event(project: Path, event: NewEvent, service: Service) -> list[Path]:
 
     Raises ScaffoldRefused, and then nothing was written, and ScaffoldIncomplete.
     """
-    owned = {(entry.service, entry.name) for entry in service.events}
-    if (event.owner, event.name) in owned:
+    # By the name alone, which is also that of the file in tests/contracts.
+    if event.name in {entry.name for entry in service.events}:
         raise ScaffoldRefused(f"the event {event.name} exists already: choose another name")
     definition = render(
         "event",
@@ -86,8 +87,9 @@ def write_event(project: Path, event: NewEvent, service: Service) -> list[Path]:
     owner = f', service="{event.owner}"' if event.owner else ""
     item = f"EventType({event.model}{owner})"
     text = _edited(project, event.path, _EVENT_IMPORTS, definition, "EVENTS", item)
-    _require_listed(project, event.slice, "EVENTS")
+    _require_listed(project, event.path, "EVENTS")
     write(project, {event.path: text})
+    export_schemas(project)
     return [event.path, Path("tests/contracts") / f"{event.name}.json"]
 
 
@@ -108,18 +110,24 @@ class NewConsumer:
             )
         if name in {entry.name for entry in service.subscriptions}:
             raise ScaffoldRefused(f"the consumer {name} exists already: choose another name")
-        entries = {entry.name: entry for entry in service.events}
-        if event not in entries:
-            there_are = ", ".join(sorted(entries)) or "none"
+        found = [entry for entry in service.events if entry.name == event]
+        if not found:
+            there_are = ", ".join(sorted({entry.name for entry in service.events})) or "none"
             raise ScaffoldRefused(
                 f"there is no event {event}: write it with `app new event`; there are: {there_are}"
             )
-        of_event = entries[event].model.__module__.split(".")[1]
-        return cls(name, entries[event], slice or of_event)
+        if len(found) > 1:
+            raise ScaffoldRefused(f"several services have the event {event}: write it by hand")
+        return cls(name, found[0], slice or slice_of(found[0]))
 
     @property
     def path(self) -> Path:
         return Path("app") / self.slice / "handlers.py"
+
+
+def slice_of(event: EventType) -> str:
+    """Return the slice that declares `event`."""
+    return event.model.__module__.split(".")[1]
 
 
 def write_consumer(project: Path, consumer: NewConsumer) -> list[Path]:
@@ -134,7 +142,8 @@ def write_consumer(project: Path, consumer: NewConsumer) -> list[Path]:
     handlers = "".join(["{", f"{model.__name__}: {function}", "}"])
     item = f'Subscription("{consumer.name}", {handlers})'
     text = _edited(project, consumer.path, imports, definition, "SUBSCRIPTIONS", item)
-    _require_listed(project, consumer.slice, "SUBSCRIPTIONS")
+    _require_listed(project, consumer.path, "SUBSCRIPTIONS")
+    _require_layer(project, consumer.slice, slice_of(consumer.event))
     write(project, {consumer.path: text})
     return [consumer.path]
 
@@ -148,23 +157,30 @@ def _edited(
             f"there is no slice {file.parent.name}: name one with --slice, or write it with"
             f" `app new entity`"
         )
-    source = (
-        file.read_text()
-        if file.is_file()
-        else f'"""{path.stem.capitalize()}."""\n\n{variable} = []\n'
-    )
+    empty = f'"""{path.stem.capitalize()} of the slice {file.parent.name}."""\n\n{variable} = []\n'
+    source = file.read_text("utf-8") if file.is_file() else empty
     try:
         return source_edits.with_definition(source, imports, definition, variable, item)
     except source_edits.NotRecognised as error:
         raise ScaffoldRefused(f"{path.as_posix()}: {error}") from error
 
 
-def _require_listed(project: Path, slice: str, variable: str) -> None:
+def _require_listed(project: Path, path: Path, variable: str) -> None:
     """Without its list in the component, what is written would not run."""
-    component = project / "app" / slice / "__init__.py"
-    if not component.is_file() or variable not in component.read_text():
-        field = variable.lower()
+    component = path.with_name("__init__.py")
+    file = project / component
+    source = file.read_text("utf-8") if file.is_file() else ""
+    if not source_edits.names_list(source, path.stem, variable):
         raise ScaffoldRefused(
-            f"app/{slice}/__init__.py does not name {variable}: give its Component"
-            f" `{field}={variable}`, and run this again"
+            f"{component.as_posix()} does not name {variable}: give its Component"
+            f" `{variable.lower()}={variable}`, and run this again"
+        )
+
+
+def _require_layer(project: Path, consumer: str, event: str) -> None:
+    contracts = (project / "pyproject.toml").read_text("utf-8")
+    if consumer != event and not source_edits.may_import(contracts, consumer, event):
+        raise ScaffoldRefused(
+            f"app.{consumer} may not import app.{event}: put it into a layer above in the first"
+            " import contract of pyproject.toml, and run this again"
         )

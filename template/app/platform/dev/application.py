@@ -1,4 +1,4 @@
-"""The application on the servers of `app dev`: preparation, start message, and the child of `--reload`."""
+"""The application on the servers of `app dev`: preparation, and the child of `--reload`."""
 
 import asyncio
 import os
@@ -41,11 +41,14 @@ class DatabaseUnusable(DevelopmentServerError):
     """The database of DATABASE_URL cannot be reached, or refuses the connection."""
 
 
-async def prepare(service: Service) -> None:
-    """Migrate the database and create the topics. Raises DatabaseUnusable and SchemaTooNew."""
+async def prepare(service: Service, *, own_broker: bool) -> None:
+    """Migrate the database and create the topics; foreign ones on a broker of this run only.
+
+    Raises DatabaseUnusable and SchemaTooNew.
+    """
     await _check_database()
     context = Context.of(service, load(Settings).service_name, load(KafkaSettings))
-    topics = [*context.topics(), *context.foreign_topics()]
+    topics = context.topics() + (context.foreign_topics() if own_broker else [])
     await asyncio.gather(prepare_schema(), provision(context.kafka, topics))
 
 
@@ -86,6 +89,7 @@ def run_child(
     load_service: Callable[[], Service],
     explain: Callable[[Exception], str | None],
     listener: socket.socket,
+    own_broker: bool,
     supervisor: Connection,
 ) -> None:
     """Load the application, wait for START, and serve until SIGTERM or the supervisor's end."""
@@ -101,7 +105,7 @@ def run_child(
         app = create_dev_app(service)
         supervisor.send((LOADED, None))
         started.wait()
-        asyncio.run(prepare(service))
+        asyncio.run(prepare(service, own_broker=own_broker))
         run(
             once_started(app, lambda: _reporting(supervisor, service)), listener, load(HttpSettings)
         )

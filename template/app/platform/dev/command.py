@@ -65,7 +65,8 @@ def run_dev(
 ) -> None:
     """Run the servers and, by `mode`, the application until a signal.
 
-    `explain` returns the message for an error that a user can mend. Exits with one line if it cannot start, and with code 1 if a server ends by itself.
+    `explain` returns the message for an error that a user can correct. Exits with one line if it
+    cannot start, and with code 1 if a server ends by itself.
     """
     settings = load(Settings)
     logs.configure(settings.log_level, settings.log_format)
@@ -79,7 +80,9 @@ def run_dev(
                     assert service is not None
                     _keep_servers(service, servers)
                 elif service is None:
-                    child = partial(run_child, load_service, explain, listener)
+                    child = partial(
+                        run_child, load_service, explain, listener, _has_own_broker(servers)
+                    )
                     _reload(child, _port(listener), servers, signals)
                 else:
                     _serve(service, listener, servers, signals)
@@ -140,7 +143,7 @@ def _serve(
     service: Service, listener: socket.socket, servers: Servers, signals: StopSignals
 ) -> None:
     """Run the application in this process."""
-    asyncio.run(prepare(service))
+    asyncio.run(prepare(service, own_broker=_has_own_broker(servers)))
 
     @asynccontextmanager
     async def started() -> AsyncIterator[None]:
@@ -169,7 +172,7 @@ def _reload(child: RunChild, port: int, servers: Servers, signals: StopSignals) 
 
 def _keep_servers(service: Service, servers: Servers) -> None:
     """Prepare the servers, and keep them running for other processes until a signal."""
-    asyncio.run(prepare(service))
+    asyncio.run(prepare(service, own_broker=_has_own_broker(servers)))
     say_block(_servers_message(servers), err=True)
     with _training(servers):
         try:
@@ -178,6 +181,10 @@ def _keep_servers(service: Service, servers: Servers) -> None:
         except StopRequested:
             return
         _say_ended(servers)
+
+
+def _has_own_broker(servers: Servers) -> bool:
+    return servers.broker_kind != "external"
 
 
 def _training(servers: Servers) -> AbstractContextManager[None]:

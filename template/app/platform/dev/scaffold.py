@@ -1,5 +1,6 @@
 """Writing a new slice from `scaffold.j2`: its files, its migration, and its lines in what lists slices."""
 
+import builtins
 import json
 import keyword
 import re
@@ -14,49 +15,24 @@ from app.platform.database.engine import Base
 from app.platform.database.revisions import next_revision
 from app.platform.dev import source_edits
 from app.platform.dev.errors import import_development
+from app.platform.events.event import BaseEvent
 from app.platform.service import Service
 
 TEMPLATE = Path(__file__).with_name("scaffold.j2")
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _LONGEST = 40  # of a name: names of constraints and topics are made from it
-_OF_ENTITY = {"id", "created_at", "confirmed_at"}
-_OF_EVENT = {"event_id", "timestamp", "version", "event_type", "key", "key_field"}
-_OF_MODELS = {
-    "metadata",
-    "registry",
-    "self",
-    "service",
-    "idempotency",
-    "new",
-    "session",
-    "copy",
-    "json",
+# Names that a field would hide, in a class or a function that the template writes.
+RESERVED = {
+    *dir(BaseEvent),
+    *BaseEvent.model_fields,
+    *dir(Base),
+    "id",
+    "created_at",
+    "confirmed_at",
 }
-RESERVED = _OF_ENTITY | _OF_EVENT | _OF_MODELS
-# Names of variables and imports beside those of an entity.
-_OF_CODE = {
-    "service",
-    "idempotency",
-    "session",
-    "uow",
-    "event",
-    "events",
-    "router",
-    "create",
-    "created",
-}
-_OF_CODE |= {
-    "found",
-    "page",
-    "more",
-    "cursor",
-    "limit",
-    "query",
-    "date",
-    "datetime",
-    "api",
-    "client",
-}
+RESERVED |= {"self", "date", "datetime", "func", "mapped_column", *dir(builtins)}
+# Variables of the functions that the template writes.
+_VARIABLES = {"at", "create", "created", "cursor", "found", "limit", "more", "page", "router"}
 _OF_SERVICE = {"platform", "wiring", "health", "metrics", "docs", "redoc", "openapi", "main"}
 
 
@@ -168,6 +144,15 @@ class Field:
         return f"{python} | None" if self.optional else python
 
 
+def parse_fields(texts: Iterable[str], reserved: Iterable[str]) -> list[Field]:
+    """Read fields, each with a name of its own that is none of `reserved`. Raises ScaffoldRefused."""
+    fields = [Field.parse(text, reserved) for text in texts]
+    names = [field.name for field in fields]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ScaffoldRefused(f"--field {min(twice)} is given twice: name each field once")
+    return fields
+
+
 @dataclass(frozen=True)
 class Entity:
     """The names of a new entity, such as `line_items` and `line_item`, and its fields."""
@@ -179,17 +164,15 @@ class Entity:
     @classmethod
     def parse(cls, plural: str, singular: str | None, fields: Iterable[str]) -> "Entity":
         """Raises ScaffoldRefused."""
-        checked_name(plural, plural, _OF_SERVICE | _OF_CODE)
+        checked_name(plural, plural, _OF_SERVICE | _VARIABLES)
         one = singular or import_development("inflect", "inflect").engine().singular_noun(plural)
         if not one or one == plural:
             raise ScaffoldRefused(
                 f"{plural}: give a plural, such as `shipments`, or its singular with --singular"
             )
-        read = [Field.parse(text) for text in fields] or [Field("name", TYPES["str"])]
-        names = [field.name for field in read]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ScaffoldRefused(f"--field {min(twice)} is given twice: name each field once")
-        checked_name(one, f"--singular {one}", {*names, plural, *_OF_CODE})
+        checked_name(one, f"--singular {one}", {plural, *_VARIABLES})
+        own = {one, plural, f"{one}_id", "service", "idempotency", "session"}
+        read = parse_fields(fields, own) or [Field("name", TYPES["str"])]
         return cls(plural, one, sorted(read, key=lambda field: field.optional))
 
     @property
@@ -233,7 +216,7 @@ def render(part: str, **values: object) -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # it renders Python
     )
-    text: str = environment.from_string(TEMPLATE.read_text()).render(part=part, **values)
+    text: str = environment.from_string(TEMPLATE.read_text("utf-8")).render(part=part, **values)
     return text
 
 
@@ -265,7 +248,26 @@ def files_of(entity: Entity) -> dict[Path, str]:
         revision=revision,
         down_revision=down_revision,
     )
-    return dict(_split(rendered))
+    files = dict(_split(rendered))
+    for path, text in files.items():
+        if path.suffix == ".py":
+            refuse_clashes(path, text, entity.plural)
+    return files
+
+
+def refuse_clashes(path: Path, text: str, name: str) -> None:
+    """Raise ScaffoldRefused where two things in `text` have one name, one of which is made from `name`."""
+    try:
+        compile(text, path, "exec")
+    except SyntaxError as error:
+        problem = error.msg
+    else:
+        clashes = source_edits.bound_twice(text)
+        problem = f"two things are called {min(clashes)}" if clashes else ""
+    if problem:
+        raise ScaffoldRefused(
+            f"{name}: in {path.as_posix()}, {problem}; choose another name, or another --singular"
+        )
 
 
 def write_entity(project: Path, entity: Entity, service: Service) -> Mapping[Path, str]:
@@ -275,18 +277,17 @@ def write_entity(project: Path, entity: Entity, service: Service) -> Mapping[Pat
     """
     entity.refuse_taken(service, project)
     new = files_of(entity)
+    wiring, contracts = project / "app" / "wiring.py", project / "pyproject.toml"
     try:
-        edited = {
-            Path("app/wiring.py"): source_edits.with_component(
-                (project / "app" / "wiring.py").read_text(), entity.plural
-            ),
-            Path("pyproject.toml"): source_edits.with_contracts(
-                (project / "pyproject.toml").read_text(), entity.plural
-            ),
-        }
+        wired = source_edits.with_component(wiring.read_text("utf-8"), entity.plural)
+        contracted = source_edits.with_contracts(contracts.read_text("utf-8"), entity.plural)
     except source_edits.NotRecognised as error:
         raise ScaffoldRefused(str(error)) from error
-    write(project, {**new, **edited})
+    refuse_clashes(wiring.relative_to(project), wired, entity.plural)
+    edited = {wiring.relative_to(project): wired, contracts.relative_to(project): contracted}
+    write(project, new)
+    write(project, edited)  # now that the slice is whole
+    export_schemas(project)
     sample = Path("tests/contracts") / f"{entity.singular}.created.json"
     return {
         **dict.fromkeys(new, "wrote"),
@@ -296,16 +297,17 @@ def write_entity(project: Path, entity: Entity, service: Service) -> Mapping[Pat
 
 
 def write(project: Path, files: Mapping[Path, str]) -> None:
-    """Write `files`, format them, and export the schemas of new events.
-
-    Raises ScaffoldIncomplete.
-    """
+    """Write `files`, and format them. Raises ScaffoldIncomplete."""
     for path, text in files.items():
         (project / path).parent.mkdir(parents=True, exist_ok=True)
-        (project / path).write_text(text)
+        (project / path).write_text(text, "utf-8")
     python = [str(path) for path in files if path.suffix == ".py"]
     _run(project, "ruff", "check", "--quiet", "--fix", "--select", "F401,I", *python)
     _run(project, "ruff", "format", "--quiet", *python)
+
+
+def export_schemas(project: Path) -> None:
+    """Store the schemas of new events. Raises ScaffoldIncomplete."""
     _run(project, "app", "schemas", "export")
 
 

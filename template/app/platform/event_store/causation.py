@@ -29,14 +29,19 @@ def imported_events(
     ]
 
 
+def current_command() -> str | None:
+    """Return the id of the command that is executed; None if it cannot be repeated."""
+    trace = tracing.current()
+    # A consumer repeats its work together with the event that it handles.
+    return trace.command_id or trace.causation_id
+
+
 def new_events(category: Category[E, S], subject: str, events: Sequence[E]) -> list[NewEvent[E]]:
     """Return `events`, decided by the current command on `subject`, with ids and metadata.
 
     A repeated command gives its events the same ids.
     """
-    trace = tracing.current()
-    # A consumer repeats its work together with the event that it handles.
-    command = trace.command_id or trace.causation_id
+    trace, command = tracing.current(), current_command()
     causation = {
         "correlation_id": trace.correlation_id,
         "causation_id": trace.causation_id,

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.platform.errors import VersionConflict
 from app.platform.event_store.category import Category, E, S
-from app.platform.event_store.causation import new_events
+from app.platform.event_store.causation import current_command, new_events
 from app.platform.event_store.store import EventStore, StreamState
 
 Project = Callable[[AsyncSession, Sequence[StreamState[S]]], Awaitable[None]]
@@ -41,7 +41,8 @@ class EventSourcedRepository(Generic[E, S]):
         self._category = category
         self._store = EventStore(session, category)
         self._project = project
-        self._saved: Counter[str] = Counter()
+        # On the session, so that all repositories of one transaction count together.
+        self._changes = f"changes of {category.name}"
 
     async def load(self, stream_id: int) -> StreamState[S] | None:
         """Return the present state, or None if there is no such stream."""
@@ -63,16 +64,20 @@ class EventSourcedRepository(Generic[E, S]):
         """
         # One command may change one stream several times, with events of different ids.
         subject = subject or str(stream_id)
-        new = new_events(self._category, f"{subject}-{self._saved[subject]}", events)
+        changes: Counter[tuple[str | None, str]] = self._session.info.setdefault(
+            self._changes, Counter()
+        )
+        change = (current_command(), subject)
+        new = new_events(self._category, f"{subject}-{changes[change]}", events)
         try:
             appended = await self._store.append(stream_id, new, expected_version)
         except VersionConflict:
             previous = await self._find_previous_result(new[-1].event_id)
             if previous is None:
                 raise
-            self._saved[subject] += 1
+            changes[change] += 1
             return Saved(**vars(previous), duplicate=True)
-        self._saved[subject] += 1
+        changes[change] += 1
         version = expected_version + len(events)
         saved = Saved(state, version, appended.began_at, appended.recorded_at)
         if self._category.snapshot_is_due(expected_version, version):

@@ -137,7 +137,7 @@ def _minor_of(version: str) -> int:
 def _unpublished_hint(event_type: EventType, folder: Path) -> str:
     return (
         f"A version that was never published may be deleted from {_path(event_type.name, folder)},"
-        " or the file if it holds no other, and exported anew"
+        " or the file if it holds no other, and exported again"
     )
 
 
@@ -248,7 +248,14 @@ def _path(name: str, folder: Path) -> Path:
     return folder / f"{name}.json"
 
 
-_PLACEHOLDERS = {"string": "text", "integer": 1, "number": 1, "boolean": True, "array": []}
+_PLACEHOLDERS = {
+    "string": "text",
+    "integer": 1,
+    "number": 1,
+    "boolean": True,
+    "array": [],
+    "object": {},
+}
 _FORMATTED = {
     "uuid": "00000000-0000-4000-8000-000000000000",
     "date-time": "2025-01-31T09:30:00.125000Z",
@@ -283,6 +290,10 @@ def _placeholder(schema: Schema, definitions: Schema) -> Any:
         return _placeholder(schema["anyOf"][0], definitions)
     if "properties" in schema:
         return {name: _placeholder(of, definitions) for name, of in schema["properties"].items()}
+    if "items" in schema:
+        return [_placeholder(schema["items"], definitions)]
+    if "minimum" in schema:
+        return schema["minimum"]
     return _FORMATTED.get(schema.get("format", ""), _PLACEHOLDERS.get(schema.get("type", "")))
 
 

@@ -17,8 +17,7 @@ from app.platform.http.problems import error_response, problem_response
 log = structlog.get_logger(__name__)
 
 
-class DatabaseUnavailable(Unavailable):
-    problem_type = "database-away"
+class DatabaseAway(Unavailable):
     title = "The database is away"
 
 
@@ -26,7 +25,8 @@ class DatabaseOutOfDate(Unavailable):
     title = "The database and this version of the service do not fit"
 
 
-class DatabaseReadOnly(Unavailable):
+class DatabaseTakesNoWrites(Unavailable):
+    problem_type = "database-read-only"
     title = "The database takes no writes at the moment"
 
 
@@ -52,13 +52,13 @@ _PROBLEMS: dict[ErrorCategory, tuple[type[ServiceError], str]] = {
         DatabaseOutOfDate,
         "a table, a column or a permission is missing: try again later",
     ),
-    ErrorCategory.READ_ONLY: (DatabaseReadOnly, "the database is read-only: try again soon"),
+    ErrorCategory.READ_ONLY: (DatabaseTakesNoWrites, "the database is read-only: try again soon"),
     ErrorCategory.LIMIT: (
         DatabaseLimit,
         "the database cannot do this at the moment: try again soon",
     ),
     ErrorCategory.UNAVAILABLE: (
-        DatabaseUnavailable,
+        DatabaseAway,
         "the database does not respond: try again soon",
     ),
     ErrorCategory.RETRY: (ConcurrentChanges, "each attempt met concurrent changes: try again soon"),

@@ -66,7 +66,8 @@ async def wait_for_version(
 ) -> T:
     """Return what `read` finds, once it has reached `min_version`; without one, at once.
 
-    Raises NotFound, and VersionNotReached after `seconds` (2 by default); their messages name `what` and `id`.
+    Raises NotFound, and VersionNotReached after `seconds` (2 by default); their messages name
+    `what` and `id`.
     """
     deadline = asyncio.get_running_loop().time() + (WAIT_SECONDS if seconds is None else seconds)
     while True:
@@ -77,7 +78,7 @@ async def wait_for_version(
             return found
         if found is not None and version_of(found) >= min_version:
             return found
-        # Whoever asks for a version has seen it: what is missing here is only late.
+        # The caller has seen this version elsewhere, so it will arrive.
         if asyncio.get_running_loop().time() >= deadline:
             raise VersionNotReached(f"{what} {id} has not reached version {min_version} here")
         await asyncio.sleep(POLL_SECONDS)

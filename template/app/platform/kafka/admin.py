@@ -53,6 +53,12 @@ class TopicState:
     state: State
     detail: str = ""
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the service cannot use it so. Of a foreign topic, only the existence counts."""
+        exists = self.state in (State.PRESENT, State.DIFFERENT)
+        return not exists if self.topic.owner is not None else self.state is not State.PRESENT
+
 
 async def hidden_topics(client: AIOKafkaClient, topics: Iterable[str]) -> list[str]:
     """Return those of `topics` that the user may not describe; only the broker knows if they exist.
@@ -172,7 +178,10 @@ class TopicAdmin:
                 # Otherwise it has each of them, with -1 where nothing is committed.
                 if found.keys() >= set(partitions):
                     return {tp: entry.offset for tp, entry in found.items() if entry.offset >= 0}
-                failure: KafkaError = GroupLoadInProgressError(f"no offsets of {group} received")
+                failure: KafkaError = GroupLoadInProgressError(
+                    f"the broker returned no offsets of {group}: try again, or grant this user"
+                    " DESCRIBE on the group"
+                )
             except KafkaError as error:
                 failure = error
             if not failure.retriable or time.monotonic() >= deadline:

@@ -1,4 +1,4 @@
-"""The connection of a producer: made in the background, and made anew when its client fails."""
+"""The connection of a producer: made in the background, and replaced when its client fails."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -70,12 +70,11 @@ def _add_checks(
             raise Unhealthy(f"no progress for {stalled:.0f} s")
 
     async def ready() -> None:
-        for block_reason in (consumer.status.block_reason, consumer.status.overload):
-            if block_reason is not None:
-                raise Unhealthy(block_reason)
-        if consumer.status.missing_topics:
-            raise Unhealthy(consumer.status.missing_topics)
-        if not consumer.status.assigned:
+        status = consumer.status
+        for problem in (status.block_reason, status.overload, status.missing_topics):
+            if problem:
+                raise Unhealthy(problem)
+        if not status.assigned:
             raise Unhealthy("waiting for the consumer group to assign partitions")
 
     health.add_liveness_check(f"consumer {consumer.name}", live)

@@ -17,7 +17,7 @@ from app.platform.kafka.errors import MessagingError
 from app.platform.kafka.settings import KafkaSettings, reason_for
 from app.platform.kafka.status import BlockSource, ConsumerStatus
 from app.platform.kafka.subscription import Subscription
-from app.platform.kafka.topics import reads_from_earliest, source_topics
+from app.platform.kafka.topics import group_of, reads_from_earliest, source_topics
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +57,7 @@ async def measure(
         for subscription in subscriptions:
             own = source_topics(subscription, registry)
             partitions = [tp for tp in client.assignment() if tp.topic in own]
-            group = f"{settings.kafka_group_id}.{subscription.name}"
+            group = group_of(subscription.name, settings)
             committed = await admin.committed_offsets(group, partitions)
             pending = await pending_offsets(client, partitions, committed)
             for tp, (position, end) in pending.items():

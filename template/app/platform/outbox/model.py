@@ -29,7 +29,8 @@ from app.platform.database.engine import Base
 from app.platform.kafka import codec as names
 from app.platform.kafka.codec import Header, Message
 
-_MAX_BUCKETS = 10_000
+# A number of a bucket is the count of buckets times this, and the bucket among them.
+_COUNT_FACTOR = 10_000
 
 OrderKey = tuple[str, bytes]
 
@@ -42,18 +43,18 @@ def order_key(topic: str, key: bytes) -> OrderKey:
 def bucket_of(topic: str, key: bytes, buckets: int) -> int:
     """Return the bucket of a message among `buckets`."""
     entity, key = order_key(topic, key)
-    return buckets * _MAX_BUCKETS + crc32(entity.encode() + b"\0" + key) % buckets
+    return buckets * _COUNT_FACTOR + crc32(entity.encode() + b"\0" + key) % buckets
 
 
 def bucket_count_of(bucket: int) -> int:
     """Return the number of buckets at the time when the rows of `bucket` were written."""
-    return bucket // _MAX_BUCKETS
+    return bucket // _COUNT_FACTOR
 
 
 def bucket_range(bucket: int) -> tuple[int, int]:
     """Return the bounds of the numbers with the same count: the first, and the first beyond."""
-    first = bucket_count_of(bucket) * _MAX_BUCKETS
-    return first, first + _MAX_BUCKETS
+    first = bucket_count_of(bucket) * _COUNT_FACTOR
+    return first, first + _COUNT_FACTOR
 
 
 # The headers of a single message, and those that many messages share.

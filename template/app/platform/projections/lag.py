@@ -16,6 +16,7 @@ from app.platform.kafka.admin import TopicAdmin, reading
 from app.platform.kafka.lag import LagMeter, pending_offsets
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
+from app.platform.kafka.topics import group_of
 from app.platform.runtime import Runtime
 
 lag_events = Gauge("projection_lag_events", "Events not yet projected", ["projection"])
@@ -53,7 +54,7 @@ async def measure(
     async with reading(settings, topics) as client, TopicAdmin.connected(settings) as admin:
         client.pause(*client.assignment())  # until a partition is resumed
         for subscription in projectors:
-            group = f"{settings.kafka_group_id}.{subscription.name}"
+            group = group_of(subscription.name, settings)
             of_it = subscription.topics(registry)
             partitions = [tp for tp in client.assignment() if tp.topic in of_it]
             committed = await admin.committed_offsets(group, partitions)

@@ -405,9 +405,9 @@ async def test_two_rebuilds_of_one_projection_do_not_run_at_once(shop: Shop) -> 
     refused: list[RebuildRefused] = []
 
     async def another() -> None:
-        with pytest.raises(RebuildRefused, match="order-views is being rebuilt already") as told:
+        with pytest.raises(RebuildRefused, match="order-views is being rebuilt already") as error:
             await shop.rebuild_views().run(ignore)
-        refused.append(told.value)
+        refused.append(error.value)
         await shop.rebuild_sales().run(ignore)  # another projection is another matter
 
     running: list[asyncio.Task[None]] = []
@@ -491,11 +491,11 @@ async def test_who_may_read_the_old_table_may_read_the_new_one(shop: Shop) -> No
 
 async def test_progress_is_reported_and_stored(shop: Shop) -> None:
     await filled(shop, orders=5)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     done = await shop.rebuild_views(batch=2).run(
-        lambda progress: told.append((progress.done, progress.expected))
+        lambda progress: reported.append((progress.done, progress.expected))
     )
-    assert told == [(2, 5), (4, 5), (5, 5)]
+    assert reported == [(2, 5), (4, 5), (5, 5)]
     assert (done.done, done.expected) == (5, 5)
     assert done.seconds < 60
     rebuild = shop.rebuild_names()

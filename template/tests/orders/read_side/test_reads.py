@@ -1,8 +1,7 @@
 """Reads of the read side, how far it is behind, and the commands."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -18,7 +17,7 @@ from aiokafka.errors import (
 )
 from httpx import AsyncClient
 from prometheus_client import REGISTRY
-from sqlalchemy import event, text
+from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from app import wiring
@@ -43,7 +42,7 @@ from app.platform.service import Service
 from app.platform.tracing import Trace
 from tests.api import assert_problem, pointers
 from tests.fixtures import eventually, settings_for
-from tests.orders.api import change, new_user, place
+from tests.orders.api import change, new_user, place, plans
 from tests.orders.read_side.conftest import Shop
 
 FILL = [
@@ -65,32 +64,6 @@ async def views(database: Database) -> OrderViewQueries:
         for table in ("order_views", "customer_names", "daily_sales"):
             await connection.execute(text(f"ANALYZE {table}"))
     return OrderViewQueries(database.sessions)
-
-
-@asynccontextmanager
-async def plans(database: Database) -> AsyncIterator[list[str]]:
-    """The plans of the statements that the block executes, there at its end."""
-    statements: list[tuple[str, tuple[object, ...]]] = []
-
-    def remember(
-        _connection: object,
-        _cursor: object,
-        statement: str,
-        parameters: tuple[object, ...],
-        *_: object,
-    ) -> None:
-        statements.append((statement, parameters))
-
-    found: list[str] = []
-    event.listen(database.engine.sync_engine, "before_cursor_execute", remember)
-    try:
-        yield found
-    finally:
-        event.remove(database.engine.sync_engine, "before_cursor_execute", remember)
-    async with database.engine.connect() as connection:
-        for statement, parameters in statements:
-            plan = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
-            found.append("\n".join(line for (line,) in plan))
 
 
 @pytest.mark.parametrize(

@@ -152,8 +152,8 @@ def test_every_internal_event_has_an_integration_event(command: Any) -> None:
     assert order is not None
     for event, state in [(placed[0], order), *((e, evolve(order, e)) for e in command(order))]:
         published = integration_event(event, state, now, now)
-        told = {name: getattr(published, name) for name in ("order_id", "user_id", "total")}
-        assert told == {"order_id": 7, "user_id": 3, "total": Decimal("7.00")}
+        fields = {name: getattr(published, name) for name in ("order_id", "user_id", "total")}
+        assert fields == {"order_id": 7, "user_id": 3, "total": Decimal("7.00")}
         assert published.order_version == state.version
         assert published.status == state.status.value
         assert len(published.items) == 1

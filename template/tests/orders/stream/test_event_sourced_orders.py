@@ -70,8 +70,8 @@ async def test_the_messages_tell_the_times_of_the_store(shop: Shop) -> None:
     await shop.pay(order.id)
     async with shop.database.sessions() as session:
         times = [*await session.scalars(select(EventRow.recorded_at).order_by(EventRow.version))]
-    told = [datetime.fromisoformat(event["timestamp"]) for event in await shop.published()]
-    assert told == times
+    published = [datetime.fromisoformat(event["timestamp"]) for event in await shop.published()]
+    assert published == times
 
 
 # Commands
@@ -276,22 +276,22 @@ async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, shop: Sh
         ids = [(await old.place(7, ITEMS)).id for _ in range(3)]
         await old.pay(ids[1], None)
         await old.cancel(ids[2], None)
-        told = [await SqlOrderRepository(uow).get(order_id) for order_id in ids]
-    assert {order.status for order in told if order is not None} == {*OrderStatus}
+        rows = [await SqlOrderRepository(uow).get(order_id) for order_id in ids]
+    assert {order.status for order in rows if order is not None} == {*OrderStatus}
     messages = await shop.count(OutboxRow)
     assert (await cli("import")).stdout == "3 orders imported\n"
     assert (await cli("import")).stdout == "0 orders imported\n"
-    assert await shop.folded() == told
+    assert await shop.folded() == rows
     assert await shop.count(OutboxRow) == messages
     assert (await shop.pay(ids[0])).version == 2
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "told"),
+    ("column", "value", "reason"),
     [("status", "lost", "is lost in version 1"), ("version", 3, "is placed in version 3")],
 )
 async def test_a_row_that_no_events_lead_to_stops_the_import(
-    cli: Cli, shop: Shop, monkeypatch: pytest.MonkeyPatch, column: str, value: object, told: str
+    cli: Cli, shop: Shop, monkeypatch: pytest.MonkeyPatch, column: str, value: object, reason: str
 ) -> None:
     monkeypatch.setattr("app.platform.cli.event_store.BATCH", 1)
     async with shop.units.begin() as uow:
@@ -301,6 +301,6 @@ async def test_a_row_that_no_events_lead_to_stops_the_import(
         await uow.session.execute(odd)
     refused = await cli("import")
     assert refused.exit_code == 1
-    assert refused.stderr.startswith(f"error: nothing is imported: order {ids[1]} {told}")
+    assert refused.stderr.startswith(f"error: nothing is imported: order {ids[1]} {reason}")
     assert "let `_history` in app/orders/stream.py" in refused.stderr
     assert await shop.count(EventRow) == 0

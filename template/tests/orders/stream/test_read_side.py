@@ -11,7 +11,7 @@ from tests.orders.stream.conftest import Cli, Shop
 EVENTS = {entry.name: entry.model for entry in wiring.service.events}
 
 
-async def told(shop: Shop) -> dict[int, OrderState]:
+async def published_states(shop: Shop) -> dict[int, OrderState]:
     """The newest state of each order, as the messages tell it."""
     states: dict[int, OrderState] = {}
     for value in await shop.published():
@@ -42,7 +42,7 @@ async def test_stored_events_add_up_to_the_published_ones(shop: Shop) -> None:
         assert await source.after(session, rest[-1].id, limit=3) == []
         assert await source.count(session) == 5
     assert [state.id for state in first + rest] == ids
-    assert {state.id: state for state in first + rest} == await told(shop)
+    assert {state.id: state for state in first + rest} == await published_states(shop)
 
 
 async def test_projections_are_rebuilt_from_the_events(cli: Cli, shop: Shop) -> None:

@@ -54,7 +54,7 @@ from tests.platform.outbox.conftest import (
 from tests.world import missing_table
 
 
-async def numbers(world: World) -> list[int]:
+async def stored_numbers(world: World) -> list[int]:
     return [Moved.model_validate_json(row["value"]).number for row in await world.rows()]  # type: ignore[arg-type]  # bytes
 
 
@@ -62,7 +62,7 @@ async def test_a_commit_stores_the_published_events(world: World) -> None:
     async with world.units.begin() as uow:
         await uow.events.publish(moved(1)[0])
         assert await world.rows() == []
-    assert await numbers(world) == [0]
+    assert await stored_numbers(world) == [0]
 
 
 async def test_a_rollback_stores_nothing(world: World) -> None:
@@ -76,7 +76,7 @@ async def test_a_rollback_stores_nothing(world: World) -> None:
 
 async def test_ids_ascend_in_the_order_of_publishing(world: World) -> None:
     await world.write(*moved(100))
-    assert await numbers(world) == list(range(100))
+    assert await stored_numbers(world) == list(range(100))
 
 
 async def test_an_unsendable_event_fails_its_transaction(world: World) -> None:
@@ -121,7 +121,7 @@ async def test_events_of_a_savepoint_are_rolled_back_with_it(world: World) -> No
                 await uow.events.publish(second)
                 raise RuntimeError("in the savepoint")
         await uow.events.publish(third)
-    assert await numbers(world) == [0, 2]
+    assert await stored_numbers(world) == [0, 2]
 
 
 async def test_events_of_a_released_savepoint_keep_their_order(world: World) -> None:
@@ -131,7 +131,7 @@ async def test_events_of_a_released_savepoint_keep_their_order(world: World) -> 
         async with uow.session.begin_nested():
             await uow.events.publish(second)
         await uow.events.publish(third)
-    assert await numbers(world) == [0, 1, 2]
+    assert await stored_numbers(world) == [0, 1, 2]
 
 
 async def test_an_outer_savepoint_rolls_back_an_inner_one(world: World) -> None:
@@ -144,7 +144,7 @@ async def test_an_outer_savepoint_rolls_back_an_inner_one(world: World) -> None:
                     await uow.events.publish(second)
                 raise RuntimeError("in the outer savepoint")
         await uow.events.publish(third)
-    assert await numbers(world) == [0, 2]
+    assert await stored_numbers(world) == [0, 2]
 
 
 async def test_a_failed_release_keeps_the_events_before_it(
@@ -159,7 +159,7 @@ async def test_a_failed_release_keeps_the_events_before_it(
                 await uow.session.run_sync(lambda session: session.dispatch.before_commit(session))
                 assert savepoint.is_active
                 raise RuntimeError("after the rows were written")
-    assert await numbers(world) == [0]
+    assert await stored_numbers(world) == [0]
 
 
 async def test_a_commit_wakes_the_relay_of_its_process(world: World) -> None:
