@@ -63,55 +63,60 @@ class Server(uvicorn.Server):
                 signal.signal(number, signal.SIG_IGN if self.should_exit else handler)
 
 
-def protocol_with_header_timeout(header_timeout: float) -> type[H11Protocol]:
-    """Return uvicorn's HTTP/1.1 protocol with a timeout on a request's line and headers."""
+class HeaderTimeoutProtocol(H11Protocol):
+    """HTTP/1.1 with a timeout on a request's line and headers, in seconds."""
 
-    class HeaderTimeoutProtocol(H11Protocol):
-        _head_timer: asyncio.TimerHandle | None = None
+    header_timeout: float
+    _head_timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._watch_head()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_head()
 
-        def data_received(self, data: bytes) -> None:
-            # h11 limits the size of a head only while it is incomplete, so feed it in parts.
-            while len(data) > _HEAD_PART_BYTES and self.conn.their_state is h11.IDLE:
-                super().data_received(data[:_HEAD_PART_BYTES])
-                data = data[_HEAD_PART_BYTES:]
-            if not self.transport.is_closing():
-                super().data_received(data)
-            self._watch_head()
+    def data_received(self, data: bytes) -> None:
+        # h11 limits the size of a head only while it is incomplete, so feed it in parts.
+        while len(data) > _HEAD_PART_BYTES and self.conn.their_state is h11.IDLE:
+            super().data_received(data[:_HEAD_PART_BYTES])
+            data = data[_HEAD_PART_BYTES:]
+        if not self.transport.is_closing():
+            super().data_received(data)
+        self._watch_head()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            self._watch_head()
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._watch_head()
 
-        def shutdown(self) -> None:
-            if self.cycle is None:  # closing it now would reset a request that is on its way
-                self.loop.call_later(FIRST_REQUEST_SECONDS, self._shut_down_now)
-            else:
-                super().shutdown()
+    def shutdown(self) -> None:
+        if self.cycle is None:  # closing it now would reset a request that is on its way
+            self.loop.call_later(FIRST_REQUEST_SECONDS, self._shut_down_now)
+        else:
+            super().shutdown()
 
-        def _shut_down_now(self) -> None:
-            if not self.transport.is_closing():
-                super().shutdown()
+    def _shut_down_now(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
 
-        def send_400_response(self, msg: str) -> None:
-            if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-                super().send_400_response(msg)
-            else:  # the rest of a rejected body is not HTTP; the response is already on its way
-                self.transport.close()
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            super().send_400_response(msg)
+        else:  # the rest of a rejected body is not HTTP; the response is already on its way
+            self.transport.close()
 
-        def _watch_head(self) -> None:
-            waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
-            if waiting and self._head_timer is None:
-                close = self.timeout_keep_alive_handler
-                self._head_timer = self.loop.call_later(header_timeout, close)
-            elif not waiting and self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
+    def _watch_head(self) -> None:
+        waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+        if waiting and self._head_timer is None:
+            close = self.timeout_keep_alive_handler
+            self._head_timer = self.loop.call_later(self.header_timeout, close)
+        elif not waiting and self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-    return HeaderTimeoutProtocol
+
+def protocol_with_header_timeout(seconds: float) -> type[HeaderTimeoutProtocol]:
+    class Configured(HeaderTimeoutProtocol):
+        header_timeout = seconds
+
+    return Configured
 
 
 def serve(
