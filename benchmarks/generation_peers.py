@@ -1,12 +1,14 @@
 """`copier copy` and `copier update` of every variant, as whole processes on the command line.
 
 - *one file*: a template that renders one file. Copier's own start is most of that.
+- *the same paths*: a template with the paths of the service, and one line in each file. The rest is
+  the price of what is in them, of questions, and of the paths of modules that are left out.
 - *growth*: such a template with ten and a hundred files of one line. What *a file more* costs is the
   rest of a copy, without that start, by the number of files: here, and in this template with all its
   modules, whose files are longer.
 - *copy*: a new service, with the default answers and the modules named.
 - *update*: a service of the variant, rendered and committed, gets one changed line of the template;
-  beside a service of one file that gets one, too.
+  beside a service of the same paths, and one of one file, that get one, too.
 - *fastapi-template*: a generator without Copier, with PostgreSQL, SQLAlchemy, migrations, Kafka,
   example routers and GitHub's CI. Its hook would go on to install all dependencies, for as long as
   the network takes; uv is kept offline here, so that it stops after rendering and `git init`.
@@ -23,11 +25,13 @@ from pathlib import Path
 from benchmarks.generation import (
     COPIER,
     OLDER,
+    ONE_FILE,
     PROMISES,
     QUIETLY,
     Taken,
     fresh,
     own_template,
+    paths_of,
     plain,
     timed,
     timed_update,
@@ -37,6 +41,7 @@ from tests.matrix import codes
 from tests.rendering import GIT_ENVIRONMENT, commit, git
 
 FLOOR, FLOOR_UPDATE, PEER = "one file", "one file, update", "fastapi-template"
+SAME, SAME_UPDATE = "the same paths, copy", "the same paths, update"
 WARMED = {FLOOR, FLOOR_UPDATE, PEER}  # in a round before the first: bytecode, and what is cached
 GROWTH = {10: "one file, growth x10", 100: "one file, growth x100"}
 ALL = "outbox-cqrs-event_sourcing"
@@ -69,7 +74,7 @@ def measure(folder: Path, peer: Path | None, rounds: int) -> Area:
             print(f"round {round_}: {name}: {samples.failed or f'{number(taken)} s'}", flush=True)
     area.sides = {name: area.sides[name] for name in sides}
     area.sides[MORE] = cost_of_a_file(
-        area.sides[FLOOR], area.sides[f"copy, {ALL}"], files_of(folder / "services" / ALL)
+        area.sides[FLOOR], area.sides[f"copy, {ALL}"], len(paths_of(folder / "services" / ALL))
     )
     area.sides[MORE_PLAIN] = cost_of_a_file(area.sides[FLOOR], area.sides[GROWTH[100]], 100)
     return area
@@ -82,21 +87,22 @@ def cost_of_a_file(one: Samples, many: Samples, files: int) -> Samples:
     return Samples("ms", each, failed=one.failed or many.failed)
 
 
-def files_of(service: Path) -> int:
-    """Count the rendered files, without the one of the answers."""
-    return len(git(service, "ls-files").splitlines()) - 1
-
-
 def plan(folder: Path, peer: Path | None) -> dict[str, Timed]:
-    template, floor = own_template(folder), plain(folder, 1)
+    template, floor = own_template(folder), plain(folder, FLOOR, ONE_FILE)
     modules = {variant.code: variant.modules for variant in codes() if variant.sample_domain}
     sides: dict[str, Timed] = {FLOOR: copying(floor, folder)}
-    sides |= {name: copying(plain(folder, files), folder) for files, name in GROWTH.items()}
-    sides |= {f"copy, {code}": copying(template, folder, modules[code]) for code in modules}
+    for files, name in GROWTH.items():
+        paths = [f"hello-{number}.txt" for number in range(files)]
+        sides[name] = copying(plain(folder, name, paths), folder)
     sides[FLOOR_UPDATE] = updating(service_of(floor, folder / "services" / "plain"), folder)
     for code in modules:
         service = service_of(template, folder / "services" / code, modules[code])
+        sides[f"copy, {code}"] = copying(template, folder, modules[code])
         sides[f"update, {code}"] = updating(service, folder)
+        same = plain(folder, code, paths_of(service))
+        sides[f"{SAME}, {code}"] = copying(same, folder)
+        service = service_of(same, folder / "services" / f"plain-{code}")
+        sides[f"{SAME_UPDATE}, {code}"] = updating(service, folder)
     if peer is not None:
         sides[PEER] = generating(peer, folder)
     return sides
@@ -139,13 +145,18 @@ def generating(environment: Path, folder: Path) -> Timed:
 def comparisons(sides: Iterable[str]) -> list[Comparison]:
     copies = [name for name in sides if name.startswith("copy, ")]
     updates = [name for name in sides if name.startswith("update, ")]
-    goals = {operation: f"<= {promise:g}" for operation, promise in PROMISES.items()}
     return [
-        *(Comparison(f"{name}, beside one file", name, FLOOR, goals["copy"]) for name in copies),
         *(
-            Comparison(f"{name}, beside one file", name, FLOOR_UPDATE, goals["update"])
-            for name in updates
+            Comparison(
+                f"{name}, beside the same paths",
+                name,
+                f"the same paths, {name}",
+                f"<= {PROMISES[name.partition(', ')[0]]:g}",
+            )
+            for name in [*copies, *updates]
         ),
+        *(Comparison(f"{name}, beside one file", name, FLOOR) for name in copies),
+        *(Comparison(f"{name}, beside one file", name, FLOOR_UPDATE) for name in updates),
         *(Comparison(f"{name}, beside {PEER}", name, PEER) for name in copies),
         Comparison("a file more, beside one of one line", MORE, MORE_PLAIN),
         *(

@@ -63,6 +63,9 @@ def configure(
             )
         )
     root = logging.getLogger()
+    for replaced in root.handlers:
+        if isinstance(replaced, RotatingFileHandler):
+            replaced.close()
     root.handlers[:] = [handler for handler, _ in handlers]
     root.setLevel(level)
     for name, library_level in _LIBRARY_LEVELS.items():
