@@ -734,21 +734,21 @@ async def test_latest_is_the_end_for_a_new_group_only(
     begun: int,
 ) -> None:
     settings = KafkaSettings(kafka_auto_offset_reset=reset, _env_file=None)
-    positions = Positions("billing", [TOPIC, REPLAYED.topic], settings)
+    positions = Positions("billing", {TOPIC: TOPIC, REPLAYED.topic: TOPIC}, settings)
 
     assert await positions.start(Beginning(generation, offsets), READ, lost) == begun
 
 
 async def test_what_has_failed_is_read_from_its_beginning() -> None:
     settings = KafkaSettings(kafka_auto_offset_reset="latest", _env_file=None)
-    positions = Positions("billing", [TOPIC, REPLAYED.topic], settings)
+    positions = Positions("billing", {TOPIC: TOPIC, REPLAYED.topic: TOPIC}, settings)
 
     assert await positions.start(Beginning(1, {}), REPLAYED, None) == 3
 
 
 async def test_its_own_commits_do_not_make_a_new_group_older() -> None:
     settings = KafkaSettings(kafka_auto_offset_reset="latest", _env_file=None)
-    positions = Positions("billing", [TOPIC, REPLAYED.topic], settings)
+    positions = Positions("billing", {TOPIC: TOPIC, REPLAYED.topic: TOPIC}, settings)
     client = Beginning(2, {})
 
     client.offsets[REPLAYED] = await positions.start(client, REPLAYED, None)

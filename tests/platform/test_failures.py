@@ -83,7 +83,7 @@ def test_without_delays_a_message_is_dead_lettered_at_once() -> None:
 def test_a_delayed_message_is_due_after_the_delay() -> None:
     before = datetime.now(UTC)
     message = delayed_message(record(), BILLING, TOPIC, DELAYS[0], 3, ERROR)
-    due = due_at(record(topic=message.topic, headers=message.headers))
+    due = due_at(record(topic=message.topic, headers=message.headers), TOPIC)
 
     assert message.topic == f"{TOPIC}.billing.retry.5s"
     assert due is not None
@@ -236,21 +236,21 @@ def test_attempts_are_counted_over_all_topics() -> None:
 def test_a_due_at_header_holds_messages_on_delay_topics_only(topic: str) -> None:
     far: list[Header] = [(names.DUE_AT, b"9999-12-31T23:59:59+00:00")]
 
-    assert due_at(record(topic=topic, headers=far)) is None
-    assert due_at(record(topic=f"{TOPIC}.billing.retry.5s", headers=far)) is not None
+    assert due_at(record(topic=topic, headers=far), TOPIC) is None
+    assert due_at(record(topic=f"{TOPIC}.billing.retry.5s", headers=far), TOPIC) is not None
 
 
 @pytest.mark.parametrize("value", [b"", b"soon", b"\xff", b"99999-01-01T00:00:00", None])
 def test_a_due_at_that_is_no_time_does_not_delay(value: bytes | None) -> None:
     delay_topic = f"{TOPIC}.billing.retry.5s"
 
-    assert due_at(record(topic=delay_topic, headers=[(names.DUE_AT, value)])) is None
+    assert due_at(record(topic=delay_topic, headers=[(names.DUE_AT, value)]), TOPIC) is None
 
 
 def test_a_due_at_without_a_zone_is_utc() -> None:
     headers: list[Header] = [(names.DUE_AT, b"2024-05-01T12:00:00")]
 
-    due = due_at(record(topic=f"{TOPIC}.billing.retry.5s", headers=headers))
+    due = due_at(record(topic=f"{TOPIC}.billing.retry.5s", headers=headers), TOPIC)
     assert due == datetime(2024, 5, 1, 12, tzinfo=UTC)
 
 

@@ -174,7 +174,9 @@ def test_the_key_is_the_id_of_the_entity() -> None:
 
 def test_the_registry_knows_topics_and_events_by_each_other() -> None:
     assert REGISTRY.topic(MeterRead) == TOPIC
-    found = REGISTRY.on_topic(NAMED_TOPIC)
+    topic = REGISTRY.events_on(NAMED_TOPIC)
+    assert topic is not None
+    found = topic.only
     assert found is not None
     assert (found.model, found.name, found.version, found.major) == (
         MeterNamed,
@@ -182,7 +184,7 @@ def test_the_registry_knows_topics_and_events_by_each_other() -> None:
         "3.1.0",
         3,
     )
-    assert REGISTRY.on_topic("shop.meter.other") is None
+    assert REGISTRY.events_on("shop.meter.other") is None
     assert [entry.model for entry in REGISTRY] == [MeterRead, MeterNamed]
 
 

@@ -10,7 +10,7 @@ from aiokafka.admin.config_resource import ConfigResource
 from aiokafka.protocol.metadata import MetadataRequest, MetadataRequest_v5
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import REGISTRY, TOPIC, MeterNamed, MeterRead
+from samples import REGISTRY, TOPIC, MeterNamed, MeterRead, named_2, named_3
 
 from app.platform.events.event import TOPIC_MAX_LENGTH, EventRegistry, EventType
 from app.platform.kafka.admin import State, TopicAdmin, TopicCreationFailed, TopicsUnreadable
@@ -19,6 +19,7 @@ from app.platform.kafka.subscription import RetryPolicy, Subscription
 from app.platform.kafka.topics import (
     Topic,
     dead_letter_topic,
+    failure_topic,
     foreign_topics,
     format_delay,
     forwarded_limit,
@@ -69,31 +70,42 @@ def test_different_delays_have_different_topics(one: timedelta, other: timedelta
     assert same_topic == (one == other)
 
 
-def test_delay_topics_are_distinguished_from_all_others() -> None:
-    assert is_delay_topic(retry_topic(TOPIC, "billing", DELAYS[0]))
-    assert is_delay_topic(retry_topic("shop.retry.read", "retry", DELAYS[0]))
-    for topic in (
-        TOPIC,
-        "shop.retry.read",
-        "shop.meter.retry",
-        replay_topic(TOPIC, "billing"),
-        dead_letter_topic(TOPIC, "billing"),
-        dead_letter_topic("shop.retry.read", "retry"),
-        dead_letter_topic(TOPIC, "retry"),
-        replay_topic(TOPIC, "retry"),
-    ):
-        assert not is_delay_topic(topic), topic
+ORIGINS = [
+    TOPIC,
+    "shop.retry.read",
+    "shop.order",
+    "Billing",
+    "Billing_Invoices.v1.replay",
+    "a.b.dlq",
+]
 
 
-def test_replay_topics_are_distinguished_from_all_others() -> None:
-    assert is_replay_topic(replay_topic(TOPIC, "billing"))
-    for topic in (
-        TOPIC,
-        "shop.meter.replay",
-        dead_letter_topic(TOPIC, "replay"),
-        retry_topic(TOPIC, "replay", DELAYS[0]),
-    ):
-        assert not is_replay_topic(topic), topic
+@pytest.mark.parametrize("origin", ORIGINS)
+@pytest.mark.parametrize("consumer", ["billing", "retry", "replay", "dlq"])
+def test_topics_for_failures_are_known_by_their_origin(origin: str, consumer: str) -> None:
+    delay = retry_topic(origin, consumer, DELAYS[0])
+    replay = replay_topic(origin, consumer)
+    dead = dead_letter_topic(origin, consumer)
+
+    assert [is_delay_topic(t, origin) for t in (origin, delay, replay, dead)] == [0, 1, 0, 0]
+    assert [is_replay_topic(t, origin) for t in (origin, delay, replay, dead)] == [0, 0, 1, 0]
+    for name, kind in ((delay, "retry"), (replay, "replay"), (dead, "dlq")):
+        assert failure_topic(name) == (name, origin, consumer, kind)
+
+
+@pytest.mark.parametrize(
+    "topic", [TOPIC, "Billing", "shop.order", "shop.a_b.dlq", "a.b.retry.soon"]
+)
+def test_topics_of_events_are_not_those_of_failures(topic: str) -> None:
+    assert failure_topic(topic) is None
+
+
+def test_an_event_cannot_have_a_topic_for_failures() -> None:
+    own = EventType(MeterNamed, {1: named_2, 2: named_3}, "shop", f"{TOPIC}.billing.dlq")
+    registry = EventRegistry("accounts", [EventType(MeterRead, service="shop"), own])
+
+    with pytest.raises(ValueError, match=r"both an event's and one for a consumer's failures"):
+        required_topics(SETTINGS, registry, [BILLING])
 
 
 def test_a_name_that_kafka_would_refuse_is_refused_here() -> None:

@@ -364,10 +364,12 @@ def test_exporting_again_writes_nothing(tmp_path: Path) -> None:
     assert export([EventType(Sold)], tmp_path) == []
 
 
-def test_topics_are_service_entity_action() -> None:
+def test_topics_are_service_entity_action_unless_declared() -> None:
     registry = EventRegistry(SERVICE_NAME, wiring.service.events)
     own = [entry for entry in wiring.service.events if entry.service is None]
-    assert registry.owned_topics() == [f"{SERVICE_NAME}.{entry.name}" for entry in own]
+    by_default = [entry for entry in own if entry.topic is None]
+    topics = [registry.topic(entry.model) for entry in by_default]
+    assert topics == [f"{SERVICE_NAME}.{entry.name}" for entry in by_default]
     assert all(entry.name.count(".") == 1 for entry in own)
 
 

@@ -64,7 +64,7 @@ def tail(
 ) -> None:
     """Print messages as they arrive, decoded, with their headers. No consumer's offsets change."""
     context = context_of(ctx)
-    of_events = [context.registry.topic(entry.model) for entry in context.registry]
+    of_events = [of_event.name for of_event in context.registry.topics]
     topics = topic or of_events
     known = {*of_events, *(owned.name for owned in context.topics())}
     for name in topics:
@@ -152,10 +152,10 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _topic_of(context: Context, payload: dict[str, Any], topic: str | None) -> str:
     """Return the topic of the event. `topic` chooses among those of several services."""
-    entries = {context.registry.topic(entry.model): entry.name for entry in context.registry}
-    topics = [name for name, event in entries.items() if event == payload["event_type"]]
+    name = payload["event_type"]
+    topics = [context.registry.topic(each.model) for each in context.registry if each.name == name]
     if not topics:
-        raise unknown("event", str(payload["event_type"]), sorted(set(entries.values())))
+        raise unknown("event", str(name), sorted({each.name for each in context.registry}))
     if topic is not None and topic not in topics:
         raise unknown("topic of this event", topic, topics)
     if topic is None and len(topics) > 1:

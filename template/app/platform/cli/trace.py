@@ -96,7 +96,7 @@ async def _sent(context: "Context", correlation_id: str) -> AsyncIterator[Step]:
     from app.platform.kafka.codec import CORRELATION_ID, header
 
     topics = {topic.name for topic in context.topics()}
-    topics |= {context.registry.topic(entry.model) for entry in context.registry}
+    topics |= {topic.name for topic in context.registry.topics}
     async with reading(context.kafka, sorted(topics)) as client:
         async for record in read_to_end(client):
             if header(record.headers, CORRELATION_ID) == correlation_id:

@@ -20,6 +20,8 @@ FIRST_VERSION = "1.0.0"
 TOPIC_PATTERN = re.compile(r"^[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*){2}$")
 VERSION_PATTERN = r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$"
 TOPIC_MAX_LENGTH = 249  # Kafka's own limit
+KAFKA_TOPIC_PATTERN = re.compile(r"^(?!\.{1,2}$)[A-Za-z0-9._-]+$")  # any name that Kafka allows
+NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # it is part of file names
 
 
 class BaseEvent(BaseModel):
@@ -60,16 +62,31 @@ class BaseEvent(BaseModel):
 
 
 @dataclass(frozen=True)
+class EventTopic:
+    """A topic with a name of its own, which several event types can share.
+
+    `name` is any name that Kafka allows. `{service}` in it stands for the name of the owner. Messages
+    of other types than the registered ones are skipped.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
 class EventType:
-    """An entry of the registry: an event with its upcasters, and its owner.
+    """An entry of the registry: an event with its upcasters, its owner, and its topic.
 
     `upcasters` maps a major version to a pure function from its payload to the next major version's.
-    `service` is the owner of a foreign event's topic; None means this service.
+    `service` is the owner of a foreign event's topic; None means this service. `topic` is by default
+    the event's own, `service.entity.action`. `type` is the type in its messages, by default
+    `entity.action`.
     """
 
     model: type[BaseEvent]
     upcasters: Mapping[int, Upcaster] = field(default_factory=dict)
     service: str | None = None
+    topic: EventTopic | str | None = None
+    type: str | None = None
 
     @cached_property
     def name(self) -> str:
@@ -80,6 +97,16 @@ class EventType:
                 f'{self.model.__name__}: event_type is wrong: use Literal["entity.action"]'
             )
         return str(names[0])
+
+    @cached_property
+    def wire_type(self) -> str:
+        """The type in its messages."""
+        return self.name if self.type is None else self.type
+
+    @cached_property
+    def declared_topic(self) -> EventTopic | None:
+        """The topic that was chosen for it; None for its own."""
+        return EventTopic(self.topic) if isinstance(self.topic, str) else self.topic
 
     @cached_property
     def version(self) -> str:
@@ -104,51 +131,129 @@ def major_of(version: str) -> int:
     return int(version.split(".", 1)[0])
 
 
-class EventRegistry:
-    """The events that a service publishes or reads, by type, by model and by topic.
+@dataclass(frozen=True)
+class TopicEvents:
+    """A topic of the registry, with its event types by the type in their messages, and by name.
 
-    Raises ValueError if a topic is not `service.entity.action` or an upcaster is missing.
+    `declared` is None for a topic of one event, `service.entity.action`. All its messages are that
+    event's; of other topics, messages of unknown types are skipped.
+    """
+
+    name: str
+    owner: str | None
+    declared: EventTopic | None
+    types: dict[str, EventType] = field(default_factory=dict)
+    names: dict[str, EventType] = field(default_factory=dict)
+
+    @property
+    def only(self) -> EventType | None:
+        """The event type, if there is only one."""
+        return next(iter(self.types.values())) if len(self.types) == 1 else None
+
+
+class EventRegistry:
+    """The events that a service publishes or reads, by model and by topic.
+
+    Raises ValueError if the name of a topic is wrong, if types of one topic cannot be told apart, or if
+    an upcaster is missing.
     """
 
     def __init__(self, service: str, event_types: Iterable[EventType]) -> None:
         self.service = service
         self._by_model: dict[type[BaseEvent], EventType] = {}
-        self._by_topic: dict[str, EventType] = {}
+        self._topics: dict[str, TopicEvents] = {}
         for event_type in event_types:
             self._add(event_type)
 
     def __iter__(self) -> Iterator[EventType]:
         return iter(self._by_model.values())
 
-    def topic(self, model: type[BaseEvent]) -> str:
-        """Return the topic of `model`. Raises LookupError for an event that is not registered."""
+    @property
+    def topics(self) -> list[TopicEvents]:
+        return list(self._topics.values())
+
+    def entry(self, model: type[BaseEvent]) -> EventType:
+        """Return the entry of `model`. Raises LookupError for an event that is not registered."""
         event_type = self._by_model.get(model)
         if event_type is None:
             raise LookupError(f"{model.__name__} is not registered: add it to EVENTS")
-        return f"{event_type.service or self.service}.{event_type.name}"
+        return event_type
 
-    def on_topic(self, topic: str) -> EventType | None:
-        return self._by_topic.get(topic)
+    def topic(self, model: type[BaseEvent]) -> str:
+        """Return the topic of `model`. Raises LookupError for an event that is not registered."""
+        return self._topic_of(self.entry(model))
+
+    def events_on(self, topic: str) -> TopicEvents | None:
+        """Return the event types of `topic`; None for a topic that no event has."""
+        return self._topics.get(topic)
 
     def owner(self, topic: str) -> str | None:
         """Return the service that owns a foreign event's `topic`; None for other topics."""
-        event_type = self._by_topic.get(topic)
-        return None if event_type is None else event_type.service
+        found = self._topics.get(topic)
+        return None if found is None else found.owner
 
     def owned_topics(self) -> list[str]:
         """Return the topics of the events that this service itself publishes."""
-        return [self.topic(entry.model) for entry in self if entry.service is None]
+        return [topic.name for topic in self.topics if topic.owner is None]
+
+    def _topic_of(self, event_type: EventType) -> str:
+        owner = event_type.service or self.service
+        if event_type.declared_topic is None:
+            return f"{owner}.{event_type.name}"
+        return event_type.declared_topic.name.replace("{service}", owner)
 
     def _add(self, event_type: EventType) -> None:
-        topic = f"{event_type.service or self.service}.{event_type.name}"
-        check_topic_name(topic)
-        if topic in self._by_topic:
-            raise ValueError(f"two events share the topic {topic}: rename one of them")
+        name, declared = self._topic_of(event_type), event_type.declared_topic
+        if declared is None:
+            check_topic_name(name)
+        else:
+            check_kafka_name(name)
+            check_event_name(event_type.name)
+        event_type.check_upcasters()
+        topic = self._topics.setdefault(name, TopicEvents(name, event_type.service, declared))
+        if topic.types:
+            _check_shared(topic, event_type)
         if event_type.model in self._by_model:
             raise ValueError(f"{event_type.model.__name__} is registered twice: remove one entry")
-        event_type.check_upcasters()
+        topic.types[event_type.wire_type] = event_type
+        topic.names[event_type.name] = event_type
         self._by_model[event_type.model] = event_type
-        self._by_topic[topic] = event_type
+
+
+def _check_shared(topic: TopicEvents, added: EventType) -> None:
+    if topic.declared is None or added.declared_topic is None:
+        raise ValueError(
+            f"two events share the topic {topic.name}: rename one of them, or give both the same"
+            " EventTopic"
+        )
+    if (topic.declared, topic.owner) != (added.declared_topic, added.service):
+        raise ValueError(
+            f"{added.name} declares the topic {topic.name} differently: give all events of a topic"
+            " the same EventTopic and the same service"
+        )
+    if added.wire_type in topic.types or added.name in topic.names:
+        raise ValueError(
+            f"two events of the topic {topic.name} have the type {added.wire_type}: they cannot be"
+            " told apart: rename one of them"
+        )
+
+
+def check_kafka_name(topic: str) -> None:
+    """Raise ValueError unless Kafka allows the name of `topic`."""
+    if not KAFKA_TOPIC_PATTERN.fullmatch(topic) or len(topic) > TOPIC_MAX_LENGTH:
+        raise ValueError(
+            f"{topic!r} is not a topic name: use letters, digits, '.', '_' and '-', at most"
+            f" {TOPIC_MAX_LENGTH} characters"
+        )
+
+
+def check_event_name(name: str) -> None:
+    """Raise ValueError unless `name`, the event_type of a model, can be part of a file name."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is not an event_type: use letters, digits, '.', '_' and '-', and the type of"
+            " its messages as EventType(…, type=…)"
+        )
 
 
 def check_topic_name(topic: str) -> None:

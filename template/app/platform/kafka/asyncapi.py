@@ -30,10 +30,14 @@ def document(
         ref_template="#/components/schemas/{model}",
     )
     channels = {
-        registry.topic(entry.model): _channel(
-            entry, registry, payloads[entry.model, "serialization"]
-        )
-        for entry in events
+        topic.name: {
+            "address": topic.name,
+            "messages": {
+                entry.name: _message(entry, registry, payloads[entry.model, "serialization"])
+                for entry in topic.types.values()
+            },
+        }
+        for topic in registry.topics
     }
     return {
         "asyncapi": "3.0.0",
@@ -42,13 +46,6 @@ def document(
         "channels": channels,
         "operations": _sends(events, registry) | _receives(subscriptions, registry, group_id),
         "components": {"schemas": schemas["$defs"]},
-    }
-
-
-def _channel(entry: EventType, registry: EventRegistry, payload: Part) -> Part:
-    return {
-        "address": registry.topic(entry.model),
-        "messages": {entry.name: _message(entry, registry, payload)},
     }
 
 
@@ -69,7 +66,7 @@ def _headers(entry: EventType, registry: EventRegistry) -> Part:
     always = {
         names.CE_SPECVERSION: {"type": "string", "const": names.SPECVERSION},
         names.CE_ID: {"type": "string", "format": "uuid"},
-        names.CE_TYPE: {"type": "string", "const": entry.name},
+        names.CE_TYPE: {"type": "string", "const": entry.wire_type},
         names.CE_SOURCE: {"type": "string", "const": f"/{entry.service or registry.service}"},
         names.CE_TIME: {"type": "string", "format": "date-time"},
         names.CONTENT_TYPE: {"type": "string", "const": names.JSON},
@@ -89,7 +86,7 @@ def _sends(events: Sequence[EventType], registry: EventRegistry) -> Part:
     return {
         f"send.{entry.name}": {
             "action": "send",
-            **_channel_reference(entry.name, registry.topic(entry.model)),
+            **_channel_reference([entry.name], registry.topic(entry.model)),
         }
         for entry in events
         if entry.service is None
@@ -102,18 +99,24 @@ def _receives(
     return {
         f"receive.{subscription.name}.{topic}": {
             "action": "receive",
-            **_channel_reference(entry.name, topic),
+            **_channel_reference(_handled(subscription, registry, topic), topic),
             "bindings": {"kafka": _group(f"{group_id}.{subscription.name}")},
         }
         for subscription in subscriptions
         for topic in subscription.topics(registry)
-        if (entry := registry.on_topic(topic)) is not None
     }
 
 
-def _channel_reference(event: str, topic: str) -> Part:
+def _handled(subscription: Subscription, registry: EventRegistry, topic: str) -> list[str]:
+    """Return the names of the events of `topic` that the subscription handles."""
+    entries = [registry.entry(model) for model in subscription.handlers]
+    return [entry.name for entry in entries if registry.topic(entry.model) == topic]
+
+
+def _channel_reference(events: Sequence[str], topic: str) -> Part:
     channel = f"#/channels/{topic}"
-    return {"channel": {"$ref": channel}, "messages": [{"$ref": f"{channel}/messages/{event}"}]}
+    messages = [{"$ref": f"{channel}/messages/{event}"} for event in events]
+    return {"channel": {"$ref": channel}, "messages": messages}
 
 
 def _group(name: str) -> Part:

@@ -14,7 +14,8 @@ Batch = dict[TopicPartition, list[ConsumerRecord]]
 class FetchBuffer:
     """The records of each partition that were fetched and not yet taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, source_topics: Mapping[str, str]) -> None:
+        self._source_topics = source_topics
         self._records: Batch = {}
 
     def __iter__(self) -> Iterator[TopicPartition]:
@@ -25,7 +26,7 @@ class FetchBuffer:
     ) -> None:
         for tp, records in fetched.items():
             self._records.setdefault(tp, []).extend(records)
-            if due_at(records[-1]) is not None:
+            if self._due_at(records[-1]) is not None:
                 client.pause(tp)  # a partition of delayed messages waits for its first one
 
     def take_due(self, client: AIOKafkaConsumer) -> Batch:
@@ -33,7 +34,7 @@ class FetchBuffer:
         now = datetime.now(UTC)
         batch: Batch = {}
         for tp, records in list(self._records.items()):
-            due = _count_due(records, now) if is_delay_topic(tp.topic) else len(records)
+            due = self._count_due(records, now)
             if due:
                 batch[tp] = records[:due]
             if due == len(records):
@@ -46,7 +47,7 @@ class FetchBuffer:
     def seconds_until_due(self) -> float | None:
         """Return the seconds until the next record is due; None if there is no record."""
         now = datetime.now(UTC)
-        due = [due_at(records[0]) or now for records in self._records.values()]
+        due = [self._due_at(records[0]) or now for records in self._records.values()]
         return max(0.0, (min(due) - now).total_seconds()) if due else None
 
     def discard(self, tp: TopicPartition) -> None:
@@ -55,11 +56,16 @@ class FetchBuffer:
     def clear(self) -> None:
         self._records.clear()
 
+    def _due_at(self, record: ConsumerRecord) -> datetime | None:
+        return due_at(record, self._source_topics[record.topic])
 
-def _count_due(records: Sequence[ConsumerRecord], now: datetime) -> int:
-    """Count the leading records of a delay topic that are due."""
-    for index, record in enumerate(records):
-        due = due_at(record)
-        if due is not None and due > now:
-            return index
-    return len(records)
+    def _count_due(self, records: Sequence[ConsumerRecord], now: datetime) -> int:
+        """Count the leading records that are due: all of them outside delay topics."""
+        topic = records[0].topic
+        if not is_delay_topic(topic, self._source_topics[topic]):
+            return len(records)
+        for index, record in enumerate(records):
+            due = self._due_at(record)
+            if due is not None and due > now:
+                return index
+        return len(records)

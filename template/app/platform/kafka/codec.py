@@ -143,10 +143,11 @@ def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
 
     Raises LookupError for an event that is not registered.
     """
+    entry = registry.entry(type(event))
     headers: dict[str, str | None] = {
         CE_SPECVERSION: SPECVERSION,
         CE_ID: str(event.event_id),
-        CE_TYPE: event.event_type,
+        CE_TYPE: entry.wire_type,
         CE_SOURCE: f"/{registry.service}",
         CE_TIME: event.timestamp.isoformat(),
         CONTENT_TYPE: JSON,
@@ -184,9 +185,25 @@ def decode(topic: str, value: bytes | None, registry: EventRegistry) -> BaseEven
     Raises UndecodableMessage for anything else than an event of `topic`: invalid JSON, another type, a
     wrong schema, or an unknown major version.
     """
-    event_type = registry.on_topic(topic)
-    if event_type is None:
+    events = registry.events_on(topic)
+    if events is None:
         raise UndecodableMessage(f"no event is registered for the topic {topic}")
+    if (only := events.only) is not None:
+        return decode_event(value, only)
+    name = type_in_body(value)
+    if name not in events.names:
+        raise UndecodableMessage(f"the topic {topic} has no event {name}")
+    return decode_event(value, events.names[name])
+
+
+def type_in_body(value: bytes | None) -> str | None:
+    """Return the `event_type` in the body; None if it has none. Raises UndecodableMessage."""
+    name = _parse(value).get("event_type")
+    return name if isinstance(name, str) else None
+
+
+def decode_event(value: bytes | None, event_type: EventType) -> BaseEvent:
+    """Decode an event of a known type, and upcast it. Raises UndecodableMessage."""
     event = _decode_newest(value, event_type)
     if event is not None:
         return event

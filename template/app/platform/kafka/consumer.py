@@ -78,7 +78,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         self._lag = AssignmentLag(self.status, settings)
         self._committer = OffsetCommitter(self.status, self._positions, self._lag)
         self._stopping = asyncio.Event()
-        self._buffer = FetchBuffer()
+        self._buffer = FetchBuffer(self._source_topics)
         self._processing: asyncio.Task[None] | None = None
         self._tracker: OffsetTracker | None = None
         self._client: AIOKafkaConsumer | None = None

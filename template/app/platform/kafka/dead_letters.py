@@ -14,7 +14,8 @@ from aiokafka import ConsumerRecord
 from app.platform.events.event import EventRegistry
 from app.platform.kafka import codec as names
 from app.platform.kafka.admin import read_to_end, reading
-from app.platform.kafka.codec import decode, header, header_number, header_time
+from app.platform.kafka.codec import header, header_number, header_time
+from app.platform.kafka.decoding import EventDecoder
 from app.platform.kafka.errors import UndecodableMessage
 from app.platform.kafka.retry import dead_letter_id
 from app.platform.kafka.settings import KafkaSettings
@@ -189,10 +190,9 @@ def current_letters(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
 def is_decodable(letter: DeadLetter, registry: EventRegistry) -> bool:
     """Return whether this version of the service can decode the event, so that a replay makes sense."""
     try:
-        decode(letter.origin, letter.record.value, registry)
+        return EventDecoder(registry).decode(letter.record, letter.origin) is not None
     except UndecodableMessage:
         return False
-    return True
 
 
 def _written_at(letter: DeadLetter) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Records after decoding: with an event, or with the reason why there is none."""
 
 from typing import NamedTuple
+from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
@@ -9,10 +10,11 @@ from app.platform.kafka.errors import UndecodableMessage
 
 
 class Delivery(NamedTuple):
-    """A record and its event."""
+    """A record and its event, and the id by which the inbox recognises it."""
 
     record: ConsumerRecord
     event: BaseEvent
+    id: UUID
 
 
 class Undecodable(NamedTuple):

@@ -62,7 +62,7 @@ async def measure(
             pending = await pending_offsets(client, partitions, committed)
             for tp, (position, end) in pending.items():
                 # A new group that starts at the end has no lag behind older messages.
-                if tp in committed or reads_from_earliest(tp.topic, settings):
+                if tp in committed or reads_from_earliest(tp.topic, own[tp.topic], settings):
                     found[(subscription.name, tp.topic, str(tp.partition))] = end - position
     return found
 

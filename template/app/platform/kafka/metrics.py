@@ -51,6 +51,11 @@ messages_undecodable = Counter(
 tombstones_skipped = Counter(
     "kafka_tombstones_skipped_total", "Messages without a value, skipped", ["consumer", "topic"]
 )
+messages_skipped = Counter(
+    "kafka_messages_skipped_total",
+    "Messages of types that the consumer does not handle, skipped",
+    ["consumer", "topic"],
+)
 messages_expired = Counter(
     "kafka_messages_expired_total",
     "Messages that retention deleted before they were handled",
@@ -128,6 +133,7 @@ def initialise_counters(consumer: str, source_topics: Mapping[str, str]) -> None
         inbox_duplicates.labels(consumer, topic)
         messages_undecodable.labels(consumer, topic)
         tombstones_skipped.labels(consumer, topic)
+        messages_skipped.labels(consumer, topic)
         messages_expired.labels(consumer, topic)
         for kind in ("transient", "permanent"):
             messages_failed.labels(consumer, topic, kind)

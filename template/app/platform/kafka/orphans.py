@@ -53,7 +53,7 @@ def _is_likely_ours(
     if any(group.endswith(f".{topic.consumer}") for group in others):
         return False  # it is another service's consumer of the same events
     own = topic.origin.startswith(f"{registry.service}.")
-    return own or registry.on_topic(topic.origin) is not None
+    return own or registry.events_on(topic.origin) is not None
 
 
 async def read_orphaned(

@@ -17,9 +17,11 @@ FIRST_GENERATION = 1
 class Positions:
     """The positions of one consumer in the partitions that it is assigned."""
 
-    def __init__(self, consumer: str, topics: Collection[str], settings: KafkaSettings) -> None:
+    def __init__(
+        self, consumer: str, source_topics: Mapping[str, str], settings: KafkaSettings
+    ) -> None:
         self._consumer = consumer
-        self._topics = topics
+        self._source_topics = source_topics
         self._settings = settings
         self._committed: dict[TopicPartition, int] = {}
         self._started: set[TopicPartition] = set()
@@ -41,7 +43,8 @@ class Positions:
         """
         # Determined at the first partition, before this member's own commits could count.
         from_end = self._settings.kafka_auto_offset_reset == "latest" and await self._is_new(client)
-        oldest = lost is not None or reads_from_earliest(tp.topic, self._settings)
+        origin = self._source_topics[tp.topic]
+        oldest = lost is not None or reads_from_earliest(tp.topic, origin, self._settings)
         if oldest or not from_end:
             await client.seek_to_beginning(tp)
         else:
@@ -92,7 +95,7 @@ class Positions:
         return self._group_is_new
 
     async def _has_committed(self, client: AIOKafkaConsumer) -> bool:
-        for topic in self._topics:
+        for topic in self._source_topics:
             for partition in sorted(client.partitions_for_topic(topic) or ()):
                 if await client.committed(TopicPartition(topic, partition)) is not None:
                     return True

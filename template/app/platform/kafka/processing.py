@@ -12,6 +12,7 @@ from uuid import UUID
 
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
+from prometheus_client import Counter
 from sqlalchemy.exc import DBAPIError
 
 from app.platform import tracing
@@ -24,7 +25,8 @@ from app.platform.database.errors import (
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.kafka import metrics
-from app.platform.kafka.codec import decode, trace_of
+from app.platform.kafka.codec import trace_of
+from app.platform.kafka.decoding import EventDecoder
 from app.platform.kafka.delivery import Delivery, Undecodable
 from app.platform.kafka.errors import BrokerUnavailable, UndecodableMessage
 from app.platform.kafka.forwarding import Forwarder
@@ -62,7 +64,7 @@ class Processor:
     ) -> None:
         self._subscription = subscription
         self._name = subscription.name
-        self._registry = registry
+        self._decoder = EventDecoder(registry, subscription.handlers)
         self._source_topics = source_topics
         self._units = units
         self._status = status
@@ -90,9 +92,7 @@ class Processor:
     async def _process_lane(
         self, records: Sequence[ConsumerRecord], tracker: OffsetTracker
     ) -> None:
-        tombstones = [record for record in records if record.value is None]
-        self._skip_tombstones(tombstones, tracker)
-        decoded = [self._decode(record) for record in records if record.value is not None]
+        decoded = self._decode_all(records, tracker)
         deliveries = [entry for entry in decoded if isinstance(entry, Delivery)]
         try:
             together = await self._apply_together(deliveries, tracker)
@@ -111,22 +111,31 @@ class Processor:
         except Draining:
             log.debug("lane drained", consumer=self._name)
 
-    def _skip_tombstones(
-        self, tombstones: Sequence[ConsumerRecord], tracker: OffsetTracker
-    ) -> None:
-        """Skip records without a value, which mark a key as deleted and carry no event."""
-        for record in tombstones:
-            metrics.tombstones_skipped.labels(self._name, record.topic).inc()
-            log.debug("tombstone skipped", **self._reporter.record_fields(record))
-        tracker.mark_done(*tombstones)
+    def _decode_all(
+        self, records: Sequence[ConsumerRecord], tracker: OffsetTracker
+    ) -> list[Delivery | Undecodable]:
+        """Decode `records`, without those that concern no handler."""
+        found = []
+        for record in records:
+            if record.value is None:
+                self._skip(record, tracker, metrics.tombstones_skipped)
+            elif (entry := self._decode(record)) is None:
+                self._skip(record, tracker, metrics.messages_skipped)
+            else:
+                found.append(entry)
+        return found
 
-    def _decode(self, record: ConsumerRecord) -> Delivery | Undecodable:
+    def _skip(self, record: ConsumerRecord, tracker: OffsetTracker, counter: Counter) -> None:
+        counter.labels(self._name, record.topic).inc()
+        log.debug("message skipped", **self._reporter.record_fields(record))
+        tracker.mark_done(record)
+
+    def _decode(self, record: ConsumerRecord) -> Delivery | Undecodable | None:
         try:
-            return Delivery(
-                record, decode(self._source_topics[record.topic], record.value, self._registry)
-            )
+            decoded = self._decoder.decode(record, self._source_topics[record.topic])
         except UndecodableMessage as error:
             return Undecodable(record, error)
+        return None if decoded is None else Delivery(record, decoded.event, decoded.id)
 
     # Group commit
 
@@ -152,7 +161,7 @@ class Processor:
         """Insert the inbox rows of all, then call the handlers, in order, for those that are new."""
         self._status.check_draining()
         async with self._units.begin() as uow:
-            ids = [delivery.event.event_id for delivery in deliveries]
+            ids = [delivery.id for delivery in deliveries]
             new = await self._claim(uow, ids)
             fresh = _deduplicate(deliveries, new)
             try:
@@ -207,7 +216,7 @@ class Processor:
             return
         policy = self._subscription.retry
         backoff = policy.backoff()
-        in_place = policy.attempts if due_at(delivery.record) is None else 1
+        in_place = 1 if self._is_delayed(delivery.record) else policy.attempts
         for attempt in range(1, in_place + 1):
             error = await self._attempt(delivery)
             if error is None:
@@ -218,6 +227,9 @@ class Processor:
                 return
             metrics.messages_retried.labels(self._name, delivery.record.topic, "in_place").inc()
             await self._status.wait(backoff.next())
+
+    def _is_delayed(self, record: ConsumerRecord) -> bool:
+        return due_at(record, self._source_topics[record.topic]) is not None
 
     async def _give_up(self, delivery: Delivery, error: Exception, attempts: int) -> None:
         # A permanent error concerns this message only, and predicts nothing about the next ones.
@@ -274,7 +286,7 @@ class Processor:
 
     def _is_overloaded(self, record: ConsumerRecord, error: Exception) -> bool:
         """Count a failed message; return whether the subscription is paused now."""
-        if is_replay_topic(record.topic):
+        if is_replay_topic(record.topic, self._source_topics[record.topic]):
             return False  # it had failed before: a repetition is no sign of overload
         return self._breaker.is_open or self._open_breaker(error)
 
@@ -312,8 +324,8 @@ def _deduplicate(deliveries: Sequence[Delivery], new: set[UUID]) -> Sequence[Del
     fresh = []
     remaining = set(new)
     for delivery in deliveries:
-        if delivery.event.event_id in remaining:
-            remaining.discard(delivery.event.event_id)
+        if delivery.id in remaining:
+            remaining.discard(delivery.id)
             fresh.append(delivery)
     return fresh
 

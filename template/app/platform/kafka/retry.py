@@ -170,12 +170,14 @@ def previous_attempts(record: ConsumerRecord) -> int:
     return header_number(record.headers, names.ATTEMPTS)
 
 
-def due_at(record: ConsumerRecord) -> datetime | None:
+def due_at(record: ConsumerRecord, origin: str) -> datetime | None:
     """Return the time from which a delayed message may be handled; None if at once.
 
-    Outside delay topics the header is somebody else's, and must not delay a partition.
+    Outside the delay topics of `origin` the header is somebody else's, and must not delay a partition.
     """
-    return header_time(record.headers, names.DUE_AT) if is_delay_topic(record.topic) else None
+    if not is_delay_topic(record.topic, origin):
+        return None
+    return header_time(record.headers, names.DUE_AT)
 
 
 def _history(

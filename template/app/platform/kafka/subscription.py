@@ -124,7 +124,7 @@ class Subscription:
 
     def topics(self, registry: EventRegistry) -> list[str]:
         """Return the topics of its events, without its failure topics."""
-        return [registry.topic(model) for model in self.handlers]
+        return list(dict.fromkeys(registry.topic(model) for model in self.handlers))
 
 
 def check_names(subscriptions: Iterable[Subscription]) -> None:

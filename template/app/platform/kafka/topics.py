@@ -1,5 +1,6 @@
 """The topics of the service: their names and settings."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -56,37 +57,48 @@ class FailureTopic(NamedTuple):
     name: str
     origin: str
     consumer: str
-    is_dead_letter: bool
+    kind: str
+
+    @property
+    def is_dead_letter(self) -> bool:
+        return self.kind == "dlq"
+
+
+# The topic of an event may have any number of dots, a consumer's name has none.
+_FAILURE_TOPIC = re.compile(
+    r"(?P<origin>.+)\.(?P<consumer>[a-z0-9][a-z0-9-]*)\.(?:(?P<kind>dlq|replay)|retry\.\d+[smh])"
+)
 
 
 def failure_topic(name: str) -> FailureTopic | None:
-    """Parse the name of a failure topic; return None for other topics."""
-    parts = name.split(".")
-    is_dead_letter = len(parts) == 5 and parts[4] == "dlq"
-    if not (is_dead_letter or is_replay_topic(name) or is_delay_topic(name)):
+    """Parse the name of a failure topic; return None for other topics.
+
+    An event's topic may be named like one. Where the origin is known, compare with that instead.
+    """
+    found = _FAILURE_TOPIC.fullmatch(name)
+    if found is None:
         return None
-    return FailureTopic(name, ".".join(parts[:3]), parts[3], is_dead_letter)
+    return FailureTopic(name, found["origin"], found["consumer"], found["kind"] or "retry")
 
 
-def is_delay_topic(topic: str) -> bool:
-    """Return whether `retry_topic` made the name."""
-    parts = topic.split(".")
-    return len(parts) == 6 and parts[4] == "retry"
+def is_delay_topic(topic: str, origin: str) -> bool:
+    """Return whether `retry_topic` made the name, for messages that came from `origin`."""
+    found = failure_topic(topic)
+    return found is not None and (found.origin, found.kind) == (origin, "retry")
 
 
-def is_replay_topic(topic: str) -> bool:
-    """Return whether `replay_topic` made the name."""
-    parts = topic.split(".")
-    return len(parts) == 5 and parts[4] == "replay"
+def is_replay_topic(topic: str, origin: str) -> bool:
+    """Return whether `replay_topic` made the name, for messages that came from `origin`."""
+    found = failure_topic(topic)
+    return found is not None and (found.origin, found.kind) == (origin, "replay")
 
 
-def reads_from_earliest(topic: str, settings: KafkaSettings) -> bool:
+def reads_from_earliest(topic: str, origin: str, settings: KafkaSettings) -> bool:
     """Return whether a consumer without a committed offset reads the existing messages of `topic`.
 
-    Failed messages are never skipped; KAFKA_AUTO_OFFSET_RESET is for other topics only.
+    Failed messages are never skipped; KAFKA_AUTO_OFFSET_RESET is for the topics of events only.
     """
-    has_failed = is_delay_topic(topic) or is_replay_topic(topic)
-    return has_failed or settings.kafka_auto_offset_reset == "earliest"
+    return topic != origin or settings.kafka_auto_offset_reset == "earliest"
 
 
 def format_delay(delay: timedelta) -> str:
@@ -123,7 +135,7 @@ def required_topics(
     ]
     for subscription in subscriptions:
         topics += _consumer_topics(settings, registry, subscription)
-    _check_distinct(topics)
+    _check_distinct([*topics, *foreign_topics(settings, registry)])
     return topics
 
 
@@ -131,13 +143,13 @@ def foreign_topics(settings: KafkaSettings, registry: EventRegistry) -> list[Top
     """Return the topics of other services' events, as development and tests create them."""
     return [
         Topic(
-            registry.topic(entry.model),
+            topic.name,
             settings.kafka_topic_partitions,
             settings.kafka_topic_replication_factor,
-            owner=entry.service,
+            owner=topic.owner,
         )
-        for entry in registry
-        if entry.service is not None
+        for topic in registry.topics
+        if topic.owner is not None
     ]
 
 
@@ -150,8 +162,15 @@ def _check_distinct(topics: Iterable[Topic]) -> None:
     # Kafka names metrics after topics, with '_' for '.', and refuses a second topic of that name.
     taken: dict[str, str] = {}
     for topic in topics:
-        other = taken.setdefault(topic.name.replace(".", "_"), topic.name)
-        if other != topic.name:
+        name = topic.name.replace(".", "_")
+        other = taken.get(name)
+        taken[name] = topic.name
+        if other == topic.name:
+            raise ValueError(
+                f"the topic {topic.name} is both an event's and one for a consumer's failures: rename"
+                " the event or the consumer"
+            )
+        if other is not None:
             raise ValueError(
                 f"the topics {other} and {topic.name} differ only in '.' and '_', which Kafka"
                 " refuses: rename one of the events"
@@ -203,6 +222,6 @@ def _check_length(topic: str) -> str:
     if len(topic) > TOPIC_MAX_LENGTH:
         raise ValueError(
             f"the topic name {topic} is longer than {TOPIC_MAX_LENGTH} characters: shorten the names of"
-            " the service, the event or the consumer"
+            " the event's topic or the consumer"
         )
     return topic

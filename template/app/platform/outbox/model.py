@@ -36,8 +36,12 @@ OrderKey = tuple[str, bytes]
 
 
 def order_key(topic: str, key: bytes) -> OrderKey:
-    """Return the unit of order: an entity, whichever of its topics an event goes to."""
-    return topic.rpartition(".")[0], key
+    """Return the unit of order: an entity, whichever of its topics an event goes to.
+
+    Events of topics with other names than `service.entity.action` keep the order of their topic.
+    """
+    entity = topic.rpartition(".")[0] if topic.count(".") == 2 else topic
+    return entity, key
 
 
 def bucket_of(topic: str, key: bytes, buckets: int) -> int:
