@@ -13,6 +13,7 @@ from tests import matrix
 from tests.generated.conftest import Service
 from tests.generated.test_checks import check_types
 from tests.generated.workspace import Workspace
+from tests.update import releases
 
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"`uv run (app .+?)`")
@@ -49,20 +50,8 @@ def write_files(service: Service, text: str) -> None:
 
 
 def wire_reviews(service: Service) -> None:
-    wiring, project = service.path / "app" / "wiring.py", service.path / "pyproject.toml"
-    before = wiring.read_text(), project.read_text()
-    wiring.write_text(
-        before[0]
-        .replace("posts, users\n", "posts, reviews, users\n")
-        .replace("orders.component,\n", "orders.component,\n        reviews.component,\n")
-    )
-    project.write_text(
-        before[1]
-        .replace('"app.users",\n', '"app.users | app.reviews",\n')
-        .replace('["app.users", ', '["app.users", "app.reviews", ')
-    )
-    assert wiring.read_text().count("reviews") == 2
-    assert project.read_text().count("app.reviews") == 2
+    for file, text in releases.with_own_slice(service.path, "reviews").items():
+        file.write_text(text)
 
 
 def test_an_event_is_added_as_the_readme_says(
@@ -128,8 +117,7 @@ def without_example(workspace: Workspace, repository: Path, services_folder: Pat
     line = re.compile(rf".*\b({'|'.join(EXAMPLE)})\b.*\n")
     for name in ("app/wiring.py", "pyproject.toml"):
         file = path / name
-        text = file.read_text().replace('["app.users", "app.posts", "app.orders"]', "[]")
-        file.write_text(line.sub("", text))
+        file.write_text(line.sub("", file.read_text()))
     return Service(
         path,
         "base without the example",

@@ -224,6 +224,50 @@ def test_the_sample_tables_are_dropped_as_documented(start: Start) -> None:
     assert {"users", "orders"}.isdisjoint(living_service.rows())
 
 
+FAREWELLS = """\
+from app.platform.service import Component
+
+component = Component("farewells")
+"""
+
+
+@pytest.fixture
+def with_own_slices(
+    history: Path, base: Service, workspace: Workspace, servers: Mapping[str, str]
+) -> LivingService:
+    """Render a service with the example, and add a slice by `app new entity` and one by hand."""
+    path = Path(mkdtemp(dir=workspace.folder)) / "my-service"
+    rendering.render(history, path, {})
+    releases.commit_service(path)
+    living_service = LivingService(Service(path, "living", {}, base.summary), workspace, servers)
+    living_service.run("app", "new", "entity", "bookings")
+    (path / "app" / "farewells").mkdir()
+    (path / "app" / "farewells" / "__init__.py").write_text(FAREWELLS)
+    for file, text in releases.with_own_slice(path, "farewells").items():
+        file.write_text(text)
+    living_service.run("ruff", "check", "--quiet", "--fix", "app/wiring.py")
+    rendering.commit(path, "The team's slices")
+    return living_service
+
+
+@pytest.mark.xdist_group("sample domain")
+def test_own_slices_outlive_the_example(
+    with_own_slices: LivingService, mypy_cache: Path, workspace: Workspace
+) -> None:
+    living_service = with_own_slices
+    own = ["app/bookings", "app/farewells", "tests/bookings", "migrations/versions/core_0002*"]
+    for answer in ("sample_domain=false", "modules=[outbox, cqrs]"):
+        living_service.update(answer)
+        assert rendering.git(living_service.path, "ls-files", "--unmerged") == ""
+        assert rendering.git(living_service.path, "status", "--porcelain", *own) == ""
+        rendering.commit(living_service.path, answer)
+    for check in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["lint-imports"]):
+        living_service.run(*check)
+    with workspace.locked("mypy"):
+        living_service.run("mypy", "--cache-dir", str(mypy_cache))
+    living_service.run("pytest", "-q", "tests/bookings", "tests/contracts")
+
+
 @pytest.mark.xdist_group("lean")
 def test_modules_of_a_lean_service_take_over_existing_data(
     living_lean: LivingService, history: Path

@@ -32,14 +32,29 @@ from app import orders, users
 from app.platform import outbox
 from app.platform.service import Service
 
+# isort: split
+# Your own slices:
+
 service = Service([users.component, orders.component, outbox.component])
 """
 CONTRACTS = """\
 [[tool.importlinter.contracts]]
-layers = ["app.__main__", "app.wiring", "app.posts | app.orders", "app.users", "app.platform"]
+layers = [
+    "app.__main__",
+    "app.wiring",
+    # Your own slices:
+    # The example:
+    "app.posts | app.orders",
+    "app.users",
+    "app.platform",
+]
 
 [[tool.importlinter.contracts]]
-containers = ["app.users"]  # and more
+containers = [
+    # Your own slices:
+    # The example:
+    "app.users",
+]
 """
 
 
@@ -138,10 +153,23 @@ def test_command_says_in_one_line_why_nothing_was_written() -> None:
     assert result.output == "error: the folder app/users exists already: choose another name\n"
 
 
-def test_component_is_added_behind_the_other_slices() -> None:
+def test_component_is_imported_and_added_at_its_own_place() -> None:
     edited = with_component(WIRING, "shipments")
-    assert "from app import orders, users, shipments\n" in edited
-    assert "orders.component, shipments.component, outbox.component]" in edited
+    assert "# Your own slices:\nfrom app import shipments\n" in edited
+    assert "outbox.component, shipments.component, ])" in edited
+    compile(edited, "wiring.py", "exec")
+
+
+def test_template_lines_stay_when_a_component_is_added() -> None:
+    source = (PROJECT / "app" / "wiring.py").read_text("utf-8")
+    before = source.splitlines()
+    edited = with_component(source, "shipments").splitlines()
+    assert [line for line in edited if "shipments.component" not in line or "#" in line] == [
+        *before[: before.index("service = Service(") - 1],
+        "from app import shipments",
+        *before[before.index("service = Service(") - 1 : -2],
+        before[-1],
+    ]
 
 
 def test_component_is_added_to_an_empty_list() -> None:
@@ -151,9 +179,16 @@ def test_component_is_added_to_an_empty_list() -> None:
     assert "Service([shipments.component, ])" in edited
 
 
+def test_comma_is_added_where_the_last_component_has_none() -> None:
+    source = 'service = Service([users.component  # no comma, not "," here\n    # own:\n])\n'
+    edited = with_component(source, "shipments")
+    compile(edited, "wiring.py", "exec")
+    assert "users.component,   # no comma" in edited
+
+
 def test_position_is_counted_in_bytes_as_ast_does() -> None:
     source = WIRING.replace("[users", '["é" and users')
-    assert "orders.component, shipments.component, outbox" in with_component(source, "shipments")
+    assert "outbox.component, shipments.component, ])" in with_component(source, "shipments")
 
 
 def test_wiring_without_a_list_is_left_alone() -> None:
@@ -161,20 +196,21 @@ def test_wiring_without_a_list_is_left_alone() -> None:
         with_component("service = build()\n", "shipments")
 
 
-def test_slice_joins_the_first_layer_of_slices() -> None:
-    edited = with_contracts(CONTRACTS, "shipments")
-    assert '"app.posts | app.orders | app.shipments", "app.users"' in edited
-    assert 'containers = ["app.users", "app.shipments"]  # and more' in edited
+def test_slice_gets_lines_of_its_own_in_the_contracts() -> None:
+    edited = with_contracts(with_contracts(CONTRACTS, "shipments"), "parcels")
+    added = '    # Your own slices:\n    "app.parcels",\n    "app.shipments",\n    # The example:\n'
+    assert edited.count(added) == 2
+    assert edited.replace(added, "    # Your own slices:\n    # The example:\n") == CONTRACTS
+    assert may_import(edited, "parcels", "shipments")
+    assert may_import(edited, "shipments", "orders")
 
 
-def test_first_slice_gets_a_layer_of_its_own() -> None:
-    source = CONTRACTS.replace('"app.posts | app.orders", "app.users", ', "")
-    assert '"app.wiring", "app.shipments", "app.platform"' in with_contracts(source, "shipments")
-
-
-def test_contracts_that_are_gone_are_missed() -> None:
-    with pytest.raises(NotRecognised, match="bring them back"):
-        with_contracts("[tool]\n", "shipments")
+@pytest.mark.parametrize(
+    "source", ["[tool]\n", CONTRACTS.replace("    # Your own slices:\n", "", 1)]
+)
+def test_contracts_without_a_place_for_slices_are_refused(source: str) -> None:
+    with pytest.raises(NotRecognised, match="bring the comments `# Your own slices` back"):
+        with_contracts(source, "shipments")
 
 
 EVENTS_FILE = """\

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -23,6 +23,8 @@ RENAMED_FILE = ("app/platform/logs.py", "app/platform/logging.py")
 # Part of the example, which a team may have deleted.
 CHANGED_EXAMPLE = "app/orders/domain.py"
 WIRING_LINE = "        users.component,\n"
+CONTRACTS_LINE = "    # The example:\n"
+PLACE_OF_SLICES = re.compile(r"^ *# Your own slices\b.*\n", re.MULTILINE)
 NEW_QUESTION = """
 licence:
   type: str
@@ -73,6 +75,12 @@ def next_version(history: Path, destination: Path) -> Path:
     before, wired, after = wiring.read_text().partition(WIRING_LINE)
     assert wired
     wiring.write_text(f"{before}        # {CHANGED_DOCSTRING}\n{wired}{after}")
+    project = template / "pyproject.toml.jinja"
+    contracts = project.read_text()
+    assert contracts.count(CONTRACTS_LINE) == 2
+    project.write_text(
+        contracts.replace(CONTRACTS_LINE, f"{CONTRACTS_LINE}    # {CHANGED_DOCSTRING}\n")
+    )
     (template / ADDED_FILE).write_text("Report to the template's people.\n")
     (template / REMOVED_FILE).unlink()
     old, new = RENAMED_FILE
@@ -82,6 +90,22 @@ def next_version(history: Path, destination: Path) -> Path:
     (template / "LICENCE.jinja").write_text("{{ licence }}\n")
     rendering.commit(destination, "Ahead", NEXT_VERSION)
     return destination
+
+
+def with_own_slice(service: Path, name: str) -> dict[Path, str]:
+    """Return the texts that list slices, with the lines of the slice `name` added as the README says."""
+    listed = {
+        service / "app" / "wiring.py": [f"from app import {name}", f"        {name}.component,"],
+        service / "pyproject.toml": [f'    "app.{name}",'] * 2,
+    }
+    return {path: _below_places(path.read_text(), lines) for path, lines in listed.items()}
+
+
+def _below_places(text: str, lines: Iterable[str]) -> str:
+    left = iter(lines)
+    added = PLACE_OF_SLICES.sub(lambda place: f"{place[0]}{next(left)}\n", text)
+    assert not list(left), "there is no place for each line"
+    return added
 
 
 def known_answers(version: str, answers: Answers) -> Answers:

@@ -1,65 +1,59 @@
 """Additions to source files: a slice where slices are listed, a class or a function, an item of a list."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from typing import Any
-
-from app.platform.dev.errors import import_development
 
 
 class NotRecognised(Exception):
     """A file was changed so that the place of an addition is not found in it."""
 
 
+# Lines below these comments are the team's. The template's lines do not touch them, so that no update
+# is in conflict with them.
+_OWN_IMPORTS = re.compile(r"^# isort: split\n(?:#.*\n)*", re.MULTILINE)
+_OWN_SLICES = re.compile(r"^ *# Your own slices\b.*\n", re.MULTILINE)
+_CONTRACTS_CHANGED = (
+    "pyproject.toml: bring the comments `# Your own slices` back, each on a line of its own, in the"
+    " `layers` of the first import contract and in the `containers` of the second"
+)
+
+
 def with_component(source: str, name: str) -> str:
-    """Import the slice `name` in the text of wiring.py, and add its component behind the other slices.
+    """Import the slice `name` in the text of wiring.py, and add its component to the end of the list.
 
     The result is still to be formatted. Raises NotRecognised.
     """
-    tree = ast.parse(source)
-    listed = _listed(tree)
-    slices = next(
-        (node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "app"),
-        None,
-    )
-    imported = {alias.asname or alias.name for alias in slices.names} if slices else set()
-    of_slices = [part for part in listed.elts if _root(part) in imported]
+    listed = _listed(ast.parse(source))
     text = _Text(source)
     # From the end to the beginning, so that positions stay what they are.
-    if of_slices:
-        last = of_slices[-1]
-        text.insert(last.end_lineno, last.end_col_offset, f", {name}.component")
-    else:
-        text.insert(listed.lineno, listed.col_offset + 1, f"{name}.component, ")
-    if slices:
-        text.insert(slices.names[-1].end_lineno, slices.names[-1].end_col_offset, f", {name}")
-    else:
-        text.insert(_import_line(source), 0, f"from app import {name}\n")
+    assert listed.end_col_offset is not None
+    text.insert(listed.end_lineno, listed.end_col_offset - 1, f"{name}.component, ")
+    if listed.elts and not _ends_in_comma(source, listed):
+        text.insert(listed.elts[-1].end_lineno, listed.elts[-1].end_col_offset, ", ")
+    own = _OWN_IMPORTS.search(source)
+    line = source.count("\n", 0, own.end()) + 1 if own else _import_line(source)
+    text.insert(line, 0, f"from app import {name}\n")
     return str(text)
 
 
 def with_contracts(source: str, name: str) -> str:
     """Add the slice `name` to the import contracts in the text of pyproject.toml.
 
-    It may import the slices in the layers below the first one. Raises NotRecognised.
+    It may import the slices that were there before. Raises NotRecognised.
     """
-    tomlkit = import_development("tomlkit", "tomlkit")
-    document: Any = tomlkit.parse(source)
+    edited = _OWN_SLICES.sub(lambda comment: f'{comment[0]}    "app.{name}",\n', source)
+    added = f"app.{name}"
     try:
-        service, slices, *_ = document["tool"]["importlinter"]["contracts"]
-        layers, containers = service["layers"], slices["containers"]
-        below = layers.index("app.wiring") + 1
-        if layers[below] == "app.platform":  # there is no slice
-            layers.insert(below, f"app.{name}")
-        else:
-            layers[below] = f"{layers[below]} | app.{name}"
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise NotRecognised(
-            "pyproject.toml: the first import contract does not list `app.wiring` and the slices, or"
-            " the second has no `containers`; bring them back"
-        ) from error
-    containers.append(f"app.{name}")
-    return str(tomlkit.dumps(document))
+        service, slices, *_ = _contracts(edited)
+        complete = added in service["layers"] and added in slices["containers"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise NotRecognised(f"{_CONTRACTS_CHANGED}: {error}") from error
+    if not complete:
+        raise NotRecognised(_CONTRACTS_CHANGED)
+    return edited
 
 
 def with_definition(source: str, imports: str, definition: str, variable: str, item: str) -> str:
@@ -95,8 +89,7 @@ def may_import(project: str, importer: str, imported: str) -> bool:
     """Return whether the first import contract in the text of pyproject.toml has the slice
     `importer` in a layer above that of `imported`.
     """
-    document: Any = import_development("tomlkit", "tomlkit").parse(project)
-    layers = document["tool"]["importlinter"]["contracts"][0]["layers"]
+    layers = _contracts(project)[0]["layers"]
     places = {name.strip(): n for n, layer in enumerate(layers) for name in layer.split("|")}
     above, below = places.get(f"app.{importer}"), places.get(f"app.{imported}")
     return above is None or below is None or above < below  # a slice in no layer is not constrained
@@ -186,10 +179,18 @@ def _listed(tree: ast.Module) -> ast.List:
     )
 
 
-def _root(node: ast.expr) -> str | None:
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return node.id if isinstance(node, ast.Name) else None
+def _ends_in_comma(source: str, listed: ast.List) -> bool:
+    last = listed.elts[-1]
+    assert last.end_lineno is not None
+    lines = source.encode().splitlines()[last.end_lineno - 1 : listed.end_lineno]
+    lines[-1] = lines[-1][: listed.end_col_offset]
+    lines[0] = lines[0][last.end_col_offset :]
+    return any(b"," in line.partition(b"#")[0] for line in lines)
+
+
+def _contracts(project: str) -> list[dict[str, Any]]:
+    contracts: list[dict[str, Any]] = tomllib.loads(project)["tool"]["importlinter"]["contracts"]
+    return contracts
 
 
 class _Text:
