@@ -25,6 +25,7 @@ from app.platform.database.errors import (
     categorize,
     is_unavailable,
 )
+from app.platform.database.pool import pool_gauges
 from app.platform.database.url import async_url, parse_database_url
 from app.platform.health import CHECK_TIMEOUT_SECONDS, Health
 from tests.fixtures import temporary_database
@@ -348,6 +349,26 @@ async def test_an_empty_pool_is_counted_and_stays_ready(
 
     assert categorize(empty.value) is ErrorCategory.POOL_EMPTY
     assert REGISTRY.get_sample_value("database_pool_timeouts_total") == before + 1
+
+
+async def test_the_state_of_the_pool_is_exported_while_open(database_server_url: str) -> None:
+    def gauges() -> dict[str, float | None]:
+        names = ("in_use", "idle", "overflow", "waiting", "limit")
+        return {name: REGISTRY.get_sample_value(f"database_pool_{name}") for name in names}
+
+    database = database_at(database_server_url, database_pool_size=1, database_max_overflow=1)
+    with pool_gauges.exporting(database.engine):
+        assert set(gauges().values()) == {0, 2}
+        async with database.engine.connect(), database.engine.connect():
+            waiting = asyncio.create_task(database.engine.connect().start())
+            async with asyncio.timeout(30):
+                while not gauges()["waiting"]:
+                    await asyncio.sleep(0.01)
+            assert gauges() == {"in_use": 2, "idle": 0, "overflow": 1, "waiting": 1, "limit": 2}
+        await (await waiting).close()
+        assert gauges() == {"in_use": 0, "idle": 1, "overflow": 0, "waiting": 0, "limit": 2}
+    await database.close()
+    assert set(gauges().values()) == {None}
 
 
 async def test_a_read_only_server_is_left_and_found_again(

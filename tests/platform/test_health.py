@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
+from prometheus_client import REGISTRY
 
 from app.platform import health as module
 from app.platform.health import Health, Unhealthy
@@ -54,6 +55,21 @@ async def test_one_failing_check_makes_the_process_unready(
         "status": "unavailable",
         "checks": {"database": "ok", "disk": "Unhealthy: the disk is full"},
     }
+
+
+async def test_the_last_results_of_readiness_are_exported(
+    http: AsyncClient, health: Health
+) -> None:
+    health.add_readiness_check("disk", sick)
+    health.add_readiness_check("light", fine)
+    health.add_readiness_check("sound", sick, required=False)
+    await http.get("/health/ready")
+
+    def passed(check: str, required: str) -> float | None:
+        labels = {"check": check, "required": required}
+        return REGISTRY.get_sample_value("readiness_check_passed", labels)
+
+    assert (passed("disk", "true"), passed("light", "true"), passed("sound", "false")) == (0, 1, 0)
 
 
 async def test_an_optional_check_is_reported_but_does_not_count(

@@ -13,7 +13,7 @@ PROGRAM = """
 import logging, sys
 import structlog
 from app.platform import logs
-from app.platform.database.engine import CountingPool
+from app.platform.database.pool import CountingPool
 from app.platform.tracing import Trace, bind_trace
 
 def fail():

@@ -1,14 +1,17 @@
 """Metrics as Prometheus scrapes them."""
 
+import asyncio
 import subprocess
 import sys
+import time
 
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 
 from app.platform.http.health_routes import router
 from app.platform.kafka import metrics as kafka_metrics
+from app.platform.metrics import describe_process, measuring_event_loop
 
 
 async def test_metrics_are_served_in_the_format_of_prometheus() -> None:
@@ -63,3 +66,28 @@ def test_no_gauge_has_a_value_before_its_measurement() -> None:
     gauges = [line.split() for line in done.stdout.splitlines()]
     assert "kafka_consumer_lag" in {name for name, *_ in gauges}
     assert [name for name, *samples in gauges if samples] == []
+
+
+async def test_a_blocked_event_loop_is_measured() -> None:
+    def total() -> float:
+        return REGISTRY.get_sample_value("event_loop_lag_seconds_sum") or 0
+
+    before = total()
+    async with measuring_event_loop():
+        await asyncio.sleep(0)  # the task has to begin first
+        time.sleep(1)  # the fault itself
+        async with asyncio.timeout(30):
+            while total() == before:
+                await asyncio.sleep(0.01)
+    assert total() - before > 0.5
+
+
+def test_a_process_says_what_it_is() -> None:
+    describe_process("shop", ["worker", "api"])
+    (line,) = [
+        line for line in generate_latest().decode().splitlines() if line.startswith("target_info{")
+    ]
+    assert line.endswith("} 1.0")
+    assert 'service_name="shop"' in line
+    assert 'service_roles="api,worker"' in line
+    assert 'service_version="' in line

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from prometheus_client import Gauge
 from pydantic import BaseModel
 
 from app.platform.database.errors import summary
@@ -13,6 +14,12 @@ Check = Callable[[], Awaitable[None]]
 CHECK_TIMEOUT_SECONDS = 3.0
 # An optional check must not use up the timeout of the probe.
 OPTIONAL_CHECK_TIMEOUT_SECONDS = 0.5
+# Only what was asked for is known: without probes there are no series.
+readiness_checks = Gauge(
+    "readiness_check_passed",
+    "1 if a check of readiness passed when it was last asked for; all required ones have to",
+    ["check", "required"],
+)
 NOT_NEEDED = "unavailable (not needed by this process): "
 
 
@@ -56,7 +63,12 @@ class Health:
         return await _report(self._liveness)
 
     async def ready(self) -> Report:
-        return await _report(self._readiness)
+        """Run the checks, and export their results."""
+        report = await _report(self._readiness)
+        for named in self._readiness:
+            passed = report.checks[named.name] == "ok"
+            readiness_checks.labels(named.name, str(named.required).lower()).set(passed)
+        return report
 
 
 async def _report(checks: list[_NamedCheck]) -> Report:

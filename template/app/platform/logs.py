@@ -20,7 +20,7 @@ LogFormat = Literal["auto", "pretty", "json"]
 _LIBRARY_LEVELS = {
     "aiokafka": logging.CRITICAL,
     "alembic": logging.WARNING,
-    "app.platform.database.engine.CountingPool": logging.WARNING,  # the messages are SQLAlchemy's
+    "app.platform.database.pool.CountingPool": logging.WARNING,  # the messages are SQLAlchemy's
     "uvicorn.access": logging.WARNING,
 }
 

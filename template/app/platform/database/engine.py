@@ -5,18 +5,9 @@ import re
 from typing import Any
 
 import asyncpg
-from prometheus_client import Counter
 from pydantic import Field, SecretStr, field_validator
-from sqlalchemy import (
-    AsyncAdaptedQueuePool,
-    ExceptionContext,
-    MetaData,
-    PoolProxiedConnection,
-    event,
-    text,
-)
-from sqlalchemy.exc import DisconnectionError, InvalidatePoolError, InvalidRequestError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import ExceptionContext, MetaData, event, text
+from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -27,12 +18,12 @@ from sqlalchemy.orm import DeclarativeBase
 
 from app.platform.config import EnvSettings
 from app.platform.database.errors import (
-    ConnectionPoolEmpty,
     DatabaseReadOnly,
     DatabaseUnavailable,
     ErrorCategory,
     categorize,
 )
+from app.platform.database.pool import CountingPool
 from app.platform.database.url import parse_database_url
 
 NAMING_CONVENTION = {
@@ -102,27 +93,6 @@ class DatabaseSettings(EnvSettings):
     def _is_postgresql(cls, value: SecretStr) -> SecretStr:
         parse_database_url(value.get_secret_value())
         return value
-
-
-pool_timeouts = Counter(
-    "database_pool_timeouts_total", "Waits for a connection of the pool that ended without one"
-)
-
-
-class CountingPool(AsyncAdaptedQueuePool):
-    """A connection pool that counts the waits that ended without a connection."""
-
-    def connect(self) -> PoolProxiedConnection:
-        try:
-            return super().connect()
-        except PoolTimeout as error:
-            pool_timeouts.inc()
-            raise ConnectionPoolEmpty(
-                f"all {self.checkedout()} connections of the pool are in use"
-                " (DATABASE_POOL_SIZE, DATABASE_MAX_OVERFLOW)"
-            ) from error
-        except InvalidRequestError as error:  # the replaced connection was closed, too
-            raise DatabaseUnavailable("PostgreSQL closes each new connection at once") from error
 
 
 class Database:

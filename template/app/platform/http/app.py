@@ -10,6 +10,7 @@ from app import DESCRIPTION, PROJECT_NAME
 from app.platform.config import EnvSettings, load
 from app.platform.database.engine import Database
 from app.platform.database.migrations import SchemaCheck
+from app.platform.database.pool import pool_gauges
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.health import Health
@@ -24,6 +25,7 @@ from app.platform.kafka.inbox import inbox_retention
 from app.platform.kafka.lag import GroupLagMeter
 from app.platform.kafka.producer import KafkaProducer, Producer
 from app.platform.kafka.settings import client_options
+from app.platform.metrics import describe_process, measuring_event_loop
 from app.platform.runtime import Configuration, Resources, Runtime
 from app.platform.service import Role, Service
 
@@ -84,7 +86,9 @@ async def open_runtime(
     """
     if settings is None:
         settings = {kind: load(kind) for kind in service.settings}
+    describe_process(configuration.service.service_name, roles)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(measuring_event_loop())
         resources = await _open_resources(stack, service, roles, configuration, producer)
         bind = service.publishing.bind(
             configuration.kafka, resources.registry, resources.producer, resources.published
@@ -113,6 +117,7 @@ async def _open_resources(
     checks = Health()
     database = Database(configuration.database)
     stack.push_async_callback(database.close)
+    stack.enter_context(pool_gauges.exporting(database.engine))
     if producer is None:
         kafka = KafkaProducer(configuration.kafka)
         producer = await stack.enter_async_context(kafka.running())

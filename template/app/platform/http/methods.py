@@ -3,6 +3,7 @@
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_SET_BY_ROUTERS = {"route", "fastapi"}
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -22,7 +23,11 @@ class HeadAsGet:
                 message = {**message, "body": b""}
             await send(message)
 
-        await self._app({**scope, "method": "GET"}, receive, send_without_body)
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send_without_body)
+        finally:  # metrics need the route, which a router sets
+            scope.update({name: as_get[name] for name in _SET_BY_ROUTERS & as_get.keys()})
 
 
 def allowed_methods(routes: list[BaseRoute], scope: Scope) -> list[str]:

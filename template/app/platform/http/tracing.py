@@ -1,4 +1,4 @@
-"""The trace of a request: bound for its work, returned to the caller, and logged in one line."""
+"""The trace of a request: bound for its work, returned to the caller, logged and measured."""
 
 import re
 import time
@@ -8,6 +8,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.platform.http.metrics import active_requests, known_method, request_duration, route_of
 from app.platform.tracing import Trace, bind_trace, trace_from
 
 CORRELATION_HEADER = "x-correlation-id"
@@ -24,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class TracingMiddleware:
-    """A middleware that binds the caller's trace, or a new one, and logs the request."""
+    """A middleware that binds the caller's trace, or a new one, and logs and measures the request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,6 +35,8 @@ class TracingMiddleware:
             await self._app(scope, receive, send)
             return
         trace = _trace_of(Headers(scope=scope))
+        method = known_method(scope["method"])
+        active_requests.add(method, 1)
         started = time.perf_counter()
         status = 500
 
@@ -49,13 +52,16 @@ class TracingMiddleware:
             try:
                 await self._app(scope, receive, send_with_correlation_id)
             finally:
+                seconds = time.perf_counter() - started
+                active_requests.add(method, -1)
+                request_duration.observe((route_of(scope), method, status), seconds)
                 if not scope["path"].startswith(_UNLOGGED_PATHS):
                     log.info(
                         "request",
                         method=scope["method"],
                         path=scope["path"],
                         status=status,
-                        milliseconds=round((time.perf_counter() - started) * 1000, 1),
+                        milliseconds=round(seconds * 1000, 1),
                     )
 
 

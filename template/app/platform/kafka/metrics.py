@@ -1,12 +1,12 @@
 """Metrics of the producer and the consumers. The label `consumer` is a subscription's name."""
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from app.platform.metrics import LabelledHistogram
 
 send_failures = Counter(
     "kafka_send_failures_total", "Messages that were not acknowledged", ["topic", "error"]
@@ -92,30 +92,25 @@ class Deliveries(Collector):
     """
 
     def __init__(self) -> None:
-        self._buckets: dict[str, list[int]] = {}
-        self._seconds: dict[str, float] = {}
+        self._latency = LabelledHistogram(
+            "kafka_message_latency_seconds",
+            "From send to acknowledgement",
+            ["topic"],
+            Histogram.DEFAULT_BUCKETS[:-1],
+        )
 
     def add(self, topic: str, seconds: float, messages: int = 1) -> None:
         """Count `messages` that were acknowledged, each after `seconds`."""
-        if topic not in self._buckets:
-            self._buckets[topic], self._seconds[topic] = [0] * len(Histogram.DEFAULT_BUCKETS), 0.0
-        self._buckets[topic][bisect_left(Histogram.DEFAULT_BUCKETS, seconds)] += messages
-        self._seconds[topic] += seconds * messages
+        self._latency.observe((topic,), seconds, messages)
 
     def collect(self) -> Iterator[Metric]:
         sent = CounterMetricFamily(
             "kafka_messages_sent_total", "Messages acknowledged by Kafka", labels=["topic"]
         )
-        latency = HistogramMetricFamily(
-            "kafka_message_latency_seconds", "From send to acknowledgement", labels=["topic"]
-        )
-        bounds = [*map(str, Histogram.DEFAULT_BUCKETS[:-1]), "+Inf"]
-        for topic, counts in list(self._buckets.items()):
-            up_to = list(accumulate(counts))
-            sent.add_metric([topic], up_to[-1])
-            latency.add_metric([topic], list(zip(bounds, up_to, strict=True)), self._seconds[topic])
+        for (topic,), messages in self._latency.totals().items():
+            sent.add_metric([str(topic)], messages)
         yield sent
-        yield latency
+        yield from self._latency.collect()
 
 
 deliveries = Deliveries()

@@ -1,0 +1,95 @@
+"""Metrics of the process as a whole, and a histogram that costs little."""
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
+
+from prometheus_client import REGISTRY, Histogram
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app import DISTRIBUTION
+
+LAG_INTERVAL_SECONDS = 0.25
+
+event_loop_lag = Histogram(
+    "event_loop_lag_seconds",
+    "For how long a callback that was due had to wait for the event loop",
+    buckets=[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
+)
+
+
+class LabelledHistogram(Collector):
+    """A histogram whose labels are one tuple, and which takes many equal observations at once.
+
+    A Histogram of prometheus_client costs several times as much for each observation.
+    """
+
+    def __init__(
+        self, name: str, documentation: str, labels: Sequence[str], buckets: Sequence[float]
+    ) -> None:
+        self._name, self._documentation, self._labels = name, documentation, labels
+        self._bounds = list(buckets)
+        self._counts: dict[tuple[object, ...], list[int]] = {}
+        self._sums: dict[tuple[object, ...], float] = {}
+
+    def observe(self, labels: tuple[object, ...], value: float, times: int = 1) -> None:
+        """Count `times` observations of `value` for these values of the labels, in their order."""
+        counts = self._counts.get(labels)
+        if counts is None:
+            counts = self._counts[labels] = [0] * (len(self._bounds) + 1)
+            self._sums[labels] = 0.0
+        counts[bisect_left(self._bounds, value)] += times
+        self._sums[labels] += value * times
+
+    def totals(self) -> dict[tuple[object, ...], int]:
+        """Return the number of observations by the values of the labels."""
+        return {labels: sum(counts) for labels, counts in self._counts.items()}
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        for labels, counts in list(self._counts.items()):
+            up_to = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric([str(value) for value in labels], up_to, self._sums[labels])
+        yield family
+
+
+def describe_process(service_name: str, roles: Iterable[str]) -> None:
+    """Export `target_info`: what the process is, which its other series do not repeat.
+
+    OpenMetrics and OpenTelemetry have the name and the labels; `service_roles` is our own.
+    """
+    try:
+        service_version = version(DISTRIBUTION)
+    except PackageNotFoundError:  # run from its folder, without being installed
+        service_version = "unknown"
+    REGISTRY.set_target_info(
+        {
+            "service_name": service_name,
+            "service_version": service_version,
+            "service_roles": ",".join(sorted(roles)),
+        }
+    )
+
+
+@asynccontextmanager
+async def measuring_event_loop() -> AsyncIterator[None]:
+    """Measure the lag of the event loop during the block, several times a second."""
+    task = asyncio.create_task(_measure_event_loop(), name="event-loop-lag")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _measure_event_loop() -> None:
+    while True:
+        due = time.perf_counter() + LAG_INTERVAL_SECONDS
+        await asyncio.sleep(LAG_INTERVAL_SECONDS)
+        event_loop_lag.observe(max(0.0, time.perf_counter() - due))
