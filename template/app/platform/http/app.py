@@ -11,17 +11,18 @@ from app.platform.config import EnvSettings, load
 from app.platform.database.engine import Database
 from app.platform.database.migrations import SchemaCheck
 from app.platform.database.pool import pool_gauges
+from app.platform.database.retention import deleting_expired
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.health import Health
-from app.platform.http import documentation, health_routes, problems
+from app.platform.http import documentation, health_routes, idempotency, problems
 from app.platform.http.boundary import RequestBoundary
 from app.platform.http.dependencies import reject_unknown_query
 from app.platform.http.limits import BodyLimits
 from app.platform.http.methods import HeadAsGet
 from app.platform.http.tracing import TracingMiddleware
+from app.platform.kafka import inbox
 from app.platform.kafka.consumers import consuming
-from app.platform.kafka.inbox import inbox_retention
 from app.platform.kafka.lag import GroupLagMeter
 from app.platform.kafka.producer import KafkaProducer, Producer
 from app.platform.kafka.settings import client_options
@@ -102,6 +103,9 @@ async def open_runtime(
         )
         for lifespan in [lag_lifespan, *service.lifespans(roles)]:
             await stack.enter_async_context(lifespan(runtime))
+        if Role.API in roles:
+            expired = deleting_expired(resources.database.sessions, idempotency.RETENTION)
+            await stack.enter_async_context(expired)
         if Role.WORKER in roles:  # last, because handlers may use everything else
             await stack.enter_async_context(consumer_lifespan(runtime))
         yield runtime
@@ -134,9 +138,9 @@ async def _open_resources(
 async def consumer_lifespan(runtime: Runtime) -> AsyncIterator[None]:
     """Run the service's consumers, and the clean-up of their inbox."""
     settings = runtime.configuration.kafka
-    retention = timedelta(hours=settings.inbox_retention_hours)
+    keep = timedelta(hours=settings.inbox_retention_hours)
     async with (
-        inbox_retention(runtime.database.sessions, retention),
+        deleting_expired(runtime.database.sessions, inbox.retention(keep)),
         consuming(
             runtime.service.subscriptions,
             runtime.registry,

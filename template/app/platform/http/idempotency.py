@@ -4,15 +4,17 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import cast
 
 from pydantic import BaseModel
-from sqlalchemy import DateTime, Integer, LargeBinary, String, delete, func, select, tuple_, update
+from sqlalchemy import DateTime, Integer, LargeBinary, String, Table, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from starlette.responses import Response
 
 from app.platform.database.engine import Base
+from app.platform.database.retention import Retention
 from app.platform.errors import Unprocessable
 
 Work = Callable[[], Awaitable["StoredResponse"]]
@@ -84,21 +86,6 @@ class IdempotencyRepository:
             .execution_options(synchronize_session=False)
         )
 
-    async def delete_expired(self, retention: timedelta, limit: int) -> None:
-        """Delete up to `limit` keys older than `retention`, skipping those locked by others."""
-        expired = (
-            select(IdempotencyRecord.scope, IdempotencyRecord.key)
-            .where(IdempotencyRecord.created_at < func.now() - retention)
-            .order_by(IdempotencyRecord.created_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        await self._session.execute(
-            delete(IdempotencyRecord)
-            .where(tuple_(IdempotencyRecord.scope, IdempotencyRecord.key).in_(expired))
-            .execution_options(synchronize_session=False)
-        )
-
     async def _find(self, scope: str, key: str) -> PreviousRequest | None:
         query = select(
             IdempotencyRecord.fingerprint,
@@ -113,9 +100,10 @@ class IdempotencyRepository:
         return PreviousRequest(fingerprint, StoredResponse(status or 0, headers or {}, body or b""))
 
 
-# Each new key deletes some expired ones, so the table stays small without a background task.
-RETENTION = timedelta(days=1)
-CLEANUP_BATCH = 10
+# Callers may repeat a request for this long.
+RETENTION = Retention(
+    cast(Table, IdempotencyRecord.__table__), "created_at", timedelta(days=1), lock=0x1DE4
+)
 
 
 class IdempotencyKeyReused(Unprocessable):
@@ -161,7 +149,6 @@ class Idempotency:
         if earlier is None:
             response = await work()
             await self._keys.complete(scope, key, response)
-            await self._keys.delete_expired(RETENTION, CLEANUP_BATCH)
             return response
         if earlier.fingerprint != fingerprint:
             raise IdempotencyKeyReused

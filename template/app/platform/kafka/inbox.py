@@ -3,15 +3,12 @@
 A row is inserted in the transaction of the event's effects, so either both exist or neither.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import cast
 from uuid import UUID
 
-import structlog
 from sqlalchemy import (
     ARRAY,
     DateTime,
@@ -21,18 +18,15 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     case,
-    delete,
     func,
     select,
-    text,
-    tuple_,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.platform.database.engine import Base
-from app.platform.database.errors import is_unavailable, summary
+from app.platform.database.retention import Retention
 
 
 class InboxEntry(Base):
@@ -86,64 +80,6 @@ async def applied(session: AsyncSession, consumer: str, event_ids: Sequence[UUID
     return set(await session.scalars(rows))
 
 
-log = structlog.get_logger(__name__)
-
-BATCH = 5_000
-RETENTION_INTERVAL_SECONDS = 600.0
-PAUSE_SECONDS = 0.1
-# An arbitrary number that no other advisory lock of the service uses.
-_LOCK = 0x1B0C5
-
-
-@asynccontextmanager
-async def inbox_retention(
-    sessions: async_sessionmaker[AsyncSession], keep: timedelta
-) -> AsyncIterator[None]:
-    """Delete inbox rows older than `keep`, every few minutes, for the length of the block."""
-    task = asyncio.create_task(_run_retention(sessions, keep), name="inbox-retention")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _run_retention(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> None:
-    while True:
-        try:
-            deleted = await delete_expired(sessions, keep)
-            if deleted:
-                log.info("inbox rows deleted", rows=deleted, older_than=str(keep))
-        except Exception as error:  # the next round retries; meanwhile the inbox grows
-            level = log.info if is_unavailable(error) else log.exception
-            level("inbox retention failed", error=summary(error))
-        await asyncio.sleep(RETENTION_INTERVAL_SECONDS)
-
-
-async def delete_expired(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
-    """Delete the rows older than `keep`, in one transaction for each batch; return their number.
-
-    Returns 0 at once if another process is deleting.
-    """
-    total = 0
-    while True:
-        deleted = await _delete_batch(sessions, keep)
-        total += deleted
-        if deleted < BATCH:
-            return total
-        await asyncio.sleep(PAUSE_SECONDS)
-
-
-async def _delete_batch(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
-    async with sessions() as session, session.begin():
-        if not await session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}):
-            return 0
-        expired = (
-            select(InboxEntry.consumer, InboxEntry.event_id)
-            .where(InboxEntry.processed_at < func.now() - keep)
-            .limit(BATCH)
-        )
-        key = tuple_(InboxEntry.consumer, InboxEntry.event_id)
-        connection = await session.connection()
-        result = await connection.execute(delete(InboxEntry).where(key.in_(expired)))
-        return result.rowcount
+def retention(keep: timedelta) -> Retention:
+    """Keep the rows for `keep`; an event that arrives later than that is applied again."""
+    return Retention(_INBOX, "processed_at", keep, lock=0x1B0C5)
