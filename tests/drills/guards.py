@@ -282,7 +282,7 @@ GUARDS = [
     Guard(
         "never-early",
         "app/platform/kafka/buffer.py",
-        "        if due is not None and due > now:\n            return index\n",
+        "            if due is not None and due > now:\n                return index\n",
         "",
         "test_failures_are_retried",
     ),

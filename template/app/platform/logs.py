@@ -62,14 +62,18 @@ def configure(
                 ],
             )
         )
+    _replace_handlers([handler for handler, _ in handlers])
+    logging.getLogger().setLevel(level)
+    for name, library_level in _LIBRARY_LEVELS.items():
+        logging.getLogger(name).setLevel(library_level)
+
+
+def _replace_handlers(handlers: list[logging.Handler]) -> None:
     root = logging.getLogger()
     for replaced in root.handlers:
         if isinstance(replaced, RotatingFileHandler):
             replaced.close()
-    root.handlers[:] = [handler for handler, _ in handlers]
-    root.setLevel(level)
-    for name, library_level in _LIBRARY_LEVELS.items():
-        logging.getLogger(name).setLevel(library_level)
+    root.handlers[:] = handlers
 
 
 def _renderers(pretty: bool) -> list[Processor]:
