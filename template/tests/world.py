@@ -18,6 +18,7 @@ from app.platform.database.engine import Database
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import BaseEvent, EventRegistry, EventType
 from app.platform.health import Health
+from app.platform.http import versions
 from app.platform.http.app import create_app
 from app.platform.kafka import admin, consumer
 from app.platform.kafka.admin import provision, read_to_end, reading
@@ -179,10 +180,14 @@ def in_order_by_key(effects: Sequence[tuple[str, int]]) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_waits() -> Iterator[None]:
-    """A consumer that stops ends its last fetch first, and so does a reader at a topic's end."""
+    """A consumer that stops ends its last fetch first, and so does a reader at a topic's end.
+
+    A request for a version that does not come waits, too.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(consumer, "FETCH_WAIT_SECONDS", 0.05)
         patch.setattr(admin, "POLL_SECONDS", 0.05)
+        patch.setattr(versions, "WAIT_SECONDS", 0.5)
         yield
 
 

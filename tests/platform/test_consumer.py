@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.errors import IllegalStateError, KafkaError, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    TopicAuthorizationFailedError,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY as METRICS
@@ -692,7 +697,7 @@ class Beginning:
         self._coordinator = self
         self.generation = generation
         self.offsets = offsets
-        self.at = 0
+        self.at: dict[TopicPartition, int] = {}
 
     def partitions_for_topic(self, topic: str) -> set[int] | None:
         return {0, 1}
@@ -700,14 +705,43 @@ class Beginning:
     async def committed(self, tp: TopicPartition) -> int | None:
         return self.offsets.get(tp)
 
-    async def seek_to_beginning(self, tp: TopicPartition) -> None:
-        self.at = 3
+    async def seek_to_beginning(self, *partitions: TopicPartition) -> None:
+        self.at |= dict.fromkeys(partitions, 3)
 
-    async def seek_to_end(self, tp: TopicPartition) -> None:
-        self.at = 10
+    async def seek_to_end(self, *partitions: TopicPartition) -> None:
+        self.at |= dict.fromkeys(partitions, 10)
 
     async def position(self, tp: TopicPartition) -> int:
-        return self.at
+        return self.at[tp]
+
+
+class Beginnings(Beginning):
+    """Has no committed offset, and raises so for one partition at a time, as aiokafka does."""
+
+    def __init__(self, *partitions: TopicPartition) -> None:
+        super().__init__(1, {})
+        self.left = list(partitions)
+        self.requests: list[tuple[TopicPartition, ...]] = []
+
+    def assignment(self) -> set[TopicPartition]:
+        return {READ, REPLAYED}
+
+    async def getmany(self, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+        if self.left:
+            raise NoOffsetForPartitionError(self.left.pop())
+        return {}
+
+    async def seek_to_beginning(self, *partitions: TopicPartition) -> None:
+        self.requests.append(partitions)
+        await super().seek_to_beginning(*partitions)
+
+
+async def test_a_new_group_begins_in_all_partitions_at_once() -> None:
+    """A request for each would wait for the fetch from the first one."""
+    client = Beginnings(READ, REPLAYED)
+
+    assert await consumer()._fetch(client) == {}
+    assert [set(request) for request in client.requests] == [{READ, REPLAYED}]
 
 
 READ, REPLAYED = TopicPartition(TOPIC, 0), TopicPartition(f"{TOPIC}.billing.replay", 1)
@@ -736,14 +770,16 @@ async def test_latest_is_the_end_for_a_new_group_only(
     settings = KafkaSettings(kafka_auto_offset_reset=reset, _env_file=None)
     positions = Positions("billing", {TOPIC: TOPIC, REPLAYED.topic: TOPIC}, settings)
 
-    assert await positions.start(Beginning(generation, offsets), READ, lost) == begun
+    client = Beginning(generation, offsets)
+    assert await positions.start(client, {READ: lost}) == {READ: begun}
 
 
 async def test_what_has_failed_is_read_from_its_beginning() -> None:
     settings = KafkaSettings(kafka_auto_offset_reset="latest", _env_file=None)
     positions = Positions("billing", {TOPIC: TOPIC, REPLAYED.topic: TOPIC}, settings)
 
-    assert await positions.start(Beginning(1, {}), REPLAYED, None) == 3
+    starts = await positions.start(Beginning(1, {}), {REPLAYED: None, READ: None})
+    assert starts == {REPLAYED: 3, READ: 10}
 
 
 async def test_its_own_commits_do_not_make_a_new_group_older() -> None:
@@ -751,8 +787,8 @@ async def test_its_own_commits_do_not_make_a_new_group_older() -> None:
     positions = Positions("billing", {TOPIC: TOPIC, REPLAYED.topic: TOPIC}, settings)
     client = Beginning(2, {})
 
-    client.offsets[REPLAYED] = await positions.start(client, REPLAYED, None)
-    assert await positions.start(client, READ, None) == 10
+    client.offsets |= await positions.start(client, {REPLAYED: None})
+    assert await positions.start(client, {READ: None}) == {READ: 10}
 
 
 def measured(consumer: str, topic: str) -> float | None:

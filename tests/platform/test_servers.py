@@ -16,13 +16,16 @@ class StoppedServer:
     url = "postgresql://embedded"
 
     def __init__(self, *_args: object, **_options: object) -> None:
-        self.stopped = False
+        self.stopped = self.killed = False
 
     def start(self, *_args: object, **_options: object) -> None:
         started.append(self)
 
     def stop(self) -> None:
         self.stopped = True
+
+    def kill(self) -> None:
+        self.killed = True
 
 
 started: list[StoppedServer] = []
@@ -86,3 +89,16 @@ def test_server_that_is_up_is_stopped_when_the_other_fails(
         Servers(tmp_path).start()
 
     assert [server.stopped for server in started] == [True]
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+def test_where_data_may_be_lost_kafka_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: bool
+) -> None:
+    monkeypatch.setattr(servers, "KafkaCluster", StoppedServer)
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+
+    with Servers(tmp_path, database_url=DATABASE, fsync=fsync):
+        (kafka,) = started
+
+    assert (kafka.stopped, kafka.killed) == (fsync, not fsync)

@@ -103,7 +103,7 @@ async def test_the_migration_lock_survives_idle_limits(
     await database.close()
 
     def slow_migration(connection: Connection, _config: Config) -> None:
-        connection.execute(text("SELECT pg_sleep(3)"))
+        connection.execute(text("SELECT pg_sleep(2)"))
 
     monkeypatch.setattr(migrate, "_upgrade", slow_migration)
     await upgrade(empty_database_url)

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from prometheus_client import REGISTRY
 
-from app.platform.kafka import lag
+from app.platform.kafka import consumer, lag
 from app.platform.kafka import settings as kafka_settings
 from app.platform.kafka.admin import provision
 from app.platform.kafka.settings import client_options
@@ -25,9 +25,10 @@ COUNTER = Subscription("counter", {Counted: record_effect})
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metadata and lag are looked at every second."""
-    monkeypatch.setattr(kafka_settings, "METADATA_MAX_AGE_SECONDS", 1.0)
-    monkeypatch.setattr(lag, "ASSIGNMENT_INTERVAL_SECONDS", 0.5)
+    """Topics, metadata and lag are looked at several times a second."""
+    monkeypatch.setattr(consumer, "CHECK_INTERVAL_SECONDS", 0.2)
+    monkeypatch.setattr(kafka_settings, "METADATA_MAX_AGE_SECONDS", 0.3)
+    monkeypatch.setattr(lag, "ASSIGNMENT_INTERVAL_SECONDS", 0.2)
 
 
 @pytest.fixture(params=["earliest", "latest"])

@@ -76,7 +76,7 @@ class Servers(Startable):
 
     PostgreSQL is not started if `database_url` is given, nor Kafka if `kafka_bootstrap_servers` is;
     both default to the environment. Without Kafka's jars the mock broker is started, with a
-    message. `fresh` deletes earlier data.
+    message. `fresh` deletes earlier data. `fsync=False` is for tests, whose data may be lost.
     """
 
     def __init__(
@@ -152,11 +152,11 @@ class Servers(Startable):
     def stop(self) -> None:
         if self.mock is not None:
             self.mock.stop()
+        stops = [self.postgres.stop] if self.postgres else []
+        if self.kafka is not None:  # which takes seconds to close hundreds of partitions
+            stops.append(self.kafka.stop if self._fsync else self.kafka.kill)
         with ThreadPoolExecutor(2, "servers") as pool:
-            stopping = [
-                pool.submit(server.stop) for server in (self.kafka, self.postgres) if server
-            ]
-            for future in stopping:
+            for future in [pool.submit(stop) for stop in stops]:
                 future.result()
 
     def _wait(self, starting: list[Future[None]]) -> None:

@@ -201,29 +201,31 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 
     async def _poll(self, client: AIOKafkaConsumer, seconds: float) -> tuple[int, Batch]:
         """Fetch records; return them after the generation of their assignment."""
-        try:
-            fetched = await client.getmany(timeout_ms=int(seconds * 1000))
-        except (
-            kafka_errors.NoOffsetForPartitionError,
-            kafka_errors.OffsetOutOfRangeError,
-        ) as error:
-            fetched = {}
-            await self._start_reading(client, error)
+        lost: dict[TopicPartition, int | None] = {}
+        fetched: Batch | None = None
+        while fetched is None:
+            timeout = 0 if lost else int(seconds * 1000)
+            try:
+                fetched = await client.getmany(timeout_ms=timeout)
+            except (
+                kafka_errors.NoOffsetForPartitionError,
+                kafka_errors.OffsetOutOfRangeError,
+            ) as error:  # of one partition, and perhaps the first of many
+                (argument,) = error.args
+                lost |= {argument: None} if isinstance(argument, TopicPartition) else argument
+        if lost:
+            await self._start_reading(client, lost)
         return self._generation, fetched
 
     async def _start_reading(
-        self, client: AIOKafkaConsumer, error: kafka_errors.KafkaError
+        self, client: AIOKafkaConsumer, lost: Mapping[TopicPartition, int | None]
     ) -> None:
-        """Choose the position in partitions without a valid committed offset."""
-        (argument,) = error.args
-        lost = {argument: None} if isinstance(argument, TopicPartition) else argument
+        """Choose the positions in partitions without a valid committed offset."""
         assigned = client.assignment()
+        own = {tp: position for tp, position in lost.items() if tp in assigned}
         with suppress(kafka_errors.IllegalStateError):  # revoked meanwhile
-            for tp, position in lost.items():
-                if tp in assigned:
-                    start = await self._positions.start(client, tp, position)
-                    self._lag.handled({tp: start})
-                    self._next_check = 0.0  # to commit it before anything else
+            self._lag.handled(await self._positions.start(client, own))
+            self._next_check = 0.0  # to commit them before anything else
 
     # Processing
 

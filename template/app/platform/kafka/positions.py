@@ -1,5 +1,6 @@
 """The positions of a consumer: where it starts to read a partition, and what it skips."""
 
+import asyncio
 from collections.abc import Collection, Mapping
 
 import structlog
@@ -35,25 +36,34 @@ class Positions:
     def committed(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._committed.update(offsets)
 
-    async def start(self, client: AIOKafkaConsumer, tp: TopicPartition, lost: int | None) -> int:
-        """Seek to the start position of `tp` and return it; `lost` is a committed one out of range.
+    async def start(
+        self, client: AIOKafkaConsumer, lost: Mapping[TopicPartition, int | None]
+    ) -> dict[TopicPartition, int]:
+        """Seek to the start positions of the partitions in `lost` and return them.
 
-        `KAFKA_AUTO_OFFSET_RESET=latest` is for new groups only. For any other group, a partition
-        without a committed offset was added or created again, and nobody has read its messages.
+        The values of `lost` are committed positions out of range. `KAFKA_AUTO_OFFSET_RESET=latest` is
+        for new groups only. For any other group, a partition without a committed offset was added or
+        created again, and nobody has read its messages.
         """
-        # Determined at the first partition, before this member's own commits could count.
+        # Determined at the first partitions, before this member's own commits could count.
         from_end = self._settings.kafka_auto_offset_reset == "latest" and await self._is_new(client)
-        origin = self._source_topics[tp.topic]
-        oldest = lost is not None or reads_from_earliest(tp.topic, origin, self._settings)
-        if oldest or not from_end:
-            await client.seek_to_beginning(tp)
-        else:
-            await client.seek_to_end(tp)
-        start = int(await client.position(tp))
-        self._started.add(tp)
-        if lost is not None:
-            self._report_lost(tp, lost, start)
-        return start
+        oldest = [
+            tp
+            for tp, position in lost.items()
+            if not from_end
+            or position is not None
+            or reads_from_earliest(tp.topic, self._source_topics[tp.topic], self._settings)
+        ]
+        newest = [tp for tp in lost if tp not in oldest]
+        # In one request: behind a fetch, the broker answers each only when it has answered that.
+        seeks = ((client.seek_to_end, newest), (client.seek_to_beginning, oldest))
+        await asyncio.gather(*(seek(*partitions) for seek, partitions in seeks if partitions))
+        starts = {tp: int(await client.position(tp)) for tp in lost}
+        self._started.update(starts)
+        for tp, position in lost.items():
+            if position is not None:
+                self._report_lost(tp, position, starts[tp])
+        return starts
 
     def _report_lost(self, tp: TopicPartition, lost: int, start: int) -> None:
         # Retention has deleted messages, or the topic was created again and is shorter.
