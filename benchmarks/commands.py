@@ -1,9 +1,10 @@
 """The processor time of commands, beside that of `python -c "import fastapi"`; and the start of `app dev`.
 
 Each command is a whole process, in turns, and only what it computes counts, not its waiting for servers
-(which this run starts). *help* is of every command and group, as `app --help` lists them, of which the
-slowest counts. *app dev* is the time from its servers' being up, which `.dev/servers.json` tells, to
-its readiness; at a second start, when nothing is to be migrated.
+(which this run starts). Bytecode is kept, as it is where a service is installed. *help* is of every
+command and group, as `app --help` lists them, of which the slowest counts. *app dev* is the time from
+its servers' being up, which `.dev/servers.json` tells, to its readiness; at a second start, when
+nothing is to be migrated.
 """
 
 import asyncio
@@ -60,7 +61,8 @@ async def plan(stage: Stage, _scale: float) -> AsyncIterator[Sequence[Side]]:
         "DATABASE_URL": stage.servers.database_url,
         "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
     }
-    processor_seconds([APP, "topics", "create"], servers)
+    for how in [("topics", "create"), ("--help",), *WORKING]:  # the first time compiles
+        processor_seconds([APP, *how], servers)
     commands = dict(zip(names(HELP + WORKING), HELP + WORKING, strict=True))
     sides = [Side(FLOOR, "s", timed([sys.executable, "-c", FLOOR], servers))]
     sides += [Side(name, "s", timed([APP, *how], servers)) for name, how in commands.items()]
@@ -81,6 +83,7 @@ def timed(
 def processor_seconds(command: Sequence[str | Path], environment: dict[str, str]) -> float:
     """The processor time of a whole process, which has to succeed."""
     settings = {**os.environ, **environment}
+    settings.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed service has its bytecode
     process = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

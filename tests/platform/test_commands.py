@@ -24,8 +24,9 @@ from app import wiring
 from app.platform import logs
 from app.platform.cli import command_line, run
 from app.platform.cli.base import counted
-from app.platform.cli.dlq import _line, _skipped_undecodable, _summary, _utc
-from app.platform.cli.events import show
+from app.platform.cli.dlq import _utc
+from app.platform.cli.dlq_letters import describe, skipped_undecodable, summary
+from app.platform.cli.event_messages import show
 from app.platform.cli.topics import _line as topic_line
 from app.platform.dev.servers import MockBroker
 from app.platform.events import schemas
@@ -66,7 +67,7 @@ def letter(error: Exception, offset: int = 0) -> DeadLetter:
 
 
 def test_a_dead_letter_is_one_line_whatever_its_error_says() -> None:
-    line = _line(letter(ValueError("first\nsecond\r\n\tthird\x1b[2J")), applied=False)
+    line = describe(letter(ValueError("first\nsecond\r\n\tthird\x1b[2J")), applied=False)
 
     assert len(line.splitlines()) == 1
     assert f"from={TOPIC}[0]@0 key=m-1 attempts=3" in line
@@ -76,14 +77,14 @@ def test_a_dead_letter_is_one_line_whatever_its_error_says() -> None:
 def test_a_line_begins_with_the_id_that_show_takes() -> None:
     found = letter(ValueError("broken"), offset=5)
 
-    assert _line(found, applied=False).startswith(f"{TOPIC}.billing.dlq:0:5  waiting  ")
-    assert "  applied  " in _line(found, applied=True)
+    assert describe(found, applied=False).startswith(f"{TOPIC}.billing.dlq:0:5  waiting  ")
+    assert "  applied  " in describe(found, applied=True)
 
 
 def test_an_endless_error_is_cut_and_says_so() -> None:
-    assert _line(letter(ValueError("x" * 2000)), applied=False).endswith("x…")
-    assert len(_line(letter(ValueError("x" * 2000)), applied=False)) < 500
-    assert "…" not in _line(letter(ValueError("x" * 148)), applied=False)
+    assert describe(letter(ValueError("x" * 2000)), applied=False).endswith("x…")
+    assert len(describe(letter(ValueError("x" * 2000)), applied=False)) < 500
+    assert "…" not in describe(letter(ValueError("x" * 148)), applied=False)
 
 
 def test_a_line_tells_of_replays() -> None:
@@ -91,10 +92,10 @@ def test_a_line_tells_of_replays() -> None:
     again = dead_letter_message(
         record(headers=message.headers, topic=message.topic), BILLING, TOPIC, 4, ERROR
     )
-    line = _line(DeadLetter.of(record(headers=again.headers)), applied=False)
+    line = describe(DeadLetter.of(record(headers=again.headers)), applied=False)
 
     assert "attempts=4 replayed=1  ValueError" in line
-    assert "replayed" not in _line(letter(ERROR), applied=False)
+    assert "replayed" not in describe(letter(ERROR), applied=False)
 
 
 def test_to_discard_everything_has_to_be_asked_for() -> None:
@@ -231,21 +232,19 @@ def test_foreign_topics_are_listed_with_their_owner() -> None:
 
 
 def test_what_a_replay_skips_is_printed_with_advice() -> None:
-    assert _skipped_undecodable(12).startswith("12 skipped")
-    assert "app dlq discard --undecodable" in _skipped_undecodable(12)
+    assert skipped_undecodable(12).startswith("12 skipped")
+    assert "app dlq discard --undecodable" in skipped_undecodable(12)
 
 
 def test_what_has_no_headers_has_a_line_too() -> None:
-    assert "key=none" in _line(DeadLetter.of(record(None, None)), applied=False)
+    assert "key=none" in describe(DeadLetter.of(record(None, None)), applied=False)
 
 
 def test_the_summary_counts_what_waits_and_what_was_applied() -> None:
     letters = [letter(ValueError("broken"), offset) for offset in range(3)]
 
-    assert _summary(letters, {letters[0].identity}) == (
-        "3 dead letters, 2 waiting, 1 applied since"
-    )
-    assert _summary(letters[:1], set()) == "1 dead letter, 1 waiting, 0 applied since"
+    assert summary(letters, {letters[0].identity}) == ("3 dead letters, 2 waiting, 1 applied since")
+    assert summary(letters[:1], set()) == "1 dead letter, 1 waiting, 0 applied since"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from samples import TOPIC, record
 
 import app
-from app.platform.cli.dlq import _line, _summary
-from app.platform.cli.events import show
+from app.platform.cli.dlq_letters import describe, summary
+from app.platform.cli.event_messages import show
 from app.platform.kafka import codec as names
 from app.platform.kafka.dead_letters import DeadLetter
 from app.platform.logs import _escape_control_characters, _plain_traceback
@@ -65,8 +65,8 @@ def test_a_dead_letter_of_a_stranger_is_one_harmless_line() -> None:
     ]
     letter = DeadLetter.of(record(b"{}", HOSTILE.encode(), topic=TOPIC, headers=headers))
 
-    assert is_harmless(_line(letter, applied=False))
-    assert _summary([letter], set()) == "1 dead letter, 1 waiting, 0 applied since"
+    assert is_harmless(describe(letter, applied=False))
+    assert summary([letter], set()) == "1 dead letter, 1 waiting, 0 applied since"
 
 
 def test_pretty_logs_escape_what_they_were_given() -> None:

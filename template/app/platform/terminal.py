@@ -20,6 +20,12 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(_escaped(char) if _is_risky(char, keep) else char for char in text)
 
 
+def one_line(text: str, length: int = 160) -> str:
+    """Return `text` on one line without escapes, shortened with an ellipsis if it is too long."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def say(line: str, *, err: bool = False) -> None:
     """Print one line, with control characters escaped."""
     print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)

@@ -3,18 +3,18 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.platform.cli.base import counted, failure, on_database, service_of, unknown
-from app.platform.database.engine import Database
-from app.platform.errors import VersionConflict
-from app.platform.event_store.category import Category
-from app.platform.event_store.store import EventStore, ImportRefused, StoredEvent, StreamState
-from app.platform.event_store.streams import State, Streams
-from app.platform.event_store.verification import BATCH, Verification
 from app.platform.terminal import printable, say, say_block
+
+if TYPE_CHECKING:  # imported when a command runs, so that its help is quick
+    from app.platform.database.engine import Database
+    from app.platform.event_store.category import Category
+    from app.platform.event_store.store import StoredEvent, StreamState
+    from app.platform.event_store.streams import State, Streams
 
 commands = typer.Typer()
 group = typer.Typer(help="Streams of events: show, verify, import.", no_args_is_help=True)
@@ -40,9 +40,11 @@ def list_streams(
     ctx: typer.Context, category: CategoryName = None, after: After = 0, limit: Limit = 100
 ) -> None:
     """List the streams, with their versions and the times of their first and last event."""
+    from app.platform.event_store.store import EventStore
+
     streams = _find_streams(ctx, category)
 
-    async def read(database: Database) -> tuple[list[StreamState[State]], int]:
+    async def read(database: "Database") -> "tuple[list[StreamState[State]], int]":
         async with database.sessions() as session:
             store = EventStore(session, streams.category)
             found = await store.load_many(await store.streams(after, limit))
@@ -61,9 +63,11 @@ def list_streams(
 @group.command()
 def show(ctx: typer.Context, id: StreamId, category: CategoryName = None) -> None:
     """Show the events of a stream in their newest versions, with their metadata."""
+    from app.platform.event_store.store import EventStore
+
     found_category = _find_streams(ctx, category).category
 
-    async def read(database: Database) -> Sequence[StoredEvent[Any]]:
+    async def read(database: "Database") -> "Sequence[StoredEvent[Any]]":
         async with database.sessions() as session:
             return await EventStore(session, found_category).events(id)
 
@@ -82,6 +86,8 @@ def verify(
     patience: Patience = 5.0,
 ) -> None:
     """Compute every state from its events and compare it with its row. Exit code 1 if any differs."""
+    from app.platform.event_store.verification import Verification
+
     streams = _find_streams(ctx, category)
     if repair and streams.repair is None:
         raise failure("the rows of a read side cannot be repaired: rebuild its projection")
@@ -104,10 +110,14 @@ def import_rows(ctx: typer.Context, category: CategoryName = None) -> None:
     For a service that switches the module on. It can be repeated. Stop other versions of the
     service first. It imports all rows or none.
     """
+    from app.platform.errors import VersionConflict
+    from app.platform.event_store.store import ImportRefused
+    from app.platform.event_store.verification import BATCH
+
     streams = _find_streams(ctx, category)
     name = streams.category.name
 
-    async def work(database: Database) -> int:
+    async def work(database: "Database") -> int:
         total = 0
         async with database.sessions() as session, session.begin():
             while done := await streams.import_rows(session, BATCH):
@@ -122,7 +132,7 @@ def import_rows(ctx: typer.Context, category: CategoryName = None) -> None:
         raise failure(f"another process writes {name}s: {conflict}") from conflict
 
 
-def _find_streams(ctx: typer.Context, name: str | None) -> Streams:
+def _find_streams(ctx: typer.Context, name: str | None) -> "Streams":
     """Return the streams of the category `name`, or the only ones of the service."""
     by_name: dict[str, Streams] = {
         streams.category.name: streams for streams in service_of(ctx).streams
@@ -136,7 +146,7 @@ def _find_streams(ctx: typer.Context, name: str | None) -> Streams:
     return by_name[name]
 
 
-def _format_event(category: Category[Any, Any], stored: StoredEvent[Any]) -> str:
+def _format_event(category: "Category[Any, Any]", stored: "StoredEvent[Any]") -> str:
     when = stored.recorded_at.isoformat(timespec="milliseconds")
     metadata = [printable(f"  {name}: {value}") for name, value in stored.metadata.items()]
     adapter = category.type_of(stored.event).adapter

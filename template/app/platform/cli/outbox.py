@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.platform.cli.base import counted, failure, on_database
-from app.platform.cli.events import one_line
 from app.platform.cli.serve import Host, Port, serve_as
-from app.platform.terminal import printable, say, say_block
+from app.platform.terminal import one_line, printable, say, say_block
 
 if TYPE_CHECKING:  # imported when a command runs, so that its help is quick
     from app.platform.database.engine import Database

@@ -3,17 +3,16 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy import select
 
 from app.platform.cli.base import context_of, counted, failure, on_database, service_of, unknown
-from app.platform.database.engine import Database
-from app.platform.projections import lag
-from app.platform.projections.projection import RebuildRow
-from app.platform.projections.rebuild import BATCH, AnyProjection, Progress, RebuildRefused
 from app.platform.terminal import say
+
+if TYPE_CHECKING:  # imported when a command runs, so that its help is quick
+    from app.platform.database.engine import Database
+    from app.platform.projections.rebuild import AnyProjection, Progress
 
 commands = typer.Typer()
 group = typer.Typer(help="The read side and its projections.", no_args_is_help=True)
@@ -22,6 +21,7 @@ commands.add_typer(group, name="projections")
 Name = Annotated[str, typer.Argument(help="As `app projections list` prints it.")]
 BatchSize = Annotated[int, typer.Option("--batch", help="Rows per transaction.", min=1, max=20_000)]
 
+BATCH = 1000
 SECONDS_BETWEEN_REPORTS = 1.0
 
 
@@ -36,6 +36,8 @@ def list_projections(ctx: typer.Context) -> None:
 @group.command()
 def status(ctx: typer.Context) -> None:
     """Show the lag of each projection, and the progress of its rebuild."""
+    from app.platform.projections import lag
+
     service, projections = service_of(ctx), _projections(ctx)
     context = context_of(ctx)
     lags = asyncio.run(lag.measure(context.kafka, context.registry, service.projectors))
@@ -55,6 +57,8 @@ def rebuild(ctx: typer.Context, name: Name, batch: BatchSize = BATCH) -> None:
 
     It can be interrupted, and starts over when repeated.
     """
+    from app.platform.projections.rebuild import RebuildRefused
+
     entry = _find(ctx, name)
     try:
         done = asyncio.run(on_database(lambda database: _rebuild(entry, database, batch)))
@@ -77,27 +81,31 @@ def abandon_rebuild(ctx: typer.Context, name: Name) -> None:
         say(f"{name}: there was no rebuild")
 
 
-def _projections(ctx: typer.Context) -> list[AnyProjection]:
+def _projections(ctx: typer.Context) -> "list[AnyProjection]":
     return service_of(ctx).projections
 
 
-def _find(ctx: typer.Context, name: str) -> AnyProjection:
+def _find(ctx: typer.Context, name: str) -> "AnyProjection":
     by_name = {entry.projection.name: entry for entry in _projections(ctx)}
     if name not in by_name:
         raise unknown("projection", name, by_name)
     return by_name[name]
 
 
-async def _rebuild(entry: AnyProjection, database: Database, batch: int) -> Progress:
+async def _rebuild(entry: "AnyProjection", database: "Database", batch: int) -> "Progress":
     return await entry.rebuild(database, batch).run(_Reporter(entry.projection.name))
 
 
-async def _abandon(entry: AnyProjection, database: Database) -> bool:
+async def _abandon(entry: "AnyProjection", database: "Database") -> bool:
     return await entry.abandon(database)
 
 
-async def _rebuilds(projections: list[AnyProjection], database: Database) -> Mapping[str, str]:
+async def _rebuilds(projections: "list[AnyProjection]", database: "Database") -> Mapping[str, str]:
     """Describe the rebuilds, by projection."""
+    from sqlalchemy import select
+
+    from app.platform.projections.projection import RebuildRow
+
     async with database.sessions() as session:
         rows = {row.projection: row for row in await session.scalars(select(RebuildRow))}
     descriptions = {}
@@ -117,7 +125,7 @@ class _Reporter:
         self._name = name
         self._next = 0.0
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: "Progress") -> None:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + SECONDS_BETWEEN_REPORTS

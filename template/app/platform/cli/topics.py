@@ -3,16 +3,17 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
 from app.platform.cli.base import context_of, counted
-from app.platform.kafka.admin import State, TopicAdmin, TopicState, provision
-from app.platform.kafka.dead_letters import current_letters
-from app.platform.kafka.orphans import orphaned_topics, read_orphaned
-from app.platform.kafka.topics import Topic
-from app.platform.runtime import Context
 from app.platform.terminal import say
+
+if TYPE_CHECKING:  # imported when a command runs, so that its help is quick
+    from app.platform.kafka.admin import TopicState
+    from app.platform.kafka.topics import Topic
+    from app.platform.runtime import Context
 
 commands = typer.Typer()
 group = typer.Typer(help="The service's Kafka topics.", no_args_is_help=True)
@@ -49,6 +50,8 @@ def check(ctx: typer.Context) -> None:
 @group.command()
 def create(ctx: typer.Context) -> None:
     """Create the missing topics of the service. Existing and foreign ones do not change."""
+    from app.platform.kafka.admin import provision
+
     context = context_of(ctx)
     created = asyncio.run(provision(context.kafka, context.topics()))
     for name in created:
@@ -56,18 +59,23 @@ def create(ctx: typer.Context) -> None:
     say(f"{counted(len(created), 'topic')} created" if created else "all topics exist")
 
 
-async def compare_topics(context: Context) -> list[TopicState]:
+async def compare_topics(context: "Context") -> "list[TopicState]":
     """Compare the service's topics, and those of foreign events, with the broker's.
 
     Raises MessagingError and KafkaError.
     """
+    from app.platform.kafka.admin import TopicAdmin
+
     topics: Sequence[Topic] = [*context.topics(), *context.foreign_topics()]
     async with TopicAdmin.connected(context.kafka) as admin:
         return await admin.compare(topics)
 
 
-async def _orphaned(context: Context) -> list[str]:
+async def _orphaned(context: "Context") -> list[str]:
     """Return a line for each orphaned topic. They are no error, because Kafka empties them in time."""
+    from app.platform.kafka.dead_letters import current_letters
+    from app.platform.kafka.orphans import orphaned_topics, read_orphaned
+
     topics = await orphaned_topics(context.kafka, context.registry, context.subscriptions)
     letters = current_letters(await read_orphaned(context.kafka, topics))
     counts = Counter(letter.record.topic for letter in letters)
@@ -78,7 +86,9 @@ async def _orphaned(context: Context) -> list[str]:
     ]
 
 
-def _line(state: TopicState) -> str:
+def _line(state: "TopicState") -> str:
+    from app.platform.kafka.admin import State
+
     detail = f" ({state.detail})" if state.detail else ""
     topic = state.topic
     if topic.owner is not None:

@@ -293,7 +293,7 @@ async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, shop: Sh
 async def test_a_row_that_no_events_lead_to_stops_the_import(
     cli: Cli, shop: Shop, monkeypatch: pytest.MonkeyPatch, column: str, value: object, reason: str
 ) -> None:
-    monkeypatch.setattr("app.platform.cli.event_store.BATCH", 1)
+    monkeypatch.setattr("app.platform.event_store.verification.BATCH", 1)
     async with shop.units.begin() as uow:
         old = OrderService(SqlOrderRepository(uow), UserRepository(uow.session), uow.events)
         ids = [(await old.place(7, ITEMS)).id for _ in range(2)]

@@ -1,0 +1,121 @@
+"""Messages of events for `app events …`: printing, reading from a file, sending."""
+
+import json
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aiokafka import ConsumerRecord
+
+from app.platform.cli.base import failure, unknown
+from app.platform.kafka.admin import follow, reading, seek_to
+from app.platform.kafka.codec import CE_SOURCE, ORIGIN_TIMESTAMP, Message, with_headers
+from app.platform.kafka.errors import UnknownTopic
+from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.topics import missing_foreign
+from app.platform.runtime import Context
+from app.platform.terminal import printable, say, say_block
+
+
+async def tail(
+    context: Context, topics: list[str], from_beginning: bool, limit: int | None
+) -> None:
+    """Print messages of `topics` as they arrive, up to `limit` of them."""
+    seen = 0
+    async with reading(context.kafka, topics) as client:
+        existing = sorted({tp.topic for tp in client.assignment()})
+        if not existing:
+            raise failure(f"none of these topics exists: {', '.join(topics)}")
+        await seek_to(client, from_beginning)
+        say(f"listening to {', '.join(existing)}; stop with Ctrl-C", err=True)
+        async for record in follow(client):
+            say_block(show(record))
+            seen += 1
+            if limit is not None and seen >= limit:
+                return
+
+
+def read_event(file: str) -> dict[str, Any]:
+    """Read an event, or the newest sample of a file that `app schemas export` wrote."""
+    try:
+        found = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+    except OSError as error:
+        raise failure(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise failure(f"{file} is not valid JSON: {error}") from error
+    if isinstance(found, dict) and "event_type" not in found:
+        samples = [entry["sample"] for entry in found.values() if "sample" in _mapping(entry)]
+        found = samples[-1] if samples else found
+    if not isinstance(found, dict) or "event_type" not in found:
+        raise failure(f"{file} has no event: write a JSON object with an event_type")
+    return found
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def topic_of(context: Context, payload: dict[str, Any], topic: str | None) -> str:
+    """Return the topic of the event. `topic` chooses among those of several services."""
+    name = payload["event_type"]
+    topics = [context.registry.topic(each.model) for each in context.registry if each.name == name]
+    if not topics:
+        raise unknown("event", str(name), sorted({each.name for each in context.registry}))
+    if topic is not None and topic not in topics:
+        raise unknown("topic of this event", topic, topics)
+    if topic is None and len(topics) > 1:
+        raise failure(
+            f"several services have this event: choose with --topic {' or '.join(topics)}"
+        )
+    return topic or topics[0]
+
+
+async def send(context: Context, message: Message) -> None:
+    """Send `message` as the service that owns its topic does."""
+    owner = context.registry.owner(message.topic)
+    if owner is not None:
+        headers = with_headers(message.headers, {CE_SOURCE: f"/{owner}"})
+        message = message._replace(headers=headers)
+    try:
+        async with KafkaProducer(context.kafka).running() as producer:
+            await producer.send(message)
+    except UnknownTopic as error:
+        if owner is None:
+            raise
+        hint = f"{missing_foreign(message.topic, owner)}; `app dev` creates it on its own Kafka"
+        raise failure(hint) from error
+
+
+def show(record: ConsumerRecord) -> str:
+    """Format a message for people: its position, key, headers and body."""
+    when = _time(record.timestamp)
+    key = "none" if record.key is None else record.key.decode("utf-8", "backslashreplace")
+    lines = [f"{when}  {record.topic}[{record.partition}]@{record.offset}  key={key}"]
+    lines += [f"  {name}: {_header(name, value)}" for name, value in record.headers]
+    if body := _body(record.value):
+        lines += [f"  {line}" for line in body.split("\n")]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _header(name: str, value: bytes | None) -> str:
+    text = (value or b"").decode("utf-8", "backslashreplace")
+    is_time = name == ORIGIN_TIMESTAMP and re.fullmatch("[0-9]{1,18}", text)
+    return _time(int(text)) if is_time else text
+
+
+def _time(milliseconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):  # the sender's clock may be arbitrarily wrong
+        return f"timestamp {milliseconds}"
+
+
+def _body(value: bytes | None) -> str:
+    if value is None:
+        return "(no value)"
+    try:
+        return json.dumps(json.loads(value), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return value.decode("utf-8", "backslashreplace")
