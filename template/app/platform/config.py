@@ -1,5 +1,6 @@
 """Settings, read from the environment and from `.env`. A component defines its own beside its code."""
 
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -28,6 +29,7 @@ class Settings(EnvSettings):
     log_format: Literal["auto", "pretty", "json"] = "auto"
     listen_host: str = Field("127.0.0.1", min_length=1)
     listen_port: int | None = Field(None, ge=1, le=65535)
+    dev_kafka_of: Path | None = None
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -1,6 +1,7 @@
 """Processes: `app api`, `app worker`, `app dev`."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -67,10 +68,19 @@ def serve_as(ctx: typer.Context, role: str, host: str | None, port: int | None) 
 @commands.command()
 def dev(
     ctx: typer.Context,
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port to listen on, instead of 8000 or the next free one.", min=1, max=65535
+        ),
+    ] = None,
     broker: Annotated[
         Broker, typer.Option(help="A real Apache Kafka, or a mock inside the process.")
     ] = Broker.KAFKA,
+    kafka_of: Annotated[
+        Path | None,
+        typer.Option(help="Share the Kafka of the service in this folder.", metavar="FOLDER"),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the data first.")] = False,
     reload: Annotated[
         bool,
@@ -89,9 +99,10 @@ def dev(
     """
     require_development("app dev")
     from app.platform.cli import user_message
-    from app.platform.dev.command import Mode, run_dev
+    from app.platform.dev.command import Mode, ServerOptions, run_dev
 
     if reload and servers_only:
         raise typer.BadParameter("--reload and --servers-only exclude each other")
     mode = Mode.RELOAD if reload else Mode.SERVERS_ONLY if servers_only else Mode.IN_PROCESS
-    run_dev(ctx.obj, port, broker.value, explain=user_message, fresh=fresh, mode=mode)
+    servers = ServerOptions(broker.value, kafka_of, fresh=fresh)
+    run_dev(ctx.obj, port, servers, explain=user_message, mode=mode)

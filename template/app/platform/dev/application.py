@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 
 from asyncpg import PostgresError
 from fastapi import FastAPI
@@ -22,9 +23,10 @@ from app.platform.config import HttpSettings, Settings, load
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.errors import DatabaseUnavailable
 from app.platform.dev import asyncapi_page
+from app.platform.dev.clearing import delete_topics_and_groups
 from app.platform.dev.errors import DevelopmentServerError
 from app.platform.dev.schema import prepare_schema
-from app.platform.dev.servers import APP_LOG
+from app.platform.dev.servers import APP_LOG, say
 from app.platform.http.app import create_app
 from app.platform.http.server import run
 from app.platform.kafka.admin import provision
@@ -32,7 +34,8 @@ from app.platform.kafka.settings import KafkaSettings
 from app.platform.runtime import Context
 from app.platform.service import Role, Service
 
-LOADED, READY, START = "loaded", "ready", "start"
+LOADED, READY = "loaded", "ready"
+FIRST_START, START = "first start", "start"
 
 _ORPHAN_SECONDS = 30.0
 
@@ -41,15 +44,26 @@ class DatabaseUnusable(DevelopmentServerError):
     """The database of DATABASE_URL cannot be reached, or refuses the connection."""
 
 
-async def prepare(service: Service, *, own_broker: bool) -> None:
-    """Migrate the database and create the topics; foreign ones on a broker of this run only.
+async def prepare(service: Service, own_broker: bool, clear: bool = False) -> None:
+    """Migrate the database and create the topics; foreign ones on a broker of `app dev` only.
 
-    Raises DatabaseUnusable and SchemaTooNew.
+    `clear` deletes the service's topics and consumer groups first.
+    Raises DatabaseUnusable, SchemaTooNew and ServerFailed.
     """
     await _check_database()
     context = Context.of(service, load(Settings).service_name, load(KafkaSettings))
-    topics = context.topics() + (context.foreign_topics() if own_broker else [])
-    await asyncio.gather(prepare_schema(), provision(context.kafka, topics))
+    if clear:
+        await asyncio.to_thread(delete_topics_and_groups, context.kafka, context.topics())
+    foreign = context.foreign_topics() if own_broker else []
+    _, created = await asyncio.gather(
+        prepare_schema(), provision(context.kafka, context.topics() + foreign)
+    )
+    for topic in foreign:
+        if topic.name in created:
+            say(
+                f"created {topic.name}, which the service {topic.owner} publishes to: `app events send` "
+                "does so in its place, and `app dev --kafka-of FOLDER` shares its Kafka"
+            )
 
 
 async def _check_database() -> None:
@@ -90,13 +104,17 @@ def run_child(
     explain: Callable[[Exception], str | None],
     listener: socket.socket,
     own_broker: bool,
+    clear: bool,
     supervisor: Connection,
 ) -> None:
-    """Load the application, wait for START, and serve until SIGTERM or the supervisor's end."""
+    """Load the application, wait for a start, and serve until SIGTERM or the supervisor's end.
+
+    `clear` is for the first start.
+    """
     terminal.prepare_streams()
     if hasattr(os, "setsid"):  # Ctrl-C in the terminal is the supervisor's
         os.setsid()
-    started = threading.Event()
+    started: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_follow, args=(supervisor, started), daemon=True).start()
     try:
         settings = load(Settings)
@@ -104,8 +122,8 @@ def run_child(
         service = load_service()
         app = create_dev_app(service)
         supervisor.send((LOADED, None))
-        started.wait()
-        asyncio.run(prepare(service, own_broker=own_broker))
+        is_first = started.get() == FIRST_START
+        asyncio.run(prepare(service, own_broker=own_broker, clear=clear and is_first))
         run(
             once_started(app, lambda: _reporting(supervisor, service)), listener, load(HttpSettings)
         )
@@ -115,11 +133,10 @@ def run_child(
         sys.exit(1)
 
 
-def _follow(supervisor: Connection, started: threading.Event) -> None:
-    """Wait for START, then for the end of the supervisor, which this process does not outlive."""
+def _follow(supervisor: Connection, started: "SimpleQueue[str]") -> None:
+    """Wait for a start, then for the end of the supervisor, which this process does not outlive."""
     try:
-        supervisor.recv()
-        started.set()
+        started.put(supervisor.recv())
         supervisor.recv()
     except (EOFError, ConnectionError):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -15,15 +15,17 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 
 from app.platform import logs
 from app.platform.config import HttpSettings, Settings, load
 from app.platform.database.engine import DatabaseSettings
 from app.platform.database.url import async_url
 from app.platform.dev.application import create_dev_app, once_started, prepare, run_child
-from app.platform.dev.errors import DevelopmentServerError
+from app.platform.dev.errors import DevelopmentServerError, KafkaNotShared
 from app.platform.dev.reload import FirstRequest, RunChild, supervise
 from app.platform.dev.servers import (
     ADDRESSES,
@@ -34,16 +36,27 @@ from app.platform.dev.servers import (
     publish_addresses,
     say,
 )
+from app.platform.dev.sharing import SharedKafka, Sharer, find_kafka
 from app.platform.dev.signals import StopRequested, StopSignals, handling_stop_signals
 from app.platform.dev.training import train_in_background
-from app.platform.http.server import listen, run
+from app.platform.http.server import PortInUse, listen, run
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.service import Service
 from app.platform.terminal import say_block
 
 HOST = "127.0.0.1"
+PORTS = range(8000, 8010)
 
 _WATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Options of the servers. `kafka_of` is the folder of the service whose Kafka is used."""
+
+    broker: BrokerChoice = "kafka"
+    kafka_of: Path | None = None
+    fresh: bool = False
 
 
 class Mode(StrEnum):
@@ -56,11 +69,10 @@ class Mode(StrEnum):
 
 def run_dev(
     load_service: Callable[[], Service],
-    port: int,
-    broker: BrokerChoice,
+    port: int | None,
+    options: ServerOptions,
     *,
     explain: Callable[[Exception], str | None] = str,
-    fresh: bool = False,
     mode: Mode = Mode.IN_PROCESS,
 ) -> None:
     """Run the servers and, by `mode`, the application until a signal.
@@ -74,15 +86,13 @@ def run_dev(
     service = load_service() if mode is not Mode.RELOAD else None
     with handling_stop_signals() as signals:
         try:
-            servers = _configure_servers(broker, fresh)
+            servers = _configure_servers(options)
             with _listening(port, mode) as listener, _running(servers, signals):
                 if listener is None:
                     assert service is not None
                     _keep_servers(service, servers)
                 elif service is None:
-                    child = partial(
-                        run_child, load_service, explain, listener, _has_own_broker(servers)
-                    )
+                    child = partial(run_child, load_service, explain, listener, *_broker(servers))
                     _reload(child, _port(listener), servers, signals)
                 else:
                     _serve(service, listener, servers, signals)
@@ -95,21 +105,43 @@ def run_dev(
             sys.exit("stopped before the service was up")
 
 
-def _listening(port: int, mode: Mode) -> AbstractContextManager[socket.socket | None]:
-    return nullcontext() if mode is Mode.SERVERS_ONLY else closing(listen(HOST, port))
+def _listening(port: int | None, mode: Mode) -> AbstractContextManager[socket.socket | None]:
+    return nullcontext() if mode is Mode.SERVERS_ONLY else closing(_listen(port))
 
 
-def _configure_servers(broker: BrokerChoice, fresh: bool) -> Servers:
-    """Return the servers whose addresses neither the environment nor `.env` sets."""
-    database, kafka = load(DatabaseSettings), load(KafkaSettings)
+def _listen(port: int | None) -> socket.socket:
+    """Listen on `port`, or on the first free one of PORTS. Raises ConfigurationError."""
+    for candidate in PORTS if port is None else []:
+        try:
+            return listen(HOST, candidate)
+        except PortInUse:
+            continue
+    return listen(HOST, port or PORTS[0])
+
+
+def _configure_servers(options: ServerOptions) -> Servers:
+    """Return the servers whose addresses neither the environment nor `.env` sets.
+
+    Raises KafkaNotShared.
+    """
+    settings, database, kafka = load(Settings), load(DatabaseSettings), load(KafkaSettings)
     given_url = "database_url" in database.model_fields_set
     given_kafka = "kafka_bootstrap_servers" in kafka.model_fields_set
+    host = options.kafka_of or settings.dev_kafka_of
+    if host is not None and (given_kafka or options.broker == "mock"):
+        raise KafkaNotShared(
+            "a mock broker, or one of KAFKA_BOOTSTRAP_SERVERS, excludes the Kafka of another service; "
+            "leave out --kafka-of and DEV_KAFKA_OF"
+        )
+    data = FOLDER / "kafka" if host is None else find_kafka(host)
+    me = Sharer(settings.service_name, Path.cwd().resolve())
     return Servers(
         FOLDER,
-        broker,
-        fresh=fresh,
+        options.broker,
+        fresh=options.fresh,
         database_url=database.database_url.get_secret_value() if given_url else None,
         kafka_bootstrap_servers=kafka.kafka_bootstrap_servers if given_kafka else None,
+        shared=SharedKafka(data, me, fresh=options.fresh),
     )
 
 
@@ -129,6 +161,8 @@ def _running(servers: Servers, signals: StopSignals) -> Iterator[None]:
     finally:
         signals.ignore()
         servers.stop()
+        if (kafka := _shared(servers)) is not None and kafka.used_by:
+            say(f"Kafka stays up for {_names(kafka)}")
 
 
 def _say_killed() -> None:
@@ -143,7 +177,7 @@ def _serve(
     service: Service, listener: socket.socket, servers: Servers, signals: StopSignals
 ) -> None:
     """Run the application in this process."""
-    asyncio.run(prepare(service, own_broker=_has_own_broker(servers)))
+    asyncio.run(prepare(service, *_broker(servers)))
 
     @asynccontextmanager
     async def started() -> AsyncIterator[None]:
@@ -172,7 +206,7 @@ def _reload(child: RunChild, port: int, servers: Servers, signals: StopSignals) 
 
 def _keep_servers(service: Service, servers: Servers) -> None:
     """Prepare the servers, and keep them running for other processes until a signal."""
-    asyncio.run(prepare(service, own_broker=_has_own_broker(servers)))
+    asyncio.run(prepare(service, *_broker(servers)))
     say_block(_servers_message(servers), err=True)
     with _training(servers):
         try:
@@ -183,12 +217,25 @@ def _keep_servers(service: Service, servers: Servers) -> None:
         _say_ended(servers)
 
 
-def _has_own_broker(servers: Servers) -> bool:
-    return servers.broker_kind != "external"
+def _broker(servers: Servers) -> tuple[bool, bool]:
+    """Return whether `app dev` started the broker, and whether to delete the service's topics there."""
+    kafka = _shared(servers)
+    return servers.broker_kind != "external", kafka is not None and kafka.must_clear
+
+
+def _shared(servers: Servers) -> SharedKafka | None:
+    return servers.kafka if isinstance(servers.kafka, SharedKafka) else None
+
+
+def _names(kafka: SharedKafka) -> str:
+    return ", ".join(str(sharer) for sharer in kafka.used_by)
 
 
 def _training(servers: Servers) -> AbstractContextManager[None]:
-    return train_in_background(FOLDER / "training") if servers.kafka else nullcontext()
+    kafka = _shared(servers)
+    if kafka is None or kafka.is_joined:
+        return nullcontext()
+    return train_in_background(FOLDER / "training")
 
 
 @asynccontextmanager
@@ -248,8 +295,12 @@ def _servers_message(servers: Servers) -> str:
 
 def _addresses(servers: Servers) -> str:
     broker = {"kafka": "Apache Kafka", "mock": "Mock broker", "external": "Kafka"}
+    shared = ""
+    if (kafka := _shared(servers)) is not None and (kafka.is_guest or kafka.used_by):
+        others = f", with {_names(kafka)}" if kafka.used_by else ""
+        shared = f"\n  Shared Kafka       {kafka.data}{others}"
     return f"""\
-  {broker[servers.broker_kind]:<17}  {servers.kafka_bootstrap_servers}
+  {broker[servers.broker_kind]:<17}  {servers.kafka_bootstrap_servers}{shared}
   Database           {_without_password(servers.database_url)}
   Data and logs      {FOLDER.resolve()}"""
 

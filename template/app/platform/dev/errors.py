@@ -29,6 +29,10 @@ class FolderInUse(DevelopmentServerError):
     """Another process runs servers on the same data."""
 
 
+class KafkaNotShared(DevelopmentServerError):
+    """The Kafka of another service cannot be used."""
+
+
 class ServerFailed(DevelopmentServerError):
     """A server ended, or did not start in time. The message ends with the tail of its log."""
 

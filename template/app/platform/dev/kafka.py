@@ -22,8 +22,9 @@ from app.platform.dev.java import kafka_jars
 from app.platform.dev.keystore import KeyStore, SaslSsl
 from app.platform.dev.process import LOOPBACK, Startable, free_port, is_free
 
-_STOP_SECONDS = 20.0
+STOP_SECONDS = 20.0
 _PORT_TRIES = 3
+PORTS_FILE = "ports"  # those of clients first
 
 
 class KafkaCluster(Startable):
@@ -104,7 +105,7 @@ class KafkaCluster(Startable):
         self,
         number: int | None = None,
         *,
-        timeout: float = _STOP_SECONDS,
+        timeout: float = STOP_SECONDS,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """SIGTERM: partitions are handed over and logs closed cleanly."""
@@ -195,7 +196,7 @@ class KafkaCluster(Startable):
     def _choose_ports(self) -> None:
         """Choose ports for clients, for controllers and, with security, between brokers."""
         count = len(self._brokers)
-        ports = _kept_ports(self.data / "ports", count * 3)
+        ports = _kept_ports(self.data / PORTS_FILE, count * 3)
         if self._fixed_ports:
             for port in self._fixed_ports:
                 if not is_free(port):
@@ -220,9 +221,13 @@ class KafkaCluster(Startable):
             broker.configure(controllers, settings, secured=self.security is not None)
 
 
+def read_ports(file: Path) -> list[int]:
+    return [int(word) for word in file.read_text().split()]
+
+
 def _kept_ports(file: Path, count: int) -> list[int]:
     """Return the `count` ports in `file`, or write free ones to it if one of them is in use."""
-    ports = [int(word) for word in file.read_text().split()] if file.exists() else []
+    ports = read_ports(file) if file.exists() else []
     if len(ports) != count or not all(is_free(port) for port in ports):
         ports = [free_port() for _ in range(count)]
     file.write_text(" ".join(str(port) for port in ports) + "\n")

@@ -89,7 +89,7 @@ class ServerProcess:
         self._pid_file = folder / "server.pid"
         self._mark = mark
         self._user = user
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | _Adopted | None = None
         self._suspended: list[Any] = []
 
     @property
@@ -176,6 +176,19 @@ class ServerProcess:
         self._child = None
         self._pid_file.unlink(missing_ok=True)
 
+    def adopt(self) -> bool:
+        """Take over the running server that another process started. Return whether there is one."""
+        pid = self._recorded_pid()
+        found = None if pid is None else self._find_own(pid)
+        self._child = None if found is None else _Adopted(found)
+        return self.running
+
+    def leave(self) -> None:
+        """Leave the server running, for others to adopt."""
+        if isinstance(self._child, subprocess.Popen):
+            self._child.returncode = 0  # without it, Popen warns of a child that nobody waits for
+        self._child = None
+
     def suspend(self) -> None:
         """Suspend the server and its children: connections stay open, but nothing answers."""
         self._suspended = _process_tree(self.pid)
@@ -239,6 +252,23 @@ class ServerProcess:
         except psutil.Error:  # gone, a zombie, or another user's: not this server
             return None
         return process if ours else None
+
+
+class _Adopted:
+    """A server that another process started, with what is used of Popen."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self.pid: int = process.pid
+
+    def poll(self) -> int | None:
+        return None if _is_alive(self._process) else 0
+
+    def send_signal(self, number: signal.Signals) -> None:
+        _ignore_gone(lambda: self._process.send_signal(number))
+
+    def wait(self) -> None:
+        _wait_ended([self._process], _KILL_SECONDS)
 
 
 def run_as(user: str) -> dict[str, Any]:

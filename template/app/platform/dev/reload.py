@@ -17,7 +17,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from app.platform.dev.application import LOADED, READY, START
+from app.platform.dev.application import FIRST_START, LOADED, READY, START
 from app.platform.dev.errors import import_development
 from app.platform.dev.servers import say
 
@@ -101,7 +101,7 @@ class Supervisor:
                 if self._serving is not None:
                     self._serving.stop()
                 self._serving, self._loading = loading, None
-                loading.start()
+                loading.start(FIRST_START if self._announce is not None else START)
             elif not loading.running:
                 loading.kill()
                 self._loading = None
@@ -157,10 +157,10 @@ class _Child:
             return None
         return str(message)
 
-    def start(self) -> None:
+    def start(self, start: str) -> None:
         """Let the loaded application prepare the servers and serve."""
         try:
-            self._connection.send(START)
+            self._connection.send(start)
         except ConnectionError:  # it has ended meanwhile, which `running` tells
             return
 

@@ -77,6 +77,7 @@ class Servers(Startable):
     PostgreSQL is not started if `database_url` is given, nor Kafka if `kafka_bootstrap_servers` is;
     both default to the environment. Without Kafka's jars the mock broker is started, with a
     message. `fresh` deletes earlier data. `fsync=False` is for tests, whose data may be lost.
+    `shared` takes the place of a Kafka of its own.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class Servers(Startable):
         fsync: bool = True,
         database_url: str | None = None,
         kafka_bootstrap_servers: str | None = None,
+        shared: KafkaCluster | None = None,
         say: Callable[[str], None] = say,
     ) -> None:
         self._data = data
         self._broker = broker
         self._fresh = fresh
         self._fsync = fsync
+        self._shared = shared
         self._say = say
         self._cancelled = threading.Event()
         self._database_url = database_url or os.environ.get("DATABASE_URL", "")
@@ -183,7 +186,7 @@ class Servers(Startable):
         if self._broker == "mock":
             self._start_mock("asked for")
             return
-        cluster = KafkaCluster(self._data / "kafka", fresh=self._fresh)
+        cluster = self._shared or KafkaCluster(self._data / "kafka", fresh=self._fresh)
         try:
             cluster.start(cancelled=self._cancelled.is_set)
         except JarsUnavailable as error:
@@ -212,12 +215,14 @@ def publish_addresses(servers: Servers, file: Path = ADDRESSES) -> Iterator[None
     private_folder(file.parent)  # it does not exist yet if both servers were given
     written = file.with_suffix(".new")
     written.touch(mode=0o600)  # the database's address contains its password
-    written.write_text(
-        json.dumps(
-            {"process": process, "started": start_time(process), "settings": servers.settings}
-        )
-        + "\n"
-    )
+    kafka = servers.kafka
+    addresses = {
+        "process": process,
+        "started": start_time(process),
+        "settings": servers.settings,
+        "kafka": None if kafka is None else str(kafka.data),
+    }
+    written.write_text(json.dumps(addresses) + "\n")
     written.replace(file)  # so that nobody reads half of it
     try:
         yield
@@ -230,13 +235,19 @@ def running_addresses(file: Path = ADDRESSES) -> dict[str, str]:
 
     Raises DevelopmentDependencyMissing.
     """
+    running = running_servers(file)
+    settings: dict[str, str] = running["settings"] if running else {}
+    return settings
+
+
+def running_servers(file: Path) -> dict[str, Any] | None:
+    """Return the contents of `file` if the `app dev` that wrote it runs."""
     try:
-        written = json.loads(file.read_text())
+        written: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError:
-        return {}
+        return None
     since = start_time(written["process"])
     # A killed process leaves its file behind; its id may belong to another process by now.
     if since is None or abs(since - written["started"]) > _CLOCK_SECONDS:
-        return {}
-    settings: dict[str, str] = written["settings"]
-    return settings
+        return None
+    return written

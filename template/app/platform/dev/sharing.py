@@ -1,0 +1,168 @@
+"""One Kafka for the services of a machine: the first `app dev` starts it, and the last one stops it.
+
+The data is in the folder of one service, whoever starts the broker. No process owns the broker: a
+service that uses it holds a lock, which the system releases even after `kill -9`.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.platform.dev.errors import FolderInUse, JarsUnavailable, KafkaNotShared, ServerFailed
+from app.platform.dev.folders import FileLock, private_folder
+from app.platform.dev.kafka import PORTS_FILE, STOP_SECONDS, KafkaCluster, read_ports
+from app.platform.dev.servers import ADDRESSES, FOLDER, running_servers
+
+
+def find_kafka(project: Path) -> Path:
+    """Return the folder of the Kafka that the service in `project` uses. Raises KafkaNotShared."""
+    if not (project / "app" / "platform").is_dir():
+        raise KafkaNotShared(
+            f"there is no service in {project.resolve()}; name the folder of the one whose Kafka to use"
+        )
+    running = running_servers(project / ADDRESSES)
+    if running is None:
+        return project / FOLDER / "kafka"
+    if running["kafka"] is None:
+        raise KafkaNotShared(
+            f"`app dev` in {project.resolve()} runs without a Kafka of its own: with a mock broker, or "
+            "with KAFKA_BOOTSTRAP_SERVERS, which can be set here, too"
+        )
+    return Path(running["kafka"])  # perhaps that of a third one
+
+
+@dataclass(frozen=True)
+class Sharer:
+    """A service that uses a Kafka, and the folder of its project."""
+
+    name: str
+    project: Path
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.project})"
+
+
+class Sharers:
+    """The services that have topics on a Kafka: for each a file, and a lock while its `app dev` runs."""
+
+    def __init__(self, folder: Path, me: Sharer) -> None:
+        self._folder = folder
+        self._me = me
+        self._lock = self._lock_of(me.name)
+
+    def enter(self) -> None:
+        """Register this service as running. Raises FolderInUse and KafkaNotShared."""
+        self._folder.mkdir(exist_ok=True)
+        project = self._project_of(self._me.name)
+        entered = self._lock.acquire()
+        if project not in (None, self._me.project) and (not entered or project.is_dir()):
+            self._lock.release()
+            raise KafkaNotShared(
+                f"the topics of {self._me.name} on this Kafka belong to {project}; services that "
+                "share a Kafka need different values of SERVICE_NAME"
+            )
+        if not entered:
+            raise FolderInUse(
+                f"`app dev` of this service runs already, as process {self._lock.holder}; stop that "
+                "first"
+            )
+        self._file_of(self._me.name).write_text(json.dumps(str(self._me.project)))
+
+    def leave(self) -> None:
+        self._lock.release()
+
+    def others(self) -> list[Sharer]:
+        """Return the other services that have topics here, and whose projects still exist."""
+        names = sorted(file.stem for file in self._folder.glob("*.json"))
+        found = [(name, self._project_of(name)) for name in names if name != self._me.name]
+        return [Sharer(name, project) for name, project in found if project and project.is_dir()]
+
+    def running(self) -> list[Sharer]:
+        """Return those of the others whose `app dev` runs."""
+        return [sharer for sharer in self.others() if self._runs(sharer.name)]
+
+    def _runs(self, name: str) -> bool:
+        lock = self._lock_of(name)
+        if not lock.acquire():
+            return True
+        lock.release()
+        return False
+
+    def _project_of(self, name: str) -> Path | None:
+        try:
+            return Path(json.loads(self._file_of(name).read_text()))
+        except FileNotFoundError:
+            return None
+
+    def _file_of(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    def _lock_of(self, name: str) -> FileLock:
+        return FileLock(self._folder / f"{name}.lock")
+
+
+class SharedKafka(KafkaCluster):
+    """A broker on `data` that any number of services use.
+
+    `fresh` deletes all data if no other service has topics here. Otherwise `must_clear` asks the
+    caller to delete those of `me`.
+    """
+
+    def __init__(self, data: Path, me: Sharer, *, fresh: bool = False) -> None:
+        super().__init__(data)
+        self._mutex = FileLock(self.data / "sharing.lock")
+        self._sharers = Sharers(self.data / "sharers", me)
+        self._is_fresh = fresh
+        self.is_guest = not self.data.is_relative_to(me.project)
+        self.is_joined = False
+        self.must_clear = False
+        self.used_by: list[Sharer] = []
+
+    def start(
+        self, number: int | None = None, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Use the running broker, or start it. Raises KafkaNotShared, and what KafkaCluster raises."""
+        private_folder(self.data)
+        with self._mutex.waited_for(cancelled):
+            self._sharers.enter()
+            try:
+                self.used_by = self._sharers.running()
+                self.must_clear = self._is_fresh and (self.is_guest or bool(self._sharers.others()))
+                self.is_joined = bool(self.used_by) and self._adopt()
+                if not self.is_joined:
+                    self._start_broker(number, cancelled)
+            except BaseException:
+                self._sharers.leave()
+                raise
+
+    def stop(
+        self,
+        number: int | None = None,
+        *,
+        timeout: float = STOP_SECONDS,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Stop the broker, unless another service uses it."""
+        with self._mutex.waited_for(lambda: False):
+            self._sharers.leave()
+            self.used_by = self._sharers.running()
+            if self.used_by:
+                self._brokers[1].process.leave()
+            else:
+                super().stop(number, timeout=timeout, cancelled=cancelled)
+
+    def _start_broker(self, number: int | None, cancelled: Callable[[], bool]) -> None:
+        self._fresh = self._is_fresh and not self.must_clear
+        try:
+            super().start(number, cancelled=cancelled)
+        except JarsUnavailable as error:
+            if self.is_guest:
+                raise ServerFailed(f"{error}; a mock broker cannot be shared") from error
+            raise
+        self._folder.release()  # from here on, the locks of its sharers say that it is in use
+
+    def _adopt(self) -> bool:
+        broker = self._brokers[1]
+        broker.port = read_ports(self.data / PORTS_FILE)[0]
+        return broker.process.adopt()
