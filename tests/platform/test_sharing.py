@@ -50,6 +50,14 @@ def test_a_sharer_sees_the_others_and_which_of_them_run(tmp_path: Path, sharers:
     assert sharers.others() == []
 
 
+def test_a_service_with_a_new_name_is_no_other_one(tmp_path: Path, sharers: Sharers) -> None:
+    sharers.leave()
+    renamed = Sharers(tmp_path / "sharers", Sharer("store", tmp_path / "shop"))
+    renamed.enter()
+    assert renamed.others() == []
+    renamed.leave()
+
+
 def test_a_second_run_of_a_service_is_refused(tmp_path: Path, sharers: Sharers) -> None:
     again = Sharers(tmp_path / "sharers", sharer(tmp_path, "shop"))
     with pytest.raises(FolderInUse, match=f"runs already, as process {os.getpid()}"):

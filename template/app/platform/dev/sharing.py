@@ -75,8 +75,10 @@ class Sharers:
     def others(self) -> list[Sharer]:
         """Return the other services that have topics here, and whose projects still exist."""
         names = sorted(file.stem for file in self._folder.glob("*.json"))
-        found = [(name, self._project_of(name)) for name in names if name != self._me.name]
-        return [Sharer(name, project) for name, project in found if project and project.is_dir()]
+        found = [(name, self._project_of(name)) for name in names]
+        # An earlier name of this service is no other service.
+        others = [(name, project) for name, project in found if project != self._me.project]
+        return [Sharer(name, project) for name, project in others if project and project.is_dir()]
 
     def running(self) -> list[Sharer]:
         """Return those of the others whose `app dev` runs."""
