@@ -104,6 +104,21 @@ def test_help_of_each_command_imports_nothing_that_takes_long() -> None:
     assert {"dlq --help:", "dlq replay --help:", "topics check --help:"} <= {*asked}
 
 
+def test_the_service_loads_without_the_garbage_collector() -> None:
+    load = """
+import gc
+from app.__main__ import load_service
+before = [generation["collections"] for generation in gc.get_stats()]
+load_service()
+after = [generation["collections"] for generation in gc.get_stats()]
+assert after == before, (before, after)
+assert gc.isenabled() and gc.get_freeze_count() > 10_000  # it works from now on, on what is new
+"""
+    done = subprocess.run((sys.executable, "-c", load), capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_command_that_is_not_there_is_refused() -> None:
     result = CliRunner().invoke(command_line(lambda: wiring.service), ["nosuch"])
 
