@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,9 +40,7 @@ class Connect:
         self.process = ServerProcess("Kafka Connect", folder, str(folder))
 
     def start(self, logging: Path) -> None:
-        rows = (line.split() for line in _JARS.read_text().splitlines())
-        wanted = [Jar(coordinate, int(size), sha256) for coordinate, size, sha256 in rows]
-        jars = [*kafka_jars(), *kafka_jars(cache_folder() / "debezium", wanted)]
+        jars = all_jars()
         settings = self._folder / "connect.properties"
         values = {"folder": self._folder, "bootstrap": self._bootstrap}
         settings.write_text(_SETTINGS.format(host=LOOPBACK, port=self._port, **values))
@@ -65,8 +64,29 @@ class Connect:
             headers={"Content-Type": "application/json"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=90) as answer:
-            return json.loads(answer.read() or "null")
+        try:
+            with urllib.request.urlopen(request, timeout=90) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            error.add_note(error.read().decode())
+            raise
+
+
+def all_jars() -> list[Path]:
+    """Return Kafka's jars, and those of Connect, Debezium and Kafka's tools."""
+    rows = (line.split() for line in _JARS.read_text().splitlines())
+    wanted = [Jar(coordinate, int(size), sha256) for coordinate, size, sha256 in rows]
+    return [*kafka_jars(), *kafka_jars(cache_folder() / "debezium", wanted)]
+
+
+def produce(bootstrap: str, topic: str, lines: str) -> None:
+    """Send `lines`, each with headers, key and value, by Kafka's console producer."""
+    command = [java.java(), *java.JVM_FLAGS, "-cp", java.class_path(all_jars())]
+    command += ["org.apache.kafka.tools.ConsoleProducer", "--bootstrap-server", bootstrap]
+    command += ["--topic", topic]
+    for name in ("parse.headers=true", "parse.key=true", "null.marker=NULL"):
+        command += ["--reader-property", name]
+    subprocess.run(command, input=lines, text=True, check=True, timeout=60)
 
 
 class Relay:

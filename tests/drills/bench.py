@@ -1,6 +1,7 @@
 """A drill's own service, database and topics; what was fed to it, and what came of it."""
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -15,10 +16,10 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from app.drill import EVENTS, SUBSCRIPTIONS_OF, Fault, Ticked
-from app.platform.events.event import EventRegistry
+from app.drill import SUBSCRIPTIONS_OF, Echoed, Fault, Ticked, events_on
+from app.platform.events.event import BaseEvent, EventRegistry
 from app.platform.kafka.admin import provision, read_to_end, reading
-from app.platform.kafka.codec import CE_ID, encode
+from app.platform.kafka.codec import CE_ID, Message, encode
 from app.platform.kafka.errors import BrokerUnavailable
 from app.platform.kafka.settings import KafkaSettings, client_options
 from app.platform.kafka.subscription import Subscription
@@ -100,7 +101,12 @@ class Bench:
 
     @property
     def registry(self) -> EventRegistry:
-        return EventRegistry(self.settings.kafka_client_id, EVENTS)
+        return EventRegistry(self.settings.kafka_client_id, events_on(self.shape))
+
+    @property
+    def shape(self) -> str:
+        """The kind of topic that the events are on: their own, a shared one, or a foreign one."""
+        return self.environment.get("DRILL_TOPIC", "")
 
     @property
     def subscriptions(self) -> Sequence[Subscription]:
@@ -199,12 +205,25 @@ class Bench:
             await asyncio.gather(*acknowledgements)
 
     async def _send(self, producer: AIOKafkaProducer, event: Ticked) -> "asyncio.Task[None]":
-        message = encode(event, self.registry, Trace("drill"))
+        if self.shape:  # between others, which nobody handles
+            other = self._message(Echoed(name=event.name, number=event.number))
+            await producer.send(other.topic, other.value, other.key, headers=list(other.headers))
+        message = self._message(event)
         # The order of these calls is the order in the partition.
         future = await producer.send(
             message.topic, message.value, message.key, headers=list(message.headers)
         )
+        if self.shape and event.number % 10 == 0:  # as a sender repeats it after a lost answer
+            headers = list(message.headers)
+            await producer.send(message.topic, message.value, message.key, headers=headers)
         return asyncio.create_task(self._acknowledged(future, event))
+
+    def _message(self, event: BaseEvent) -> Message:
+        message = encode(event, self.registry, Trace("drill"))
+        if self.shape != "cloud-events":
+            return message
+        fields = event.model_dump(mode="json", exclude={*BaseEvent.model_fields})
+        return message._replace(value=json.dumps(fields).encode())
 
     async def _acknowledged(self, future: "asyncio.Future[Any]", event: Ticked) -> None:
         metadata = await future

@@ -48,6 +48,20 @@ class Guard:
 
 GUARDS = [
     Guard(
+        "skipped-types-done",
+        PROCESSING,
+        "        tracker.mark_done(record)\n\n    def _decode(",
+        "\n    def _decode(",
+        "test_killed_worker_on_another_topic",
+    ),
+    Guard(
+        "foreign-inbox-id",
+        "app/platform/kafka/decoding.py",
+        "Decoded(event, message_id(event.event_id, mask))",
+        'Decoded(event, __import__("uuid").uuid4())',
+        "test_killed_worker_on_another_topic",
+    ),
+    Guard(
         "outbox-measured-without-relay",
         "app/platform/outbox/__init__.py",
         "({Role.API, Role.WORKER, Role.RELAY}, monitor.lifespan)",

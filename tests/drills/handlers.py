@@ -19,7 +19,8 @@ from pydantic import field_validator
 from sqlalchemy import text
 
 from app.platform.database.unit_of_work import UnitOfWork
-from app.platform.events.event import BaseEvent, EventType, Payload
+from app.platform.events.event import BaseEvent, EventTopic, EventType, Payload
+from app.platform.kafka.envelopes import CloudEvents
 from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.subscription import Handler, OverloadPolicy, RetryPolicy, Subscription
 from app.platform.service import Component, Service
@@ -186,7 +187,23 @@ SUBSCRIPTIONS_OF: Mapping[str, list[Subscription]] = {
     ],
 }
 
-EVENTS = [EventType(Ticked, upcasters={1: _unchanged} if MENDED else {}), EventType(Echoed)]
+TOPICS: Mapping[str, EventTopic | None] = {
+    "": None,
+    "shared": EventTopic("{service}.clock"),
+    "cloud-events": EventTopic("{service}_Clock.v1", CloudEvents()),
+}
+
+
+def events_on(topic: str) -> list[EventType]:
+    """The events on topics of their own, or on a shared or foreign one."""
+    upcasters = {1: _unchanged} if MENDED else {}
+    return [
+        EventType(Ticked, upcasters, topic=TOPICS[topic]),
+        EventType(Echoed, topic=TOPICS[topic]),
+    ]
+
+
+EVENTS = events_on(os.environ.get("DRILL_TOPIC", ""))
 
 
 def wired_into(service: Service) -> Service:

@@ -130,7 +130,9 @@ def modules_in(folder: Path) -> list[str]:
 def apart(base: Service, workspace: Workspace, repository: Path) -> Service:
     """Render the base once more, for tests that run beside those of the base."""
     path = workspace.render(matrix.codes()[0], repository, "apart")
-    return replace(base, path=path, settings=workspace.sync_environment(path))
+    settings = workspace.sync_environment(path)
+    workspace.install(path, "platform")
+    return replace(base, path=path, settings=settings)
 
 
 @pytest.mark.xdist_group("platform")

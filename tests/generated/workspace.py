@@ -89,6 +89,20 @@ class Workspace:
                 self._sync(service)
         return {}
 
+    def install(self, service: Path, group: str) -> None:
+        """Add a group of this repository's pyproject.toml to the service's own environment."""
+        source = f"{rendering.ROOT / 'pyproject.toml'}:{group}"
+        python = service / ".venv" / "bin" / "python"
+        result = subprocess.run(
+            ("uv", "pip", "install", "--quiet", "--python", str(python), "--group", source),
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode != 0:
+            raise SetUpFailed(result.stderr)
+
     def shared_environment(self, service: Path) -> dict[str, str]:
         """Make or reuse the environment of all services with the same dependencies.
 

@@ -30,12 +30,13 @@ from app.platform.cli.event_messages import show
 from app.platform.cli.topics import _line as topic_line
 from app.platform.dev.servers import MockBroker
 from app.platform.events import schemas
-from app.platform.events.event import BaseEvent, EventRegistry, EventType
+from app.platform.events.event import BaseEvent, EventRegistry, EventTopic, EventType
 from app.platform.kafka import codec as names
 from app.platform.kafka.admin import State, TopicState
 from app.platform.kafka.asyncapi import document
 from app.platform.kafka.codec import encode
 from app.platform.kafka.dead_letters import DeadLetter
+from app.platform.kafka.envelopes import CloudEvents
 from app.platform.kafka.retry import dead_letter_message, replay_message
 from app.platform.kafka.subscription import Subscription
 from app.platform.kafka.topics import Topic
@@ -530,3 +531,50 @@ def test_the_document_of_the_service_is_deterministic() -> None:
     printed = json.loads(first.output)
     assert printed["asyncapi"] == "3.0.0"
     assert len(printed["channels"]) == len(wiring.service.events)
+
+
+ESTATE = EventTopic("Meters.v1", CloudEvents())
+estate = command_line(
+    lambda: Service(
+        [
+            Component(
+                "meters", events=[EventType(MeterRead, service="shop", topic=ESTATE, type="Read")]
+            )
+        ]
+    )
+)
+BINARY = [f"--header=ce_{name}" for name in ("specversion=1.0", "id=1", "source=/s", "type=Read")]
+
+
+@pytest.mark.usefixtures("mock_broker")
+def test_a_file_is_sent_as_it_is_to_a_topic_with_a_decoder(tmp_path: Path) -> None:
+    file = tmp_path / "read.json"
+    file.write_bytes(b'{ "meter_id": "m-1", "count": 3 }')
+    sent = runner.invoke(
+        estate, ["events", "send", str(file), "--topic", "Meters.v1", "--key", "k", *BINARY]
+    )
+    assert sent.output.startswith("sent meter.read to Meters.v1: event_id=")
+
+    tail = ["events", "tail", "Meters.v1", "--from-beginning", "--limit", "1"]
+    shown = runner.invoke(estate, tail)
+    assert "key=k" in shown.output
+    assert "ce_type: Read" in shown.output
+    assert '"meter_id": "m-1"' in shown.output
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--topic", "Meters.v1"], "CloudEvents: not a CloudEvent: "),
+        (["--topic", "Meters.v1", *BINARY[:3], "--header=ce_type=Sold"], "of a type that no event"),
+        (["--topic", "Meters.v1", "--header", "=1"], "'=1' is no header: use NAME=VALUE"),
+        ([], "has a decoder: send a message in its format with --topic Meters.v1"),
+        (["--key", "k"], "--header and --key are for a topic with a decoder"),
+    ],
+)
+def test_what_a_decoder_cannot_read_is_not_sent(options: list[str], reason: str) -> None:
+    text = '{"event_type": "meter.read"}'
+    result = runner.invoke(estate, ["events", "send", "-", *options], input=text)
+
+    assert result.exit_code == 1
+    assert reason in result.output

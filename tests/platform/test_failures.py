@@ -224,12 +224,16 @@ def test_nothing_is_left_out_that_makes_a_letter_no_smaller() -> None:
 
 @pytest.mark.parametrize("value", [b"0", b"", b"-3", b"x", b"\xff", b"9" * 5000, None])
 def test_a_foreign_attempts_header_counts_as_none(value: bytes | None) -> None:
-    assert previous_attempts(record(headers=[(names.ATTEMPTS, value)])) == 0
+    assert previous_attempts(record(headers=[(names.ATTEMPTS, value)]), "another") == 0
 
 
 def test_attempts_are_counted_over_all_topics() -> None:
-    assert previous_attempts(record()) == 0
-    assert previous_attempts(record(headers=[(names.ATTEMPTS, b"12")])) == 12
+    assert previous_attempts(record(), "another") == 0
+    assert previous_attempts(record(headers=[(names.ATTEMPTS, b"12")]), "another") == 12
+
+
+def test_an_attempts_header_of_the_sender_does_not_count() -> None:
+    assert previous_attempts(record(headers=[(names.ATTEMPTS, b"12")]), TOPIC) == 0
 
 
 @pytest.mark.parametrize("topic", [TOPIC, f"{TOPIC}.billing.replay", f"{TOPIC}.billing.dlq"])

@@ -46,7 +46,7 @@ class Context:
     def of(cls, service: Service, service_name: str, kafka: KafkaSettings) -> "Context":
         """Build the context. Raises ConfigurationError for inconsistent events and consumers."""
         try:
-            registry = EventRegistry(service_name, service.events)
+            registry = EventRegistry(service_name, service.events, kafka.kafka_ce_type_prefix)
             context = cls(kafka, registry, service.subscriptions)
             context.topics()
         except (ValueError, LookupError) as error:

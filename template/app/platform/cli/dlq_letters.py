@@ -47,7 +47,9 @@ async def find(context: Context, only: Filter, undecodable: bool, to: str | None
         for letter in current_letters(everything)
         if only.matches(letter) and not (undecodable and is_decodable(letter, context.registry))
     ]
-    applied = await on_database(lambda database: find_applied(database, letters, to))
+    applied = await on_database(
+        lambda database: find_applied(database, context.registry, letters, to)
+    )
     return Found(letters, applied)
 
 

@@ -10,26 +10,30 @@ from aiokafka import AIOKafkaConsumer
 
 from app.platform.cli.base import on_database
 from app.platform.database.engine import Database
+from app.platform.events.event import EventRegistry
 from app.platform.kafka import inbox
 from app.platform.kafka.admin import POLL_SECONDS, reading, seek_to
-from app.platform.kafka.dead_letters import DeadLetter, Identity
+from app.platform.kafka.dead_letters import DeadLetter, Identity, inbox_id
 from app.platform.kafka.topics import dead_letter_topic
 from app.platform.runtime import Context
 
 
 async def find_applied(
-    database: Database, letters: Iterable[DeadLetter], to: str | None = None
+    database: Database,
+    registry: EventRegistry,
+    letters: Iterable[DeadLetter],
+    to: str | None = None,
 ) -> set[Identity]:
     """Return the letters whose events the inbox has, for their consumer or the one they go `to`."""
-    letters = list(letters)
+    known = [(letter, id) for letter in letters if (id := inbox_id(letter, registry))]
     applied: set[tuple[str, UUID]] = set()
     async with database.sessions() as session:
-        for consumer in {letter.consumer for letter in letters}:
-            ids = [x.event_id for x in letters if x.consumer == consumer and x.event_id]
+        for consumer in {letter.consumer for letter, _ in known}:
+            ids = [id for letter, id in known if letter.consumer == consumer]
             for name in {consumer, to or consumer}:
                 found = await inbox.applied(session, name, ids)
                 applied.update((consumer, event_id) for event_id in found)
-    return {x.identity for x in letters if x.event_id and (x.consumer, x.event_id) in applied}
+    return {letter.identity for letter, id in known if (letter.consumer, id) in applied}
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Outcome:
 class ReplayWatch:
     """A view of the dead letter topics, from the moment before a replay."""
 
-    def __init__(self, client: AIOKafkaConsumer, to: str | None) -> None:
+    def __init__(self, client: AIOKafkaConsumer, registry: EventRegistry, to: str | None) -> None:
         self._client = client
+        self._registry = registry
         self._to = to
 
     async def wait(self, letters: Sequence[DeadLetter], seconds: float) -> Outcome:
@@ -62,7 +67,7 @@ class ReplayWatch:
                     if before is not None and letter.replays > before.replays:
                         failed += 1
                         del pending[letter.identity]
-                applied = await find_applied(database, pending.values(), self._to)
+                applied = await find_applied(database, self._registry, pending.values(), self._to)
                 for identity, letter in list(pending.items()):
                     if letter.identity in applied:
                         del pending[identity]
@@ -87,4 +92,4 @@ async def watching_replay(
     async with reading(context.kafka, sorted(topics)) as client:
         if client.assignment():
             await seek_to(client, from_beginning=False)
-        yield ReplayWatch(client, to)
+        yield ReplayWatch(client, context.registry, to)

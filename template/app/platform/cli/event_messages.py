@@ -1,18 +1,33 @@
 """Messages of events for `app events …`: printing, reading from a file, sending."""
 
+import asyncio
 import json
 import re
 import sys
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from aiokafka import ConsumerRecord
 
+from app.platform import tracing
 from app.platform.cli.base import failure, unknown
+from app.platform.events.envelope import Received
+from app.platform.events.event import BaseEvent
 from app.platform.kafka.admin import follow, reading, seek_to
-from app.platform.kafka.codec import CE_SOURCE, ORIGIN_TIMESTAMP, Message, with_headers
-from app.platform.kafka.errors import UnknownTopic
+from app.platform.kafka.codec import (
+    CE_SOURCE,
+    ORIGIN_TIMESTAMP,
+    Message,
+    decode,
+    encode,
+    with_headers,
+)
+from app.platform.kafka.decoding import EventDecoder
+from app.platform.kafka.errors import UndecodableMessage, UnknownTopic
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.topics import missing_foreign
 from app.platform.runtime import Context
@@ -37,12 +52,67 @@ async def tail(
                 return
 
 
+def has_decoder(context: Context, topic: str) -> bool:
+    """Return whether messages of `topic` are in another format than this service's."""
+    events = context.registry.events_on(topic)
+    return events is not None and events.decoder is not None
+
+
+def send_as_it_is(
+    context: Context, topic: str, file: str, key: str | None, headers: Sequence[str]
+) -> BaseEvent:
+    """Send the bytes of `file` if the topic's decoder can read them; return the event in them."""
+    if wrong := [text for text in headers if not text.partition("=")[0]]:
+        raise failure(f"{wrong[0]!r} is no header: use NAME=VALUE")
+    pairs = [text.partition("=") for text in headers]
+    message = Message(
+        topic,
+        None if key is None else key.encode(),
+        _read(file),
+        tuple((name, value.encode()) for name, _, value in pairs),
+    )
+    now = int(time.time() * 1000)
+    received = Received(topic, 0, 0, now, message.key, message.value or b"", message.headers)
+    try:
+        decoded = EventDecoder(context.registry).decode_received(received)
+    except UndecodableMessage as error:
+        raise failure(str(error)) from error
+    if decoded is None:
+        raise failure(f"{file} is of a type that no event of {topic} has")
+    asyncio.run(_deliver(context, message))
+    return decoded.event
+
+
+def _read(file: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise failure(f"{file} cannot be read: {error.strerror}") from error
+
+
+def send_event(
+    context: Context, file: str, topic: str | None, keep_id: bool
+) -> tuple[BaseEvent, Message]:
+    """Send the event of `file`, with a new id and time unless told to keep them."""
+    payload = read_event(file)
+    topic = topic_of(context, payload, topic)
+    if has_decoder(context, topic):
+        raise failure(f"{topic} has a decoder: send a message in its format with --topic {topic}")
+    if not keep_id:
+        payload |= {"event_id": str(uuid4()), "timestamp": datetime.now(UTC).isoformat()}
+    try:
+        event = decode(topic, json.dumps(payload).encode(), context.registry)
+    except UndecodableMessage as error:
+        raise failure(str(error)) from error
+    message = encode(event, context.registry, tracing.current())
+    asyncio.run(send(context, message))
+    return event, message
+
+
 def read_event(file: str) -> dict[str, Any]:
     """Read an event, or the newest sample of a file that `app schemas export` wrote."""
     try:
-        found = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
-    except OSError as error:
-        raise failure(f"{file} cannot be read: {error.strerror}") from error
+        found = json.loads(_read(file))
     except ValueError as error:
         raise failure(f"{file} is not valid JSON: {error}") from error
     if isinstance(found, dict) and "event_type" not in found:
@@ -78,6 +148,11 @@ async def send(context: Context, message: Message) -> None:
     if owner is not None:
         headers = with_headers(message.headers, {CE_SOURCE: f"/{owner}"})
         message = message._replace(headers=headers)
+    await _deliver(context, message)
+
+
+async def _deliver(context: Context, message: Message) -> None:
+    owner = context.registry.owner(message.topic)
     try:
         async with KafkaProducer(context.kafka).running() as producer:
             await producer.send(message)

@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
-from uuid import uuid4
 
 import typer
 
@@ -57,8 +55,13 @@ def send(
         typer.Argument(help="JSON of an event, or a file of tests/contracts; - is standard input."),
     ],
     topic: Annotated[
-        str | None, typer.Option(help="Its topic, if several services have an event of this type.")
+        str | None, typer.Option(help="Its topic, if several have the event, or it has a decoder.")
     ] = None,
+    headers: Annotated[
+        list[str] | None,
+        typer.Option("--header", help="A header NAME=VALUE, for a topic with a decoder."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="The key, for a topic with a decoder.")] = None,
     keep_id: Annotated[
         bool, typer.Option("--keep-id", help="Keep the event's id and time, to try a duplicate.")
     ] = False,
@@ -66,27 +69,23 @@ def send(
     """Publish an event, of this service or of another one, to try its handlers.
 
     The event is checked against its type, and sent in the newest version. It gets a new id and the
-    present time, because consumers skip an event that they have applied before.
+    present time, because consumers skip an event that they have applied before. To a topic with a
+    decoder, the file is sent as it is.
     """
-    from app.platform import tracing
     from app.platform.cli import event_messages
-    from app.platform.kafka.codec import CORRELATION_ID, decode, encode, header
-    from app.platform.kafka.errors import UndecodableMessage
+    from app.platform.kafka.codec import CORRELATION_ID, header
 
     context = context_of(ctx)
-    payload = event_messages.read_event(file)
-    topic = event_messages.topic_of(context, payload, topic)
-    if not keep_id:
-        payload |= {"event_id": str(uuid4()), "timestamp": datetime.now(UTC).isoformat()}
-    try:
-        event = decode(topic, json.dumps(payload).encode(), context.registry)
-    except UndecodableMessage as error:
-        raise failure(str(error)) from error
-    message = encode(event, context.registry, tracing.current())
-    asyncio.run(event_messages.send(context, message))
+    if topic is not None and event_messages.has_decoder(context, topic):
+        sent = event_messages.send_as_it_is(context, topic, file, key, headers or [])
+        say(f"sent {sent.event_type} to {topic}: event_id={sent.event_id}")
+        return
+    if headers or key is not None:
+        raise failure("--header and --key are for a topic with a decoder: name it with --topic")
+    event, message = event_messages.send_event(context, file, topic, keep_id)
     correlation = header(message.headers, CORRELATION_ID)
     say(
-        f"sent {event.event_type} {event.version} to {topic}: key={event.key}"
+        f"sent {event.event_type} {event.version} to {message.topic}: key={event.key}"
         f" event_id={event.event_id} correlation_id={correlation}"
     )
 

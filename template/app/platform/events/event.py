@@ -10,6 +10,8 @@ from uuid import UUID, uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
+from app.platform.events.envelope import Decoder
+
 Payload = dict[str, Any]
 
 # An id that fits the database. A message with a larger one is undecodable.
@@ -66,10 +68,12 @@ class EventTopic:
     """A topic with a name of its own, which several event types can share.
 
     `name` is any name that Kafka allows. `{service}` in it stands for the name of the owner. Messages
-    of other types than the registered ones are skipped.
+    of other types than the registered ones are skipped. `decoder` reads messages that are not in this
+    service's own format.
     """
 
     name: str
+    decoder: Decoder | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ class EventType:
     `upcasters` maps a major version to a pure function from its payload to the next major version's.
     `service` is the owner of a foreign event's topic; None means this service. `topic` is by default
     the event's own, `service.entity.action`. `type` is the type in its messages, by default
-    `entity.action`.
+    `entity.action`, after the registry's prefix if the event is this service's own. `subject` is the
+    field that its messages have as `ce_subject`, and `dataschema` the URI for `ce_dataschema`, in
+    which `{type}` and `{version}` are replaced.
     """
 
     model: type[BaseEvent]
@@ -87,6 +93,8 @@ class EventType:
     service: str | None = None
     topic: EventTopic | str | None = None
     type: str | None = None
+    subject: str | None = None
+    dataschema: str | None = None
 
     @cached_property
     def name(self) -> str:
@@ -97,11 +105,6 @@ class EventType:
                 f'{self.model.__name__}: event_type is wrong: use Literal["entity.action"]'
             )
         return str(names[0])
-
-    @cached_property
-    def wire_type(self) -> str:
-        """The type in its messages."""
-        return self.name if self.type is None else self.type
 
     @cached_property
     def declared_topic(self) -> EventTopic | None:
@@ -146,6 +149,11 @@ class TopicEvents:
     names: dict[str, EventType] = field(default_factory=dict)
 
     @property
+    def decoder(self) -> Decoder | None:
+        """The decoder of its messages; None for this service's own format."""
+        return None if self.declared is None else self.declared.decoder
+
+    @property
     def only(self) -> EventType | None:
         """The event type, if there is only one."""
         return next(iter(self.types.values())) if len(self.types) == 1 else None
@@ -158,8 +166,11 @@ class EventRegistry:
     an upcaster is missing.
     """
 
-    def __init__(self, service: str, event_types: Iterable[EventType]) -> None:
+    def __init__(
+        self, service: str, event_types: Iterable[EventType], type_prefix: str = ""
+    ) -> None:
         self.service = service
+        self._type_prefix = type_prefix
         self._by_model: dict[type[BaseEvent], EventType] = {}
         self._topics: dict[str, TopicEvents] = {}
         for event_type in event_types:
@@ -182,6 +193,12 @@ class EventRegistry:
     def topic(self, model: type[BaseEvent]) -> str:
         """Return the topic of `model`. Raises LookupError for an event that is not registered."""
         return self._topic_of(self.entry(model))
+
+    def type_of(self, event_type: EventType) -> str:
+        """Return the type in the messages of the event."""
+        if event_type.type is not None:
+            return event_type.type
+        return f"{self._type_prefix if event_type.service is None else ''}{event_type.name}"
 
     def events_on(self, topic: str) -> TopicEvents | None:
         """Return the event types of `topic`; None for a topic that no event has."""
@@ -211,16 +228,17 @@ class EventRegistry:
             check_event_name(event_type.name)
         event_type.check_upcasters()
         topic = self._topics.setdefault(name, TopicEvents(name, event_type.service, declared))
+        name_in_messages = self.type_of(event_type)
         if topic.types:
-            _check_shared(topic, event_type)
+            _check_shared(topic, event_type, name_in_messages)
         if event_type.model in self._by_model:
             raise ValueError(f"{event_type.model.__name__} is registered twice: remove one entry")
-        topic.types[event_type.wire_type] = event_type
+        topic.types[name_in_messages] = event_type
         topic.names[event_type.name] = event_type
         self._by_model[event_type.model] = event_type
 
 
-def _check_shared(topic: TopicEvents, added: EventType) -> None:
+def _check_shared(topic: TopicEvents, added: EventType, type_: str) -> None:
     if topic.declared is None or added.declared_topic is None:
         raise ValueError(
             f"two events share the topic {topic.name}: rename one of them, or give both the same"
@@ -231,9 +249,9 @@ def _check_shared(topic: TopicEvents, added: EventType) -> None:
             f"{added.name} declares the topic {topic.name} differently: give all events of a topic"
             " the same EventTopic and the same service"
         )
-    if added.wire_type in topic.types or added.name in topic.names:
+    if type_ in topic.types or added.name in topic.names:
         raise ValueError(
-            f"two events of the topic {topic.name} have the type {added.wire_type}: they cannot be"
+            f"two events of the topic {topic.name} have the type {type_}: they cannot be"
             " told apart: rename one of them"
         )
 

@@ -130,7 +130,11 @@ async def _open_resources(
     checks.add_readiness_check("schema", SchemaCheck(database.probe).check)
     checks.add_readiness_check("producer", producer.ping, required=sends)
     checks.add_readiness_check("topics", producer.check_topics)
-    registry = EventRegistry(configuration.service.service_name, service.events)
+    registry = EventRegistry(
+        configuration.service.service_name,
+        service.events,
+        configuration.kafka.kafka_ce_type_prefix,
+    )
     return Resources(configuration, checks, database, producer, registry)
 
 

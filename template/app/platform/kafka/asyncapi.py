@@ -66,7 +66,7 @@ def _headers(entry: EventType, registry: EventRegistry) -> Part:
     always = {
         names.CE_SPECVERSION: {"type": "string", "const": names.SPECVERSION},
         names.CE_ID: {"type": "string", "format": "uuid"},
-        names.CE_TYPE: {"type": "string", "const": entry.wire_type},
+        names.CE_TYPE: {"type": "string", "const": registry.type_of(entry)},
         names.CE_SOURCE: {"type": "string", "const": f"/{entry.service or registry.service}"},
         names.CE_TIME: {"type": "string", "format": "date-time"},
         names.CONTENT_TYPE: {"type": "string", "const": names.JSON},

@@ -9,6 +9,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from app.platform.events.envelope import Envelope
 from app.platform.events.event import (
     FIRST_VERSION,
     BaseEvent,
@@ -32,6 +33,8 @@ CE_TYPE = "ce_type"
 CE_SOURCE = "ce_source"
 CE_TIME = "ce_time"
 CE_SPECVERSION = "ce_specversion"
+CE_SUBJECT = "ce_subject"
+CE_DATASCHEMA = "ce_dataschema"
 CONTENT_TYPE = "content-type"
 
 TRACEPARENT = "traceparent"
@@ -77,6 +80,31 @@ HISTORY = frozenset(
         REPLAYS,
     ]
 )
+
+
+# All headers that a failed message has while it is away from its own topic.
+_ADDED = HISTORY | {DUE_AT, DISCARDS, DISCARDS_TIMESTAMP, OMITTED_BYTES}
+_KEPT = "original-"
+
+
+def keep_originals(headers: Iterable[Header]) -> list[Header]:
+    """Rename the sender's headers that are named like those of a failed message."""
+    return [(_KEPT + name if _is_added(name) else name, value) for name, value in headers]
+
+
+def original_headers(headers: Iterable[Header]) -> list[Header]:
+    """Return the headers of a failed message as its sender wrote them."""
+    return [
+        (name.removeprefix(_KEPT) if _is_added(name) else name, value)
+        for name, value in headers
+        if name not in _ADDED
+    ]
+
+
+def _is_added(name: str) -> bool:
+    while name.startswith(_KEPT):
+        name = name.removeprefix(_KEPT)
+    return name in _ADDED
 
 
 class Message(NamedTuple):
@@ -144,10 +172,11 @@ def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
     Raises LookupError for an event that is not registered.
     """
     entry = registry.entry(type(event))
+    message_type = registry.type_of(entry)
     headers: dict[str, str | None] = {
         CE_SPECVERSION: SPECVERSION,
         CE_ID: str(event.event_id),
-        CE_TYPE: entry.wire_type,
+        CE_TYPE: message_type,
         CE_SOURCE: f"/{registry.service}",
         CE_TIME: event.timestamp.isoformat(),
         CONTENT_TYPE: JSON,
@@ -155,6 +184,11 @@ def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
         CAUSATION_ID: trace.causation_id,
         TRACEPARENT: trace.traceparent,
     }
+    if entry.subject is not None:
+        headers[CE_SUBJECT] = str(getattr(event, entry.subject))
+    if entry.dataschema is not None:
+        uri = entry.dataschema.replace("{type}", message_type)
+        headers[CE_DATASCHEMA] = uri.replace("{version}", event.version)
     return Message(
         topic=registry.topic(type(event)),
         key=event.key.encode(),
@@ -214,6 +248,36 @@ def decode_event(value: bytes | None, event_type: EventType) -> BaseEvent:
     except Exception as error:
         # An upcaster or a validator failed unexpectedly. Any other exception than UndecodableMessage
         # would block the consumer at this message for ever.
+        raise UndecodableMessage(f"{event_type.name}: cannot be read: {error!r}") from error
+
+
+def build_event(
+    event_type: EventType, envelope: Envelope, event_id: UUID | str, time: datetime | str
+) -> BaseEvent:
+    """Build an event from its envelope, and upcast it to the newest version.
+
+    Raises UndecodableMessage.
+    """
+    body, version = envelope.body, envelope.version
+    if envelope.problem is not None:
+        raise UndecodableMessage(f"{event_type.name}: {envelope.problem}")
+    if isinstance(body, bytes):
+        body = _parse(body)
+    if not isinstance(body, dict):
+        raise UndecodableMessage(f"not a JSON object but {type(body).__name__}")
+    body["event_id"] = event_id
+    body["timestamp"] = time
+    body["event_type"] = event_type.name
+    body["version"] = event_type.version if version is None else version
+    try:
+        if version is None:
+            return event_type.model.model_validate(body)
+        return _decode_payload(body, event_type)
+    except ValidationError as error:
+        raise UndecodableMessage(f"{event_type.name}: {_explain(error)}") from error
+    except UndecodableMessage:
+        raise
+    except Exception as error:  # as in decode_event
         raise UndecodableMessage(f"{event_type.name}: cannot be read: {error!r}") from error
 
 

@@ -104,7 +104,7 @@ class DeadLetter:
 
     @property
     def event_id(self) -> UUID | None:
-        """The event id that the inbox would have; None if the message has none."""
+        """The event id of a message in this service's format; None if it has none."""
         # The consumer reads the id from the body.
         candidates = [_event_id_of(self.record.value), header(self.record.headers, names.CE_ID)]
         for candidate in candidates:
@@ -113,6 +113,14 @@ class DeadLetter:
             except ValueError:
                 continue
         return None
+
+
+def inbox_id(letter: DeadLetter, registry: EventRegistry) -> UUID | None:
+    """Return the id that the inbox would have of the letter's message; None if it has none."""
+    events = registry.events_on(letter.origin)
+    if events is None or events.decoder is None:
+        return letter.event_id
+    return EventDecoder(registry).identify(letter.record, letter.origin)
 
 
 @dataclass(frozen=True)

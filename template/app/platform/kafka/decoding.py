@@ -1,13 +1,24 @@
 """From the bytes of a message to its event: the one place that knows how a topic's messages are read."""
 
 from collections.abc import Collection
+from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
+from app.platform.events.envelope import Decoder, Envelope, Received, event_id_of, message_id
 from app.platform.events.event import BaseEvent, EventRegistry, EventType, TopicEvents
-from app.platform.kafka.codec import CE_TYPE, decode_event, header, type_in_body
+from app.platform.kafka import codec as names
+from app.platform.kafka.codec import (
+    CE_TYPE,
+    build_event,
+    decode_event,
+    header,
+    header_number,
+    original_headers,
+    type_in_body,
+)
 from app.platform.kafka.errors import UndecodableMessage
 
 
@@ -32,42 +43,128 @@ class EventDecoder:
 
         Raises UndecodableMessage.
         """
-        events = self._registry.events_on(origin)
-        if events is None:
-            raise UndecodableMessage(f"no event is registered for the topic {origin}")
-        event_type = events.only if events.declared is None else self._choose(record, events)
+        events = _events_on(origin, self._registry)
+        has_failed = record.topic != origin
+        if events.decoder is not None:
+            message = received(record, origin)
+            return self._decode_foreign(message, events, events.decoder, has_failed)
+        event_type = events.only
+        if events.declared is not None:
+            event_type = self._wanted_type(*_type_of(record, events), has_failed)
         if event_type is None:
             return None
         event = decode_event(record.value, event_type)
         return Decoded(event, event.event_id)
 
-    def _choose(self, record: ConsumerRecord, events: TopicEvents) -> EventType | None:
-        """Return the event type of the message, if it is wanted."""
-        found = _type_of(record, events)
+    def decode_received(self, message: Received) -> Decoded | None:
+        """Decode a message of a topic with a decoder, as if it came from that topic."""
+        events = _events_on(message.topic, self._registry)
+        assert events.decoder is not None
+        return self._decode_foreign(message, events, events.decoder, has_failed=False)
+
+    def identify(self, record: ConsumerRecord, origin: str) -> UUID | None:
+        """Return the id that the inbox would have, of a topic with a decoder; None if it has none."""
+        events = self._registry.events_on(origin)
+        if events is None or events.decoder is None:
+            return None
+        message = received(record, origin)
+        try:
+            event_id, mask = event_id_of(message, _open(events.decoder, message))
+            return message_id(UUID(str(event_id)), mask)
+        except UndecodableMessage:
+            return None
+
+    def _decode_foreign(
+        self, message: Received, events: TopicEvents, decoder: Decoder, has_failed: bool
+    ) -> Decoded | None:
+        envelope = _open(decoder, message)
+        found = events.only if envelope.type is None else events.types.get(envelope.type)
+        if found is None or (self._wanted is not None and found.model not in self._wanted):
+            if envelope.type is None and events.only is None:
+                raise UndecodableMessage(f"{_name(decoder)}: the message has no type")
+            self._wanted_type(found, envelope.type, has_failed)
+            return None
+        event_id, mask = event_id_of(message, envelope)
+        time = envelope.time or _time(message.timestamp)
+        event = build_event(found, envelope, event_id, time)
+        return Decoded(event, message_id(event.event_id, mask))
+
+    def _wanted_type(
+        self, found: EventType | None, name: str | None, has_failed: bool
+    ) -> EventType | None:
         if found is not None and (self._wanted is None or found.model in self._wanted):
             return found
-        if record.topic != events.name:
-            # It failed when it still had a handler. To skip it would lose it.
-            name = found.name if found is not None else header(record.headers, CE_TYPE)
+        if has_failed:  # when it still had a handler: to skip it would lose it
+            name = name if found is None else found.name
             raise UndecodableMessage(f"the type {name} has no handler in this consumer any more")
         return None
 
 
-def _type_of(record: ConsumerRecord, events: TopicEvents) -> EventType | None:
-    """Return the event type by the header or else by the body; None if it is not registered."""
+def received(record: ConsumerRecord, origin: str) -> Received:
+    """Return the message of `record` as its sender wrote it to `origin`."""
+    if record.topic == origin:
+        return Received(
+            origin,
+            record.partition,
+            record.offset,
+            record.timestamp,
+            record.key,
+            record.value,
+            record.headers,
+        )
+    return Received(
+        origin,
+        header_number(record.headers, names.ORIGIN_PARTITION),
+        header_number(record.headers, names.ORIGIN_OFFSET),
+        header_number(record.headers, names.ORIGIN_TIMESTAMP),
+        record.key,
+        record.value,
+        original_headers(record.headers),
+    )
+
+
+def _events_on(topic: str, registry: EventRegistry) -> TopicEvents:
+    events = registry.events_on(topic)
+    if events is None:
+        raise UndecodableMessage(f"no event is registered for the topic {topic}")
+    return events
+
+
+def _open(decoder: Decoder, message: Received) -> Envelope:
+    try:
+        return decoder.open(message)
+    except Exception as error:
+        # Any other exception than UndecodableMessage would block the consumer at this message.
+        text = str(error) if isinstance(error, ValueError) else repr(error)
+        raise UndecodableMessage(f"{_name(decoder)}: {text}") from error
+
+
+def _name(decoder: Decoder) -> str:
+    return type(decoder).__name__
+
+
+def _time(milliseconds: int) -> datetime:
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise UndecodableMessage(f"the time {milliseconds} of the record is no date") from None
+
+
+def _type_of(record: ConsumerRecord, events: TopicEvents) -> tuple[EventType | None, str | None]:
+    """Return the event type by the header or else by the body, if it is registered, and its name."""
     name = header(record.headers, CE_TYPE)
     if name is not None and (found := events.types.get(name)) is not None:
-        return found
+        return found, name
     try:
         in_body = type_in_body(record.value)
     except UndecodableMessage:
         if name is None:
             raise
-        return None  # somebody else's type, perhaps in another format
+        return None, name  # somebody else's type, perhaps in another format
     if in_body is not None:
-        return events.names.get(in_body)
+        return events.names.get(in_body), name or in_body
     if name is not None:
-        return None
+        return None, name
     if events.only is None:
         raise UndecodableMessage(f"no {CE_TYPE} header and no event_type in the body")
-    return events.only
+    return events.only, None

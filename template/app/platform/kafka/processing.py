@@ -132,7 +132,7 @@ class Processor:
 
     def _decode(self, record: ConsumerRecord) -> Delivery | Undecodable | None:
         try:
-            decoded = self._decoder.decode(record, self._source_topics[record.topic])
+            decoded = self._decoder.decode(record, self._origin(record))
         except UndecodableMessage as error:
             return Undecodable(record, error)
         return None if decoded is None else Delivery(record, decoded.event, decoded.id)
@@ -210,13 +210,14 @@ class Processor:
 
     async def _apply_alone(self, delivery: Delivery) -> None:
         """Apply one message, with retries in place; give up when they are exhausted."""
-        attempts = previous_attempts(delivery.record)
+        attempts = previous_attempts(delivery.record, self._origin(delivery.record))
         if self._breaker.is_open:
             await self._probe(delivery, attempts)
             return
         policy = self._subscription.retry
         backoff = policy.backoff()
-        in_place = 1 if self._is_delayed(delivery.record) else policy.attempts
+        delayed = due_at(delivery.record, self._origin(delivery.record)) is not None
+        in_place = 1 if delayed else policy.attempts
         for attempt in range(1, in_place + 1):
             error = await self._attempt(delivery)
             if error is None:
@@ -228,8 +229,8 @@ class Processor:
             metrics.messages_retried.labels(self._name, delivery.record.topic, "in_place").inc()
             await self._status.wait(backoff.next())
 
-    def _is_delayed(self, record: ConsumerRecord) -> bool:
-        return due_at(record, self._source_topics[record.topic]) is not None
+    def _origin(self, record: ConsumerRecord) -> str:
+        return self._source_topics[record.topic]
 
     async def _give_up(self, delivery: Delivery, error: Exception, attempts: int) -> None:
         # A permanent error concerns this message only, and predicts nothing about the next ones.
@@ -258,9 +259,8 @@ class Processor:
         # Neither throttled nor a sign of overload, because waiting cannot help.
         self._reporter.record_failure(entry.record, entry.error, "permanent")
         metrics.messages_undecodable.labels(self._name, entry.record.topic).inc()
-        await self._forwarder.give_up(
-            entry.record, entry.error, previous_attempts(entry.record) + 1
-        )
+        attempts = previous_attempts(entry.record, self._origin(entry.record))
+        await self._forwarder.give_up(entry.record, entry.error, attempts + 1)
 
     # Overload
 
@@ -286,7 +286,7 @@ class Processor:
 
     def _is_overloaded(self, record: ConsumerRecord, error: Exception) -> bool:
         """Count a failed message; return whether the subscription is paused now."""
-        if is_replay_topic(record.topic, self._source_topics[record.topic]):
+        if is_replay_topic(record.topic, self._origin(record)):
             return False  # it had failed before: a repetition is no sign of overload
         return self._breaker.is_open or self._open_breaker(error)
 

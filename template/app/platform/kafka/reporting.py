@@ -53,7 +53,10 @@ class Reporter:
             log.info("events applied", consumer=self._name, events=len(applied))
             return
         for delivery in applied:
-            log.info("event applied", **self.record_fields(delivery.record))
+            fields = self.record_fields(delivery.record) | {
+                "event_id": str(delivery.event.event_id)
+            }
+            log.info("event applied", **fields)
 
     def error_fields(
         self, error: Exception, record: ConsumerRecord | None = None

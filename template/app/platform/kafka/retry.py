@@ -15,6 +15,7 @@ from app.platform.kafka.codec import (
     header,
     header_number,
     header_time,
+    keep_originals,
     with_headers,
 )
 from app.platform.kafka.subscription import OverloadPolicy, Subscription
@@ -58,7 +59,7 @@ def delayed_message(
     history = _history(record, subscription, origin, attempts, error, now)
     history[names.DUE_AT] = (now + delay).isoformat()
     return Message(
-        topic, record.key, record.value, with_headers(record.headers, history), forwarded=True
+        topic, record.key, record.value, _headers(record, origin, history), forwarded=True
     )
 
 
@@ -79,9 +80,16 @@ def dead_letter_message(
         record.key,
         # A record with neither key nor value is legal, but the client refuses to send one.
         b"" if record.key is None and record.value is None else record.value,
-        with_headers(record.headers, history),
+        _headers(record, origin, history),
         forwarded=True,
     )
+
+
+def _headers(
+    record: ConsumerRecord, origin: str, history: dict[str, str | None]
+) -> tuple[Header, ...]:
+    sent = keep_originals(record.headers) if record.topic == origin else record.headers
+    return with_headers(sent, history)
 
 
 def reduced_letters(letter: Message) -> list[Message]:
@@ -165,9 +173,12 @@ def dead_letter_id(record: ConsumerRecord) -> str:
     return f"{record.topic}:{record.partition}:{record.offset}"
 
 
-def previous_attempts(record: ConsumerRecord) -> int:
-    """Return the number of attempts before this delivery, in all topics of the message."""
-    return header_number(record.headers, names.ATTEMPTS)
+def previous_attempts(record: ConsumerRecord, origin: str) -> int:
+    """Return the number of attempts before this delivery, in all topics of the message.
+
+    On its own topic, the header is the sender's.
+    """
+    return 0 if record.topic == origin else header_number(record.headers, names.ATTEMPTS)
 
 
 def due_at(record: ConsumerRecord, origin: str) -> datetime | None:

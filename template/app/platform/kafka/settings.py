@@ -40,6 +40,7 @@ class KafkaSettings(EnvSettings):
     kafka_ssl_password: SecretStr | None = None
 
     kafka_compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "lz4"
+    kafka_ce_type_prefix: str = Field("", pattern=r"^([A-Za-z0-9-]+\.)*$")
     kafka_linger_ms: int = Field(0, ge=0)
     kafka_max_message_bytes: int = Field(1_000_000, ge=1_000)
     kafka_send_timeout_seconds: float = Field(10.0, gt=0)

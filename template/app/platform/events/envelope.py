@@ -1,0 +1,115 @@
+"""Envelopes: how the messages of a topic wrap their events, and the seam for formats of one's own."""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
+from hashlib import sha1
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID, SafeUUID
+
+# Another one would change the ids, and so forget what the inbox knows.
+_NAMESPACE = UUID("d3f4b1c6-5a0e-5c1b-9b57-6f5f0e2f8a11").bytes
+_IS_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE).fullmatch
+
+
+class Received(NamedTuple):
+    """A message as its sender wrote it.
+
+    The topic, the position and the time are those of its first record, which retries and replays do
+    not change. `timestamp` is in milliseconds. The value of a header may be None.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+    def header(self, name: str) -> str | None:
+        """Return the last value of header `name`; None if it is missing or null.
+
+        Raises ValueError if it is not UTF-8.
+        """
+        found = None
+        for key, value in self.headers:
+            if key == name and value is not None:
+                found = value
+        return None if found is None else found.decode()
+
+    def key_text(self) -> str:
+        """Return the key as text; empty if there is none. Raises ValueError if it is not UTF-8."""
+        return (self.key or b"").decode()
+
+
+class Envelope(NamedTuple):
+    """An opened message.
+
+    `body` is the event's JSON object: its bytes, or a dictionary, to which fields are added. `type` is
+    compared with those of the topic's events; None means its only one. `id` is unique within `source`,
+    which is by default the topic. Without an id, the inbox recognises the message by its position.
+    `time` is by default that of the record, and `version` the newest of the event. They replace fields
+    of the body that have the names of an event's own: event_id, timestamp, event_type and version.
+    `problem` says why the body cannot be read. It counts only if a handler wants the type.
+    """
+
+    body: bytes | dict[str, Any] | Any
+    type: str | None = None
+    id: str | None = None
+    source: str | None = None
+    time: datetime | str | None = None
+    version: str | None = None
+    problem: str | None = None
+
+
+class Decoder(Protocol):
+    """Opens the messages of a topic. It is asked for every message, in the order of their lane."""
+
+    def open(self, message: Received) -> Envelope:
+        """Return what is in `message`. Any exception makes it a dead letter, with that text."""
+        ...
+
+
+def event_id_of(message: Received, envelope: Envelope) -> tuple[UUID | str, int]:
+    """Return the id of the event, and the mask that `message_id` needs.
+
+    The event's id is that of the envelope if it is a UUID, and otherwise made of source and id, or of
+    the position. That alone would return when a topic is deleted and made anew, so the time belongs to
+    it.
+    """
+    id = envelope.id
+    if id is None:
+        position = f"{message.partition}@{message.offset}@{message.timestamp}"
+        return UUID(bytes=_hash(f"{message.topic}\n{position}"), version=5), 0
+    source = envelope.source or message.topic
+    if _IS_UUID(id):
+        return id, _mask(source)
+    return UUID(bytes=_hash(f"{source}\n{id}"), version=5), 0
+
+
+def message_id(event_id: UUID, mask: int) -> UUID:
+    """Return the id by which the inbox recognises the message: two sources may use one UUID.
+
+    A hash for each message would cost as much as the rest of the envelope.
+    """
+    return _uuid(event_id.int ^ mask) if mask else event_id
+
+
+@lru_cache(maxsize=1024)
+def _mask(source: str) -> int:
+    """Return a number that keeps apart the UUIDs of different sources."""
+    return int.from_bytes(_hash(source), "big")
+
+
+def _hash(text: str) -> bytes:
+    return sha1(_NAMESPACE + text.encode(), usedforsecurity=False).digest()[:16]
+
+
+def _uuid(number: int) -> UUID:
+    """Make a UUID as pydantic does: the constructor's checks take longer than all else here."""
+    made = object.__new__(UUID)
+    object.__setattr__(made, "int", number)
+    object.__setattr__(made, "is_safe", SafeUUID.unknown)
+    return made

@@ -1,0 +1,89 @@
+"""Envelopes of Debezium: the changes of a table's rows, and the events of an outbox."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic_core import from_json
+
+from app.platform.events.envelope import Envelope, Received
+from app.platform.kafka.envelopes import Body, Finder, as_object, parse_object
+
+# Of a change's source, what another delivery of the same change may have differently.
+_NOT_POSITION = {"version", "connector", "name", "ts_ms", "ts_us", "ts_ns", "snapshot", "sequence"}
+
+
+@dataclass(frozen=True)
+class DebeziumChanges:
+    """Changes of rows. The event's fields are those of a change: op, before, after, source, …
+
+    Debezium delivers a change at least once. The inbox recognises it by its position in the database's
+    log, its key and its operation.
+    """
+
+    type: Finder | None = None
+
+    def open(self, message: Received) -> Envelope:
+        change = as_object(_without_schema(parse_object(message.value)))
+        source = change.get("source")
+        if "op" not in change or not isinstance(source, dict):
+            raise ValueError("not a change event of Debezium: no op or no source")
+        position = {k: v for k, v in sorted(source.items()) if k not in _NOT_POSITION}
+        key = (message.key or b"").hex()
+        return Envelope(
+            change,
+            type=None if self.type is None else self.type(change, message),
+            id=json.dumps([position, change["op"], key]),
+            source=f"debezium:{source.get('name')}",
+            time=_time(source),
+        )
+
+
+@dataclass(frozen=True)
+class DebeziumOutbox:
+    """Events of Debezium's outbox event router, whose headers have the id and the type.
+
+    `type` is the header into which the router puts the type
+    (`table.fields.additional.placement=type:header:eventType`). A topic with one event needs none.
+    """
+
+    id: str = "id"
+    type: str = "eventType"
+
+    def open(self, message: Received) -> Envelope:
+        event_id = _unquoted(message.header(self.id))
+        if not event_id:
+            raise ValueError(f"no header {self.id}, which the outbox event router writes")
+        body, problem = _payload(message.value)
+        type = _unquoted(message.header(self.type))
+        return Envelope(body, type=type, id=event_id, problem=problem)
+
+
+def _payload(value: bytes) -> tuple[Any, str | None]:
+    """Return the payload, or why there is none. Converters put it into a string, or beside a schema."""
+    if value[:1] == b"{" and b'"schema"' not in value:
+        return value, None
+    try:
+        found = from_json(value)
+        if isinstance(found, dict):
+            found = _without_schema(found)
+        return (from_json(found) if isinstance(found, str) else found), None
+    except ValueError as error:
+        return None, f"not JSON: {error}"
+
+
+def _without_schema(body: Body) -> Any:
+    return body["payload"] if body.keys() == {"schema", "payload"} else body
+
+
+def _unquoted(text: str | None) -> str | None:
+    # As a JSON converter for headers writes it.
+    return text[1:-1] if text and len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def _time(source: Body) -> datetime | None:
+    milliseconds = source.get("ts_ms")
+    if not isinstance(milliseconds, int) or milliseconds <= 0:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
