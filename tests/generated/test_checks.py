@@ -107,17 +107,19 @@ def identical(file: Path, other: Path) -> bool:
 
 PLATFORM_TESTS = ROOT / "tests" / "platform"
 BENCHMARKS = ROOT / "benchmarks"
+JSONSUBSCHEMA = "jsonsubschema>=0.0.8,<0.1"
 SAMPLES = {"PYTHONPATH": str(PLATFORM_TESTS), "MYPYPATH": str(PLATFORM_TESTS)}
 
 
-def run_platform_tests(service: Service, tests: Sequence[str]) -> None:
-    """Run unit tests of the platform inside `service`."""
+def run_platform_tests(service: Service, tests: Sequence[str], beside: Sequence[str] = ()) -> None:
+    """Run unit tests of the platform inside `service`, by the command `beside` it if there is one."""
     # They use the fixtures and the package `tests` of the service, not of this repository.
     isolation = ("--confcutdir", str(PLATFORM_TESTS), "--import-mode", "importlib")
     plugins = ("-p", "tests.conftest")
     settings = ("-c", "pyproject.toml", "--rootdir", ".")
     output = service.run(
-        "python", "-m", "pytest", "-q", *settings, *isolation, *plugins, *tests, settings=SAMPLES
+        *(*beside, "python", "-m", "pytest", "-q", *settings, *isolation, *plugins, *tests),
+        settings=SAMPLES,
     )
     service.report_last_line(output, "tests/platform")
 
@@ -138,6 +140,15 @@ def apart(base: Service, workspace: Workspace, repository: Path) -> Service:
 @pytest.mark.xdist_group("platform")
 def test_platform(apart: Service) -> None:
     run_platform_tests(apart, modules_in(PLATFORM_TESTS))
+
+
+@pytest.mark.xdist_group("platform")
+def test_verdicts_on_schemas_beside_those_of_a_library(apart: Service) -> None:
+    """Compare them with jsonsubschema, which no service needs."""
+    beside = ("uv", "run", "--quiet", "--no-sync", "--with", JSONSUBSCHEMA)
+    # It has escape sequences that Python warns of.
+    options = ("-W", "ignore::SyntaxWarning", "-W", "ignore::DeprecationWarning")
+    run_platform_tests(apart, [*options, str(PLATFORM_TESTS / "peers")], beside)
 
 
 @pytest.mark.xdist_group("platform")

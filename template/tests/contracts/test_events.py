@@ -158,7 +158,7 @@ class SoldDescribed(Sold):
 
 
 def changes(model: type[BaseEvent]) -> list[str]:
-    return list(breaking_changes(schema_of(EventType(Sold)), schema_of(EventType(model))))
+    return breaking_changes(schema_of(EventType(Sold)), schema_of(EventType(model)))
 
 
 @pytest.mark.parametrize("model", [Sold, SoldWithMore, SoldDescribed])
@@ -169,9 +169,9 @@ def test_readers_do_not_mind_what_is_added_or_described(model: type[BaseEvent]) 
 @pytest.mark.parametrize(
     ("model", "change"),
     [
-        (SoldWithText, "id was {'type': 'integer'} and is {'type': 'string'}"),
-        (SoldWithoutNote, "note is gone"),
-        (SoldWithoutAmount, "lines[].amount is gone"),
+        (SoldWithText, "id: was integer, is string"),
+        (SoldWithoutNote, "note: is gone"),
+        (SoldWithoutAmount, "lines[].amount: is gone"),
     ],
 )
 def test_readers_mind_what_is_changed_or_gone(model: type[BaseEvent], change: str) -> None:
@@ -181,12 +181,14 @@ def test_readers_mind_what_is_changed_or_gone(model: type[BaseEvent], change: st
 def test_readers_mind_what_may_be_missing() -> None:
     old = {"properties": {"id": {"type": "integer"}}, "required": ["id"]}
     new = {"properties": {"id": {"type": "integer"}}}
-    assert list(breaking_changes(old, new)) == ["id may be missing"]
+    assert breaking_changes(old, new) == ["id: may be missing"]
 
 
 def test_an_incompatible_change_overwrites_no_exported_schema(tmp_path: Path) -> None:
     export([EventType(Sold)], tmp_path)
-    with pytest.raises(IncompatibleChange, match=r"thing.sold 1.0.0: id was .* version 2.0.0"):
+    with pytest.raises(
+        IncompatibleChange, match=r"(?s)thing.sold 1.0.0:\n  id: was .* version 2.0.0"
+    ):
         export([EventType(SoldWithText)], tmp_path)
     assert is_exported(EventType(Sold), tmp_path)
 
@@ -243,11 +245,11 @@ class SoldAtLeastOne(Sold):
 @pytest.mark.parametrize(
     ("published", "changed", "change"),
     [
-        (Sold, SoldWithChannel, "channel is new"),
-        (Sold, SoldInAPatch, "channel is new"),
-        (Sold, SoldWithUnits, "lines[].unit is new"),
-        (SoldToOne, SoldToOneWithUnit, "line.unit is new"),
-        (SoldWithChannel, SoldElsewhere, "the default of channel was 'shop' and is 'web'"),
+        (Sold, SoldWithChannel, "channel: is new"),
+        (Sold, SoldInAPatch, "channel: is new"),
+        (Sold, SoldWithUnits, "lines[].unit: is new"),
+        (SoldToOne, SoldToOneWithUnit, "line.unit: is new"),
+        (SoldWithChannel, SoldElsewhere, "channel: the default was 'shop', is 'web'"),
     ],
 )
 def test_a_published_version_is_not_exported_anew(
@@ -257,7 +259,7 @@ def test_a_published_version_is_not_exported_anew(
     before = (tmp_path / "thing.sold.json").read_text()
     with pytest.raises(VersionNotRaised, match=r"raise the version to 1\.1\.0") as refused:
         export([EventType(changed)], tmp_path)
-    assert str(refused.value).startswith(f"thing.sold 1.0.0: {change}. ")
+    assert str(refused.value).startswith(f"thing.sold 1.0.0:\n  {change}\n")
     assert (tmp_path / "thing.sold.json").read_text() == before
 
 
@@ -267,7 +269,7 @@ def test_the_version_to_raise_to_is_behind_all_that_are_kept(tmp_path: Path) -> 
 
     export([EventType(Sold)], tmp_path)
     export([EventType(SoldWithMore)], tmp_path)
-    with pytest.raises(VersionNotRaised, match=r"1\.1\.0: till is new\..* version to 1\.2\.0"):
+    with pytest.raises(VersionNotRaised, match=r"1\.1\.0:\n  till: is new\n.* version to 1\.2\.0"):
         export([EventType(MoreStill)], tmp_path)
 
 
@@ -285,7 +287,9 @@ def test_a_version_that_was_never_published_is_exported_anew(tmp_path: Path) -> 
 
 def test_a_new_field_without_default_needs_a_major_version(tmp_path: Path) -> None:
     export([EventType(Sold)], tmp_path)
-    with pytest.raises(IncompatibleChange, match=r"seller: Field required.* version 2\.0\.0"):
+    with pytest.raises(
+        IncompatibleChange, match=r"(?s)seller: is new, and has no default.* 2\.0\.0"
+    ):
         export([EventType(SoldWithSeller)], tmp_path)
 
 
@@ -297,21 +301,21 @@ def test_one_more_field_of_anothers_event_is_no_new_version(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("old", "new", "change"),
     [
-        (SoldToOne, SoldToOneWithoutAmount, "line.amount is gone"),
-        (SoldToOne, SoldToOneWithoutAmount, "by_sku{}.amount is gone"),
-        (Sold, SoldAtLeastOne, "lines was {'type': 'array'} and is"),
+        (SoldToOne, SoldToOneWithoutAmount, "line.amount: is gone"),
+        (SoldToOne, SoldToOneWithoutAmount, "by_sku{}.amount: is gone"),
+        (SoldAtLeastOne, Sold, "lines: minItems was 1, is not set"),
     ],
 )
 def test_readers_mind_what_is_changed_inside(
     old: type[BaseEvent], new: type[BaseEvent], change: str
 ) -> None:
-    found = list(breaking_changes(schema_of(EventType(old)), schema_of(EventType(new))))
+    found = breaking_changes(schema_of(EventType(old)), schema_of(EventType(new)))
     assert any(text.startswith(change) for text in found), found
 
 
 def test_a_model_that_holds_itself_is_compared() -> None:
     old, new = (schema_of(EventType(m)) for m in (SoldInParts, SoldInPartsDescribed))
-    assert list(breaking_changes(old, new)) == []
+    assert breaking_changes(old, new) == []
 
 
 def test_a_new_minor_version_is_compared_with_those_before(tmp_path: Path) -> None:
@@ -319,7 +323,7 @@ def test_a_new_minor_version_is_compared_with_those_before(tmp_path: Path) -> No
     (exported,) = export([EventType(SoldWithMore)], tmp_path)
     assert exported == tmp_path / "thing.sold.json"
     assert list(stored_versions("thing.sold", tmp_path)) == ["1.0.0", "1.1.0"]
-    with pytest.raises(IncompatibleChange, match="channel is gone"):
+    with pytest.raises(IncompatibleChange, match="channel: is gone"):
         check_compatible(EventType(Sold), tmp_path)
 
 

@@ -4,13 +4,16 @@ import asyncio
 import json
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app import DESCRIPTION, PROJECT_NAME
 from app.platform.cli.base import context_of, counted, failure, service_of, unknown
 from app.platform.terminal import say, say_block
+
+if TYPE_CHECKING:
+    from app.platform.events.event import EventType
 
 commands = typer.Typer()
 group = typer.Typer(help="The events on the service's topics.", no_args_is_help=True)
@@ -116,7 +119,8 @@ def export_schemas(ctx: typer.Context, folder: Folder = KEPT) -> None:
         without = [entry for entry in events if not has_sample(entry, folder)]
         written = export(events, folder)
     except (IncompatibleChange, VersionNotRaised, UnreadableFile) as error:
-        raise failure(str(error)) from error
+        say_block(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
     for path in written:
         say(f"wrote {path}")
     for entry in without:
@@ -130,6 +134,15 @@ def export_schemas(ctx: typer.Context, folder: Folder = KEPT) -> None:
 @schemas.command()
 def check(ctx: typer.Context, folder: Folder = KEPT) -> None:
     """Exit with code 1 if a schema is not exported, or is incompatible with an earlier one."""
+    problems = [text for entry in service_of(ctx).events if (text := _problem(entry, folder))]
+    for text in problems:
+        say_block(f"error: {text}", err=True)
+    if problems:
+        raise typer.Exit(1)
+    say("all schemas are exported and compatible")
+
+
+def _problem(entry: "EventType", folder: Path) -> str:
     from app.platform.events.schemas import (
         IncompatibleChange,
         UnreadableFile,
@@ -139,15 +152,13 @@ def check(ctx: typer.Context, folder: Folder = KEPT) -> None:
     )
 
     try:
-        for entry in service_of(ctx).events:
-            check_compatible(entry, folder)
-            if not is_exported(entry, folder):
-                raise failure(
-                    f"{entry.name} {entry.version} is not exported: run `app schemas export`"
-                )
+        check_compatible(entry, folder)
+        exported = is_exported(entry, folder)
     except (IncompatibleChange, VersionNotRaised, UnreadableFile) as error:
-        raise failure(str(error)) from error
-    say("all schemas are exported and compatible")
+        return str(error)
+    if exported:
+        return ""
+    return f"{entry.name} {entry.version} is not exported: run `app schemas export`"
 
 
 @commands.command()

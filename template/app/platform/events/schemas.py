@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
+from pydantic.json_schema import JsonSchemaMode
 
+from app.platform.events.compatibility import obstacles
 from app.platform.events.event import EventType
+from app.platform.events.json_schema import ExactJsonSchema
+from app.platform.events.keywords import Obstacle, Schema, described
 
-Schema = dict[str, Any]
-
-# They do not affect which messages are valid, and may change in a published version.
-_ANNOTATIONS = {"title", "description", "examples"}
+# They may change in a published version.
+_TEXTS = {"title", "description", "examples"}
 
 
 class IncompatibleChange(Exception):
@@ -33,7 +35,11 @@ class UnreadableFile(Exception):
 
 def schema_of(event_type: EventType) -> Schema:
     """Return the schema of the newest version's messages."""
-    return event_type.model.model_json_schema(mode="serialization")
+    return _schema(event_type, "serialization")
+
+
+def _schema(event_type: EventType, mode: JsonSchemaMode) -> Schema:
+    return event_type.model.model_json_schema(schema_generator=ExactJsonSchema, mode=mode)
 
 
 def stored_versions(name: str, folder: Path) -> dict[str, dict[str, Any]]:
@@ -68,10 +74,10 @@ def export(event_types: Iterable[EventType], folder: Path) -> list[Path]:
 def check_compatible(event_type: EventType, folder: Path) -> None:
     """Refuse a change of an event without the new version that it needs.
 
-    Readers of each stored version of the same major version must be able to read the newest messages,
-    upcasters must lead from all other major versions to the newest, stored samples must be readable,
-    and a stored version must not change. Raises IncompatibleChange, VersionNotRaised and
-    UnreadableFile.
+    Within a major version, readers of each stored version must be able to read the newest messages,
+    and the newest model the messages of each stored version. Upcasters must lead from all other major
+    versions to the newest, and a stored version must not change. Raises IncompatibleChange,
+    VersionNotRaised and UnreadableFile.
     """
     try:
         event_type.check_upcasters()
@@ -91,15 +97,53 @@ def check_compatible(event_type: EventType, folder: Path) -> None:
 def _check_readable(
     event_type: EventType, version: str, stored: dict[str, Any], folder: Path
 ) -> None:
-    problems = list(breaking_changes(stored["schema"], schema_of(event_type)))
+    found: dict[str, str] = {}
+    if event_type.service is None:  # what others write, nobody reads from us
+        for obstacle in obstacles(schema_of(event_type), stored["schema"]):
+            found[obstacle.path] = obstacle.as_change_of_writer()
+    for obstacle in _unreadable(event_type, stored["schema"]):
+        found.setdefault(obstacle.path, f"{obstacle.as_change_of_reader()} (in older messages)")
+    problems = list(found.values())
     if not problems and "sample" in stored:
         problems += _problems_of(event_type, stored["sample"])
     if problems:
         raise IncompatibleChange(
-            f"{event_type.name} {version}: {'; '.join(problems)}. Readers would fail: revert it,"
-            f" or make it version {event_type.major + 1}.0.0 with an upcaster from"
-            f" version {event_type.major} and a sample. {_unpublished_hint(event_type, folder)}"
+            _listed(event_type, version, problems) + _mending(event_type, folder)
         )
+
+
+def _listed(event_type: EventType, version: str, problems: Iterable[str]) -> str:
+    lines = "".join(f"\n  {problem}" for problem in problems)
+    return f"{event_type.name} {version}:{lines}\n"
+
+
+def _mending(event_type: EventType, folder: Path) -> str:
+    if event_type.service is not None:
+        return (
+            "Its messages could not be read: revert it. If the owner changed the event, delete the"
+            f" version from {_path(event_type.name, folder)}, and export it again"
+        )
+    return (
+        f"Readers would fail: revert it, or make it version {event_type.major + 1}.0.0 with an"
+        f" upcaster from version {event_type.major} and a sample."
+        f" {_unpublished_hint(event_type, folder)}"
+    )
+
+
+def breaking_changes(old: Schema, new: Schema) -> list[str]:
+    """Describe what can make readers of `old` fail that get the messages of `new`."""
+    return [found.as_change_of_writer() for found in obstacles(new, old)]
+
+
+def _unreadable(event_type: EventType, stored: Schema) -> Iterator[Obstacle]:
+    """Yield what can make the newest model fail that gets older messages.
+
+    Fields are left out that the model itself writes in another form than it is known to read, by a
+    serializer for example.
+    """
+    read = _schema(event_type, "validation")
+    unknown = {found.path for found in obstacles(schema_of(event_type), read)}
+    return (found for found in obstacles(stored, read) if found.path not in unknown)
 
 
 def _problems_of(event_type: EventType, sample: Any) -> Iterator[str]:
@@ -124,8 +168,8 @@ def _check_version(event_type: EventType, stored: dict[str, dict[str, Any]], fol
         if found:
             latest = max(_minor_of(each) for each in stored)
             raise VersionNotRaised(
-                f"{event_type.name} {version}: {'; '.join(found)}. A published version must not"
-                f" change: raise the version to {event_type.major}.{latest + 1}.0, or revert it."
+                f"{_listed(event_type, version, found)}A published version must not change:"
+                f" raise the version to {event_type.major}.{latest + 1}.0, or revert it."
                 f" {_unpublished_hint(event_type, folder)}"
             )
 
@@ -153,20 +197,14 @@ def has_sample(event_type: EventType, folder: Path) -> bool:
 
 
 class Change(NamedTuple):
-    """A difference between two schemas. A breaking one can make readers of the old schema fail."""
+    """A difference between two schemas."""
 
     path: str
     text: str
-    breaking: bool
-
-
-def breaking_changes(old: Schema, new: Schema) -> Iterator[str]:
-    """Describe the changes from `old` to `new` that can make readers of `old` fail."""
-    return (change.text for change in changes(old, new) if change.breaking)
 
 
 def changes(old: Schema, new: Schema) -> Iterator[Change]:
-    """Yield all differences between two schemas, except in annotations and names of models."""
+    """Yield all differences between two schemas, except in their texts and in names of models."""
     return _Comparison(old.get("$defs", {}), new.get("$defs", {})).compare(old, new, "")
 
 
@@ -190,7 +228,7 @@ class _Comparison:
         if any(models):
             visited |= {models}
         old, new = _resolved(old, self._old_definitions), _resolved(new, self._new_definitions)
-        compared = {*_ANNOTATIONS, "$defs", "default"}
+        compared = {*_TEXTS, "$defs", "default", "discriminator"}
         for keyword, before, after, nested in self._inside(old, new, path):
             compared.add(keyword)
             yield from self.compare(before, after, nested, visited)
@@ -198,11 +236,14 @@ class _Comparison:
             compared |= {"properties", "required"}
             yield from _fields(old, new, path)
         if old.get("default") != new.get("default"):
-            text = f"the default of {path} was {old.get('default')!r} and is {new.get('default')!r}"
-            yield Change(path, text, False)
+            text = f"the default was {old.get('default')!r}, is {new.get('default')!r}"
+            yield Change(path, f"{path}: {text}")
         was, now = ({k: v for k, v in each.items() if k not in compared} for each in (old, new))
         if was != now:
-            yield Change(path, f"{path or 'the event'} was {was} and is {now}", True)
+            texts = described(old), described(new)
+            if texts[0] == texts[1]:
+                texts = str(was), str(now)
+            yield Change(path, f"{path or 'the event'}: was {texts[0]}, is {texts[1]}")
 
     def _inside(
         self, old: Schema, new: Schema, path: str
@@ -227,13 +268,13 @@ def _fields(old: Schema, new: Schema, path: str) -> Iterator[Change]:
     for name in [*before, *(name for name in after if name not in before)]:
         nested = f"{path}.{name}" if path else name
         if name not in after:
-            yield Change(nested, f"{nested} is gone", True)
+            yield Change(nested, f"{nested}: is gone")
         elif name not in before:
-            yield Change(nested, f"{nested} is new", False)
+            yield Change(nested, f"{nested}: is new")
         elif name in required_before - required_after:
-            yield Change(nested, f"{nested} may be missing", True)
+            yield Change(nested, f"{nested}: may be missing")
         elif name in required_after - required_before:
-            yield Change(nested, f"{nested} is always there", False)
+            yield Change(nested, f"{nested}: is always there")
 
 
 def _resolved(schema: Schema, definitions: Schema) -> Schema:
