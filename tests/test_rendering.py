@@ -44,7 +44,7 @@ NAMES_OF_MODULE = {
 }
 
 # Files that name every module, whatever was chosen.
-NAMES_MODULES = {Path(".copier-answers.yml")}
+NAMES_MODULES = {Path(".copier-answers.yml"), Path("app/platform/dev/scaffold.j2")}
 
 
 def text_files(service: Path) -> list[Path]:

@@ -1,12 +1,15 @@
 """`app new`: names and fields, and the edits of source files."""
 
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
+from fastapi import APIRouter
 from typer.testing import CliRunner
 
 from app import wiring
 from app.platform.cli import command_line
+from app.platform.dev import scaffold
 from app.platform.dev.additions import NewConsumer, NewEvent, write_consumer, write_event
 from app.platform.dev.scaffold import (
     Entity,
@@ -25,8 +28,22 @@ from app.platform.dev.source_edits import (
     with_contracts,
     with_definition,
 )
+from app.platform.events.event import BaseEvent, EventType
+from app.platform.service import Component, Service
 
 PROJECT = Path.cwd()
+VIEWS_ROUTER = APIRouter(prefix="/shipment-views")
+
+
+@VIEWS_ROUTER.get("")
+async def list_views() -> None: ...
+
+
+class Confirmed(BaseEvent):
+    key_field: ClassVar[str] = "event_id"
+    event_type: Literal["shipment.confirmed"] = "shipment.confirmed"
+
+
 WIRING = """\
 from app import orders, users
 from app.platform import outbox
@@ -114,10 +131,58 @@ def test_names_that_clash_in_the_files_are_refused(name: str, fields: list[str])
         files_of(Entity.parse(name, None, fields))
 
 
-@pytest.mark.parametrize("name", ["sessions", "items", "people", "line_items"])
-def test_files_of_ordinary_names_are_python(name: str) -> None:
-    for path, text in files_of(Entity.parse(name, None, ["label:str"])).items():
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("name", ["sessions", "items", "people", "line_items", "states"])
+def test_files_of_ordinary_names_are_python(name: str, projection: bool, streamed: bool) -> None:
+    entity = Entity.parse(name, None, ["label:str"], projection=projection, streamed=streamed)
+    files = files_of(entity)
+    for path, text in files.items():
         compile(text, path, "exec")
+    written = {path.name for path in files}
+    assert ("views.py" in written) is projection
+    assert ({"domain.py", "stream.py", "history.py"} <= written) is streamed
+
+
+def test_fields_of_a_stream_do_not_hide_its_variables() -> None:
+    for name in ("state", "change", "saved", "replace", "evolve"):
+        with pytest.raises(ScaffoldRefused, match="choose another name"):
+            Entity.parse("shipments", None, [f"{name}:str"], streamed=True)
+        Entity.parse("shipments", None, [f"{name}:str"])
+
+
+@pytest.mark.parametrize(
+    ("option", "missing", "modules"),
+    [
+        ("projection", ["projections"], "[outbox, cqrs, event_sourcing]"),
+        ("projection", ["outbox", "projections", "event_store"], "[cqrs]"),
+        ("streamed", ["outbox", "event_store"], "[outbox, cqrs, event_sourcing]"),
+        ("streamed", ["outbox", "projections", "event_store"], "[outbox, event_sourcing]"),
+    ],
+)
+def test_option_of_a_module_that_is_off_says_how_to_switch_it_on(
+    option: str, missing: list[str], modules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "write_text", lambda *_: pytest.fail("nothing should be written"))
+    monkeypatch.setattr(scaffold, "find_spec", lambda name: name.split(".")[-1] not in missing)
+    entity = Entity.parse("shipments", None, [], **{option: True})
+    with pytest.raises(ScaffoldRefused) as refused:
+        write_entity(PROJECT, entity, wiring.service)
+    assert f"`copier update -d 'modules={modules}'`, and run this again" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        (Component("a", events=[EventType(Confirmed)]), "the event shipment.confirmed exists"),
+        (Component("a", routers=[VIEWS_ROUTER]), "the path /shipment-views exists"),
+    ],
+)
+def test_names_of_a_read_model_are_not_taken_twice(taken: Component, said: str) -> None:
+    entity = Entity.parse("shipments", None, [], projection=True)
+    with pytest.raises(ScaffoldRefused, match=f"{said} already"):
+        entity.refuse_taken(Service([taken]), PROJECT)
 
 
 def test_optional_field_may_be_missing() -> None:

@@ -179,13 +179,11 @@ async def test_lag_is_measured_and_reported(
     kafka_settings: KafkaSettings, producer: KafkaProducer
 ) -> None:
     registry = EventRegistry(kafka_settings.kafka_client_id, wiring.service.events)
-    await provision(
-        kafka_settings, required_topics(kafka_settings, registry, wiring.service.projectors)
-    )
-    assert await measure(kafka_settings, registry, wiring.service.projectors) == {"sources": Lag()}
+    await provision(kafka_settings, required_topics(kafka_settings, registry, [projector]))
+    assert await measure(kafka_settings, registry, [projector]) == {"sources": Lag()}
     await producer.send_all([encode(event, registry, Trace("story")) for event in BEATS])
     settings = ProjectionSettings(projections_max_lag_seconds=600, _env_file=None)
-    monitor = Monitor(kafka_settings, registry, wiring.service.projectors, settings)
+    monitor = Monitor(kafka_settings, registry, [projector], settings)
     await monitor.measure_once()
     await monitor.ready()
     assert monitor.latest["sources"].events == 4

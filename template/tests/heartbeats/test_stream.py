@@ -220,7 +220,7 @@ def cli(sensors: Sensors, migrated_database_url: str, monkeypatch: pytest.Monkey
         return await asyncio.to_thread(
             CliRunner().invoke,
             command_line(lambda: wiring.service),
-            ["event-store", *arguments],
+            ["event-store", *arguments, "--category", "source"],
             catch_exceptions=False,
         )
 

@@ -26,6 +26,14 @@ Fields = Annotated[
 Slice = Annotated[
     str | None, typer.Option(help="The folder in app; by default that of the event's entity.")
 ]
+Projection = Annotated[
+    bool,
+    typer.Option("--projection", help="With a read model, and routes on it (module cqrs)."),
+]
+EventSourced = Annotated[
+    bool,
+    typer.Option("--event-sourced", help="Stored as a stream of events (module event_sourcing)."),
+]
 Singular = Annotated[
     str | None, typer.Option(help="The name in the singular, where it is not the usual one.")
 ]
@@ -33,9 +41,14 @@ Singular = Annotated[
 
 @group.command()
 def entity(
-    ctx: typer.Context, name: Plural, field: Fields = None, singular: Singular = None
+    ctx: typer.Context,
+    name: Plural,
+    field: Fields = None,
+    singular: Singular = None,
+    projection: Projection = False,
+    event_sourced: EventSourced = False,
 ) -> None:
-    """Write a slice: table, migration, routes, event, handler and tests.
+    """Write a slice: table, migration, routes, events, handler and tests.
 
     It is wired, and passes the service's checks as it is. Without --field it has `name:str`.
     """
@@ -49,7 +62,9 @@ def entity(
     )
 
     try:
-        new = Entity.parse(name, singular, field or ())
+        new = Entity.parse(
+            name, singular, field or (), projection=projection, streamed=event_sourced
+        )
         done = write_entity(Path.cwd(), new, service_of(ctx))
     except (ScaffoldIncomplete, ScaffoldRefused) as error:
         raise failure(str(error)) from error

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ RESERVED = {
 }
 RESERVED |= {"self", "date", "datetime", "func", "mapped_column", *dir(builtins)}
 # Variables of the functions that the template writes.
+_VARIABLES_OF_STREAMS = {"change", "evolve", "replace", "saved", "state"}
 _VARIABLES = {"at", "create", "created", "cursor", "found", "limit", "more", "page", "router"}
+# The modules by name, each with its package, and those that `require_modules` needs for an option.
+_MODULES = {"outbox": "outbox", "cqrs": "projections", "event_sourcing": "event_store"}
+_NEEDED = {"--projection": ["cqrs"], "--event-sourced": ["outbox", "event_sourcing"]}
 _OF_SERVICE = {"platform", "wiring", "health", "metrics", "docs", "redoc", "openapi", "main"}
 
 
@@ -160,9 +165,21 @@ class Entity:
     plural: str
     singular: str
     fields: Sequence[Field]
+    projection: bool = False
+    """Has a read model (module cqrs)."""
+    streamed: bool = False
+    """Is stored as a stream of events (module event_sourcing)."""
 
     @classmethod
-    def parse(cls, plural: str, singular: str | None, fields: Iterable[str]) -> "Entity":
+    def parse(
+        cls,
+        plural: str,
+        singular: str | None,
+        fields: Iterable[str],
+        *,
+        projection: bool = False,
+        streamed: bool = False,
+    ) -> "Entity":
         """Raises ScaffoldRefused."""
         checked_name(plural, plural, _OF_SERVICE | _VARIABLES)
         one = singular or import_development("inflect", "inflect").engine().singular_noun(plural)
@@ -172,8 +189,10 @@ class Entity:
             )
         checked_name(one, f"--singular {one}", {plural, *_VARIABLES})
         own = {one, plural, f"{one}_id", "service", "idempotency", "session"}
+        own |= _VARIABLES_OF_STREAMS if streamed else set()
         read = parse_fields(fields, own) or [Field("name", TYPES["str"])]
-        return cls(plural, one, sorted(read, key=lambda field: field.optional))
+        fields_in_order = sorted(read, key=lambda field: field.optional)
+        return cls(plural, one, fields_in_order, projection, streamed)
 
     @property
     def model(self) -> str:
@@ -184,6 +203,20 @@ class Entity:
         return self.plural.replace("_", "-")
 
     @property
+    def views_path(self) -> str:
+        return f"{self.singular.replace('_', '-')}-views"
+
+    @property
+    def versioned(self) -> bool:
+        """Whether each change has a version, and is published with the full state."""
+        return self.projection or self.streamed
+
+    @property
+    def event_names(self) -> list[str]:
+        actions = ["created", "confirmed"] if self.versioned else ["created"]
+        return [f"{self.singular}.{action}" for action in actions]
+
+    @property
     def sample(self) -> dict[str, Any]:
         """The body of a request."""
         return {field.name: field.type.example for field in self.fields}
@@ -192,18 +225,36 @@ class Entity:
         """Raise ScaffoldRefused where the service has something of one of its names already."""
         prefix = f"/{self.path}"
         paths = {str(getattr(route, "path", "")) for r in service.routers for route in r.routes}
+        events = {entry.name for entry in service.events}
         taken = {
             f"the folder app/{self.plural}": (project / "app" / self.plural).exists(),
             f"the folder tests/{self.plural}": (project / "tests" / self.plural).exists(),
             f"the table {self.plural}": self.plural in Base.metadata.tables,
             f"the path {prefix}": any(p == prefix or p.startswith(f"{prefix}/") for p in paths),
-            f"the event {self.singular}.created": any(
-                entry.name == f"{self.singular}.created" for entry in service.events
-            ),
+            **{f"the event {name}": name in events for name in self.event_names},
         }
+        if self.projection:
+            views, table = f"/{self.views_path}", f"{self.singular}_views"
+            taken |= {
+                f"the table {table}": table in Base.metadata.tables,
+                f"the path {views}": any(p == views or p.startswith(f"{views}/") for p in paths),
+            }
         for what, there in taken.items():
             if there:
                 raise ScaffoldRefused(f"{what} exists already: choose another name")
+
+
+def require_modules(entity: Entity) -> None:
+    """Raise ScaffoldRefused if a module that `entity` needs is off; say how to switch it on."""
+    on = [name for name, package in _MODULES.items() if find_spec(f"app.platform.{package}")]
+    asked = {"--projection": entity.projection, "--event-sourced": entity.streamed}
+    for option, needed in _NEEDED.items():
+        if asked[option] and needed[-1] not in on:
+            modules = ", ".join(name for name in _MODULES if name in {*on, *needed})
+            raise ScaffoldRefused(
+                f"{option} needs the module {needed[-1]}: switch it on with"
+                f" `copier update -d 'modules=[{modules}]'`, and run this again"
+            )
 
 
 def render(part: str, **values: object) -> str:
@@ -232,6 +283,12 @@ def files_of(entity: Entity) -> dict[Path, str]:
         model=entity.model,
         models=camel(entity.plural),
         path=entity.path,
+        views_path=entity.views_path,
+        dashed=entity.singular.replace("_", "-"),
+        constant=entity.plural.upper(),
+        projection=entity.projection,
+        streamed=entity.streamed,
+        versioned=entity.versioned,
         words=entity.plural.replace("_", " "),
         word=entity.singular.replace("_", " "),
         article="an" if entity.singular[0] in "aeiou" else "a",
@@ -241,6 +298,7 @@ def files_of(entity: Entity) -> dict[Path, str]:
         from_request=", ".join(
             f"{field.name}={entity.singular}.{field.name}" for field in entity.fields
         ),
+        from_change=", ".join(f"change.{field.name}" for field in entity.fields),
         aliases={f.type.api: f.type.definition for f in entity.fields if f.type.definition},
         sample=repr(entity.sample),
         required=repr(required or ["none"]),
@@ -275,6 +333,7 @@ def write_entity(project: Path, entity: Entity, service: Service) -> Mapping[Pat
 
     Raises ScaffoldRefused, and then nothing was written, and ScaffoldIncomplete.
     """
+    require_modules(entity)
     entity.refuse_taken(service, project)
     new = files_of(entity)
     wiring, contracts = project / "app" / "wiring.py", project / "pyproject.toml"
@@ -288,10 +347,9 @@ def write_entity(project: Path, entity: Entity, service: Service) -> Mapping[Pat
     write(project, new)
     write(project, edited)  # now that the slice is whole
     export_schemas(project)
-    sample = Path("tests/contracts") / f"{entity.singular}.created.json"
+    samples = [Path("tests/contracts") / f"{name}.json" for name in entity.event_names]
     return {
-        **dict.fromkeys(new, "wrote"),
-        sample: "wrote",
+        **dict.fromkeys([*new, *samples], "wrote"),
         **dict.fromkeys(edited, "changed"),
     }
 

@@ -114,7 +114,7 @@ def cli(shop: Shop, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch)
         return await asyncio.to_thread(
             CliRunner().invoke,
             command_line(lambda: wiring.service),
-            ["event-store", *arguments],
+            ["event-store", *arguments, "--category", "order"],
             catch_exceptions=False,
         )
 
