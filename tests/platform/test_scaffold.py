@@ -13,13 +13,12 @@ from app.platform.dev import scaffold
 from app.platform.dev.additions import NewConsumer, NewEvent, write_consumer, write_event
 from app.platform.dev.scaffold import (
     Entity,
-    Field,
     ScaffoldIncomplete,
-    ScaffoldRefused,
     files_of,
     write,
     write_entity,
 )
+from app.platform.dev.scaffold_fields import Field, ScaffoldRefused
 from app.platform.dev.source_edits import (
     NotRecognised,
     may_import,

@@ -53,13 +53,8 @@ def entity(
     It is wired, and passes the service's checks as it is. Without --field it has `name:str`.
     """
     require_development("app new")
-    from app.platform.dev.scaffold import (
-        Entity,
-        ScaffoldIncomplete,
-        ScaffoldRefused,
-        first_request,
-        write_entity,
-    )
+    from app.platform.dev.scaffold import Entity, ScaffoldIncomplete, first_request, write_entity
+    from app.platform.dev.scaffold_fields import ScaffoldRefused
 
     try:
         new = Entity.parse(
@@ -90,7 +85,8 @@ def event(
     """Declare an event in a slice, with its schema and a golden sample."""
     require_development("app new")
     from app.platform.dev.additions import NewEvent, write_event
-    from app.platform.dev.scaffold import ScaffoldIncomplete, ScaffoldRefused
+    from app.platform.dev.scaffold import ScaffoldIncomplete
+    from app.platform.dev.scaffold_fields import ScaffoldRefused
 
     try:
         changed = write_event(
@@ -114,7 +110,8 @@ def consumer(
     """Declare a consumer of an event in a slice; its handler is still to be filled in."""
     require_development("app new")
     from app.platform.dev.additions import NewConsumer, write_consumer
-    from app.platform.dev.scaffold import ScaffoldIncomplete, ScaffoldRefused
+    from app.platform.dev.scaffold import ScaffoldIncomplete
+    from app.platform.dev.scaffold_fields import ScaffoldRefused
 
     try:
         new = NewConsumer.parse(name, event, slice, service_of(ctx))

@@ -7,16 +7,8 @@ from pathlib import Path
 
 from app.platform.dev import source_edits
 from app.platform.dev.errors import import_development
-from app.platform.dev.scaffold import (
-    Field,
-    ScaffoldRefused,
-    camel,
-    checked_name,
-    export_schemas,
-    parse_fields,
-    render,
-    write,
-)
+from app.platform.dev.scaffold import camel, export_schemas, render, write
+from app.platform.dev.scaffold_fields import Field, ScaffoldRefused, checked_name, parse_fields
 from app.platform.events.event import EventType
 from app.platform.service import Service
 
