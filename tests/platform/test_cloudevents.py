@@ -124,7 +124,7 @@ async def test_aborted_events_and_control_records_are_not_handled(estate: World)
 
 
 async def test_poison_does_not_hold_up_cloud_events(estate: World) -> None:
-    poison = [
+    poison: list[tuple[bytes, list[tuple[str, bytes | None]]]] = [
         (b"\xff", [("ce_specversion", b"1.0")]),
         (b"{}", [("ce_specversion", None)]),
         (b"{}", [("ce_specversion", b"1.0"), ("ce_id", b"")]),

@@ -56,7 +56,7 @@ class Billing:
 
     def __init__(self, registry: EventRegistry = SHARED, *models: type[Any]) -> None:
         self.seen: list[Any] = []
-        handlers = dict.fromkeys(models or [MeterRead], self._see)
+        handlers: dict[type[Any], Any] = dict.fromkeys(models or [MeterRead], self._see)
         self.subscription = Subscription("billing", handlers)
         self.producer, self.units = FakeProducer(), FakeUnits()
         self._processor = Processor(

@@ -218,7 +218,7 @@ class _Proof:
         for keyword in ("propertyNames", "x-keys"):
             if keyword in read:
                 names = _names(written, keyword)
-                found += self.obstacles(names, read[keyword], f"{path}{{key}}", assumed)
+                found += self.obstacles(names, read[keyword], path + "{key}", assumed)
         return found
 
 
