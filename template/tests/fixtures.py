@@ -24,7 +24,7 @@ from httpx import ASGITransport, AsyncClient
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from app import wiring
+from app import SERVICE_NAME, wiring
 from app.platform.config import HttpSettings, Settings
 from app.platform.database.engine import Base, Database, DatabaseSettings
 from app.platform.database.migrations import upgrade
@@ -60,17 +60,20 @@ async def eventually(
 
 # Servers
 
-_FOLDER = Path(__file__).parents[1] / ".dev" / "tests"
+_PROJECT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
-def servers_folder() -> Iterator[Path]:
+def servers_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of this session's own, so that sessions and xdist workers can run side by side.
 
-    Folders are used again: so the servers of a session that was killed are found and stopped.
+    Folders are used again: so the servers of a session that was killed are found and stopped. Those
+    of a project that is read-only are beside pytest's temporary folders.
     """
+    temporary = tmp_path_factory.getbasetemp().parent / f"{SERVICE_NAME}-servers"
+    folders = _PROJECT / ".dev" / "tests" if os.access(_PROJECT, os.W_OK) else temporary
     for number in count():
-        folder = _FOLDER / str(number)
+        folder = folders / str(number)
         lock = FileLock(folder / "session.lock")
         if lock.acquire():
             break

@@ -5,14 +5,17 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import text
+from typer.testing import CliRunner, Result
 
 from app import wiring
+from app.platform.cli import command_line
 from app.platform.config import HttpSettings, Settings
 from app.platform.database.engine import Database
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
@@ -203,6 +206,14 @@ async def world(
     yield World(kafka_settings, database, producer, registry)
     async with database.engine.begin() as connection:
         await connection.execute(text("DROP TABLE effects"))
+
+
+async def run_cli(*arguments: str, service: Service | None = None, input: str = "") -> Result:
+    """The result of `app …` in this process, for the service as it is wired or another one."""
+    cli = command_line(lambda: service or wiring.service)
+    # A thread, because a command has an event loop of its own.
+    invoke = partial(CliRunner().invoke, cli, arguments, input, catch_exceptions=False)
+    return await asyncio.to_thread(invoke)
 
 
 @dataclass

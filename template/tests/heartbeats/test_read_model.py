@@ -1,6 +1,5 @@
 """The read model of heartbeats: what its projector makes of events, its rebuild, its reads."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,12 +9,10 @@ import pytest
 from httpx import AsyncClient, Response
 from prometheus_client import REGISTRY
 from sqlalchemy import select, text
-from typer.testing import CliRunner
 
 from app import wiring
 from app.heartbeats.events import HeartbeatSent
 from app.heartbeats.views import PROJECTIONS, SUBSCRIPTIONS, SourceRow, silent_sources
-from app.platform.cli import command_line
 from app.platform.database.engine import Database
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
@@ -28,7 +25,7 @@ from app.platform.kafka.topics import required_topics
 from app.platform.projections.lag import Lag, Monitor, ProjectionSettings, measure
 from app.platform.tracing import Trace
 from tests.fixtures import eventually
-from tests.world import Api, NoPublisher
+from tests.world import Api, NoPublisher, run_cli
 
 (projector,), (rebuildable,) = SUBSCRIPTIONS, PROJECTIONS
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -196,10 +193,7 @@ async def test_the_commands_know_the_projection(
     monkeypatch.setenv("DATABASE_URL", migrated_database_url)
 
     async def says(*arguments: str) -> str:
-        # A thread, because commands run a loop of their own.
-        done = await asyncio.to_thread(
-            CliRunner().invoke, command_line(lambda: wiring.service), ["projections", *arguments]
-        )
+        done = await run_cli("projections", *arguments)
         assert done.exit_code == 0, done.output
         return done.stdout
 

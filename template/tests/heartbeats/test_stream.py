@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from httpx import AsyncClient
 from sqlalchemy import func, select, text
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from app import wiring
 from app.heartbeats import storage
 from app.heartbeats.repository import Heartbeat, HeartbeatRepository
 from app.heartbeats.service import HeartbeatService
 from app.heartbeats.stream import SOURCES, EventSourcedHeartbeats, SourceHeard, SourceState, evolve
-from app.platform.cli import command_line
 from app.platform.database.engine import Base, Database
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.errors import InvalidTransition
@@ -29,6 +28,7 @@ from app.platform.outbox.model import OutboxRow
 from app.platform.outbox.publisher import OutboxPublisher
 from app.platform.outbox.settings import OutboxSettings
 from app.platform.tracing import Trace, bind_trace
+from tests.world import run_cli
 
 # Each version of each event, as it was stored. Lines are added, and never changed or taken out.
 GOLDEN = [
@@ -216,13 +216,7 @@ def cli(sensors: Sensors, migrated_database_url: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("DATABASE_URL", migrated_database_url)
 
     async def invoke(*arguments: str) -> Result:
-        # A thread, because the command has an event loop of its own.
-        return await asyncio.to_thread(
-            CliRunner().invoke,
-            command_line(lambda: wiring.service),
-            ["event-store", *arguments, "--category", "source"],
-            catch_exceptions=False,
-        )
+        return await run_cli("event-store", *arguments, "--category", "source")
 
     return invoke
 

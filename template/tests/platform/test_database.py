@@ -11,10 +11,8 @@ from sqlalchemy import Column, Connection, Integer, Table, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
-from typer.testing import CliRunner
 
 from app import wiring
-from app.platform.cli import command_line
 from app.platform.database import migrations as migrate
 from app.platform.database.engine import Base, Connector, Database, Probe
 from app.platform.database.errors import summary
@@ -31,7 +29,7 @@ from app.platform.database.migrations import (
 from app.platform.database.revisions import RevisionError, find_changes
 from app.platform.database.url import async_url
 from tests.fixtures import database_settings, temporary_database
-from tests.world import serving
+from tests.world import run_cli, serving
 
 
 @pytest.fixture
@@ -122,11 +120,7 @@ async def test_behind_a_pooler_migrations_keep_no_prepared_statement(
     monkeypatch.setattr(migrate, "_upgrade", looking)
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
     monkeypatch.setenv("DATABASE_POOLER", "true")
-    invoke = CliRunner().invoke
-    result = await asyncio.to_thread(
-        invoke, command_line(lambda: wiring.service), ["db", "upgrade"], catch_exceptions=False
-    )
-    assert result.exit_code == 0
+    assert (await run_cli("db", "upgrade")).exit_code == 0
     assert "inbox" in await tables(empty_database_url)
     assert [name for name in kept if name] == []
 

@@ -9,10 +9,8 @@ from datetime import timedelta
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
-from typer.testing import CliRunner
 
 from app import wiring
-from app.platform.cli import command_line
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.kafka.admin import provision
@@ -25,7 +23,7 @@ from app.platform.kafka.topics import required_topics
 from app.platform.runtime import Context
 from app.platform.service import Component, Service
 from tests.fixtures import eventually
-from tests.world import Counted, World, counted, failing, record_effect
+from tests.world import Counted, World, counted, failing, record_effect, run_cli
 
 REFUSING = Subscription("counter", {Counted: failing(99, PermanentError("refused"))})
 
@@ -119,10 +117,10 @@ async def test_a_missing_foreign_topic_is_named_with_its_owner(
     owner = world.registry.service
     foreign = Service([Component("things", events=[EventType(Counted, service=owner)])])
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", world.settings.kafka_bootstrap_servers)
-    cli, event = command_line(lambda: foreign), counted(1)[0].model_dump_json()
+    event = counted(1)[0].model_dump_json()
 
     async def run(*arguments: str) -> str:
-        return (await asyncio.to_thread(CliRunner().invoke, cli, arguments, input=event)).output
+        return (await run_cli(*arguments, service=foreign, input=event)).output
 
     named = f"missing topic {world.topic} of the service {owner}, which has to create it"
     assert named in await run("events", "send", "-")
@@ -153,10 +151,7 @@ def command(world: World, migrated_database_url: str, monkeypatch: pytest.Monkey
     async def run(subscriptions: list[Subscription], *arguments: str) -> str:
         part = Component("things", events=[EventType(Counted)], subscriptions=subscriptions)
         monkeypatch.setattr(wiring, "service", Service([part]))
-        result = await asyncio.to_thread(
-            CliRunner().invoke, command_line(lambda: wiring.service), list(arguments)
-        )
-        return result.output
+        return (await run_cli(*arguments)).output
 
     return run
 

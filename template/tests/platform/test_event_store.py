@@ -13,9 +13,8 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from app.platform.cli import command_line
 from app.platform.database.engine import Database
 from app.platform.errors import VersionConflict
 from app.platform.event_store.category import Category, EventType
@@ -25,6 +24,7 @@ from app.platform.event_store.repository import EventSourcedRepository
 from app.platform.event_store.store import NO_STREAM, Appended, BrokenStream, EventStore, NewEvent
 from app.platform.service import Component, Service
 from app.platform.tracing import Trace, bind_trace
+from tests.world import run_cli
 
 
 @dataclass(frozen=True)
@@ -400,12 +400,10 @@ async def test_a_command_asks_for_one_of_several_categories(
     monkeypatch.setenv("DATABASE_URL", migrated_database_url)
     categories = [SUMS, replace(SUMS, name="product")]
     streams = [SimpleNamespace(category=category) for category in categories]
-    cli = command_line(lambda: Service([Component("numbers", streams=streams)]))
+    service = Service([Component("numbers", streams=streams)])
 
     async def show(*options: str) -> Result:
-        # A thread, because the command has an event loop of its own.
-        command = ["event-store", "show", "1", *options]
-        return await asyncio.to_thread(CliRunner().invoke, cli, command)
+        return await run_cli("event-store", "show", "1", *options, service=service)
 
     assert "sum.added" in (await show("--category", "sum")).stdout
     for options, refusal in {

@@ -18,7 +18,7 @@ from aiokafka.errors import (
 from httpx import AsyncClient
 from prometheus_client import REGISTRY
 from sqlalchemy import text
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from app import wiring
 from app.orders import projections
@@ -27,7 +27,6 @@ from app.orders.projections import SUBSCRIPTIONS
 from app.orders.repository import OrderFilter
 from app.orders.view_queries import DailySales, OrderDetailFilter, OrderViewQueries, SalesQueries
 from app.orders.views import ORDER_ROWS
-from app.platform.cli import command_line
 from app.platform.database.engine import Database
 from app.platform.events.event import EventRegistry
 from app.platform.health import Health, Unhealthy
@@ -44,6 +43,7 @@ from tests.api import assert_problem, pointers
 from tests.fixtures import eventually, settings_for
 from tests.orders.api import change, new_user, place, plans
 from tests.orders.read_side.conftest import Shop
+from tests.world import run_cli
 
 FILL = [
     "INSERT INTO customer_names SELECT n, 'u' || n FROM generate_series(1, 99) AS n",
@@ -446,12 +446,10 @@ async def test_lag_that_cannot_be_measured_any_more_has_no_series(
 
 
 class Cli:
-    """`app projections …`, on the test's servers. Commands run their own loop, so in a thread."""
+    """`app projections …`, on the test's servers."""
 
     async def __call__(self, *arguments: str) -> Result:
-        return await asyncio.to_thread(
-            CliRunner().invoke, command_line(lambda: wiring.service), ["projections", *arguments]
-        )
+        return await run_cli("projections", *arguments)
 
     async def says(self, *arguments: str) -> str:
         """Run the command, which must succeed, and return its output."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from app import wiring
 from app.orders import storage
@@ -17,7 +17,6 @@ from app.orders.domain import Order, OrderItem
 from app.orders.models import OrderItemRow, OrderRow
 from app.orders.service import OrderService
 from app.orders.stream import ORDERS
-from app.platform.cli import command_line
 from app.platform.database.engine import Base, Database
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.event_store.store import EventStore
@@ -28,6 +27,7 @@ from app.platform.outbox.settings import OutboxSettings
 from app.platform.tracing import Trace, bind_trace
 from app.users.models import User
 from app.users.repository import UserRepository
+from tests.world import run_cli
 
 ITEMS = [OrderItem("tea", 2, Decimal("3.50")), OrderItem("cup", 1, Decimal("12.00"))]
 
@@ -110,12 +110,6 @@ def cli(shop: Shop, migrated_database_url: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATABASE_URL", migrated_database_url)
 
     async def invoke(*arguments: str) -> Result:
-        # A thread, because the command has an event loop of its own.
-        return await asyncio.to_thread(
-            CliRunner().invoke,
-            command_line(lambda: wiring.service),
-            ["event-store", *arguments, "--category", "order"],
-            catch_exceptions=False,
-        )
+        return await run_cli("event-store", *arguments, "--category", "order")
 
     return invoke

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -12,11 +11,10 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from app import wiring
 from app.platform import tracing
-from app.platform.cli import command_line
 from app.platform.config import HttpSettings, Settings
 from app.platform.database.engine import Database
 from app.platform.database.unit_of_work import UnitOfWork
@@ -51,7 +49,7 @@ from tests.platform.outbox.conftest import (
     moved,
     outbox_settings,
 )
-from tests.world import missing_table
+from tests.world import missing_table, run_cli
 
 
 async def stored_numbers(world: World) -> list[int]:
@@ -433,12 +431,7 @@ async def test_a_relay_is_not_ready_while_events_wait_too_long(
 
 
 async def app(*arguments: str) -> Result:
-    """Run the command in a thread without an event loop."""
-    loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1) as thread:
-        return await loop.run_in_executor(
-            thread, CliRunner().invoke, command_line(lambda: wiring.service), ["outbox", *arguments]
-        )
+    return await run_cli("outbox", *arguments)
 
 
 class RefusesSold(FakeProducer):
