@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from samples import EVENT_ID, MeterNamed, MeterRead, named_2, named_3, record
 
 from app.platform.events.envelope import Decoder, Envelope, Received, event_id_of, message_id
-from app.platform.events.event import EventRegistry, EventTopic, EventType
+from app.platform.events.event import BaseEvent, EventRegistry, EventTopic, EventType
 from app.platform.kafka import codec as names
 from app.platform.kafka.codec import Header, encode
 from app.platform.kafka.debezium import DebeziumChanges, DebeziumOutbox
@@ -276,7 +276,8 @@ ROUTED: list[Header] = [("id", str(EVENT_ID).encode()), ("eventType", b"com.acme
 def test_an_event_of_the_outbox_router_is_read(value: object, headers: list[Header]) -> None:
     found = read(DebeziumOutbox(), value, headers)
 
-    assert (found.event.event_id, found.event.count) == (EVENT_ID, 3)  # type: ignore[attr-defined]
+    assert isinstance(found.event, MeterRead)
+    assert (found.event.event_id, found.event.count) == (EVENT_ID, 3)
     assert "no header id" in refused(DebeziumOutbox(), value, headers[1:])
 
 
@@ -305,6 +306,7 @@ def test_a_version_of_the_envelope_is_upcast() -> None:
     found = decoder.decode(record(value, topic=TOPIC, headers=[("version", b"1.2.0")]), TOPIC)
 
     assert found is not None
+    assert isinstance(found.event, BaseEvent)
     assert found.event.model_dump(include={"version", "last"}) == {
         "version": "3.0.0",
         "last": "Lovelace",
@@ -371,6 +373,7 @@ def test_the_decoder_of_the_page_reads_its_format() -> None:
     found = decoder.decode(record(line, topic="LEDGER.OUT"), "LEDGER.OUT")
 
     assert found is not None
+    assert isinstance(found.event, BaseEvent)
     assert found.event.model_dump(exclude={"event_id"}) == {
         "timestamp": datetime(2024, 5, 1, 12, tzinfo=UTC),
         "version": "1.0.0",

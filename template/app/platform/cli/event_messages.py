@@ -79,6 +79,7 @@ def send_as_it_is(
         raise failure(str(error)) from error
     if decoded is None:
         raise failure(f"{file} is of a type that no event of {topic} has")
+    assert isinstance(decoded.event, BaseEvent)  # it has a value, so it is no tombstone
     asyncio.run(_deliver(context, message))
     return decoded.event
 

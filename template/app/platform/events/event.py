@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 from uuid import UUID, uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
@@ -63,17 +63,38 @@ class BaseEvent(BaseModel):
         return str(getattr(self, self.key_field))
 
 
+E = TypeVar("E", bound=BaseEvent)
+
+
+@dataclass(frozen=True)
+class Tombstone(Generic[E]):
+    """The deletion of a key: a message without a value, on the topic of the events `model`.
+
+    It has neither id nor type. `event_id` is made of its position, `timestamp` is that of the record.
+    """
+
+    model: type[E]
+    key: str
+    event_id: UUID
+    timestamp: datetime
+
+    @property
+    def event_type(self) -> str:
+        return "tombstone"
+
+
 @dataclass(frozen=True)
 class EventTopic:
     """A topic with a name of its own, which several event types can share.
 
     `name` is any name that Kafka allows. `{service}` in it stands for the name of the owner. Messages
     of other types than the registered ones are skipped. `decoder` reads messages that are not in this
-    service's own format.
+    service's own format. A `compacted` topic keeps the last message of each key.
     """
 
     name: str
     decoder: Decoder | None = None
+    compacted: bool = False
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,8 @@ class DeadLetter:
 def inbox_id(letter: DeadLetter, registry: EventRegistry) -> UUID | None:
     """Return the id that the inbox would have of the letter's message; None if it has none."""
     events = registry.events_on(letter.origin)
-    if events is None or events.decoder is None:
+    is_own = events is None or events.decoder is None
+    if is_own and letter.record.value is not None:
         return letter.event_id
     return EventDecoder(registry).identify(letter.record, letter.origin)
 

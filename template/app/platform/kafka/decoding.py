@@ -2,13 +2,13 @@
 
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
 from app.platform.events.envelope import Decoder, Envelope, Received, event_id_of, message_id
-from app.platform.events.event import BaseEvent, EventRegistry, EventType, TopicEvents
+from app.platform.events.event import BaseEvent, EventRegistry, EventType, Tombstone, TopicEvents
 from app.platform.kafka import codec as names
 from app.platform.kafka.codec import (
     CE_TYPE,
@@ -25,16 +25,26 @@ from app.platform.kafka.errors import UndecodableMessage
 class Decoded(NamedTuple):
     """An event, and the id by which the inbox recognises its message."""
 
-    event: BaseEvent
+    event: BaseEvent | Tombstone[Any]
     id: UUID
 
 
 class EventDecoder:
-    """Decodes the messages of a consumer, which handles the events `wanted`; None means all."""
+    """Decodes the messages of a consumer, which handles the events `wanted`; None means all.
+
+    It handles the tombstones on the topics of the events `tombstones`. Raises ValueError for two of
+    one topic, where a tombstone does not say which event it deletes.
+    """
 
     def __init__(
-        self, registry: EventRegistry, wanted: Collection[type[BaseEvent]] | None = None
+        self,
+        registry: EventRegistry,
+        wanted: Collection[type[BaseEvent]] | None = None,
+        tombstones: Collection[type[BaseEvent]] = (),
     ) -> None:
+        self._tombstones = {registry.topic(model): model for model in tombstones}
+        if len(self._tombstones) < len(tombstones):
+            raise ValueError("two handlers of tombstones share a topic: keep one of them")
         self._registry = registry
         self._wanted = wanted
 
@@ -45,6 +55,8 @@ class EventDecoder:
         """
         events = _events_on(origin, self._registry)
         has_failed = record.topic != origin
+        if record.value is None:
+            return self._decode_tombstone(record, events, has_failed)
         if events.decoder is not None:
             message = received(record, origin)
             return self._decode_foreign(message, events, events.decoder, has_failed)
@@ -65,14 +77,36 @@ class EventDecoder:
     def identify(self, record: ConsumerRecord, origin: str) -> UUID | None:
         """Return the id that the inbox would have, of a topic with a decoder; None if it has none."""
         events = self._registry.events_on(origin)
+        message = received(record, origin)
+        if record.value is None:
+            return _position_id(message)
         if events is None or events.decoder is None:
             return None
-        message = received(record, origin)
         try:
             event_id, mask = event_id_of(message, _open(events.decoder, message))
             return message_id(UUID(str(event_id)), mask)
         except UndecodableMessage:
             return None
+
+    def _decode_tombstone(
+        self, record: ConsumerRecord, events: TopicEvents, has_failed: bool
+    ) -> Decoded | None:
+        model = self._tombstones.get(events.name)
+        if self._wanted is None:
+            model = next(iter(events.types.values())).model
+        if model is None and has_failed:
+            raise UndecodableMessage("tombstones have no handler in this consumer any more")
+        if model is None:
+            return None
+        message = received(record, events.name)
+        if message.key is None:
+            raise UndecodableMessage("a message with neither key nor value deletes nothing")
+        try:
+            key = message.key_text()
+        except ValueError as error:
+            raise UndecodableMessage(f"the key of a tombstone is no text: {error}") from error
+        id = _position_id(message)
+        return Decoded(Tombstone(model, key, id, _time(message.timestamp)), id)
 
     def _decode_foreign(
         self, message: Received, events: TopicEvents, decoder: Decoder, has_failed: bool
@@ -137,6 +171,12 @@ def _open(decoder: Decoder, message: Received) -> Envelope:
         # Any other exception than UndecodableMessage would block the consumer at this message.
         text = str(error) if isinstance(error, ValueError) else repr(error)
         raise UndecodableMessage(f"{_name(decoder)}: {text}") from error
+
+
+def _position_id(message: Received) -> UUID:
+    event_id, _ = event_id_of(message, Envelope(None))
+    assert isinstance(event_id, UUID)
+    return event_id
 
 
 def _name(decoder: Decoder) -> str:

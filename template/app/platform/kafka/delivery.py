@@ -1,11 +1,11 @@
 """Records after decoding: with an event, or with the reason why there is none."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
-from app.platform.events.event import BaseEvent
+from app.platform.events.event import BaseEvent, Tombstone
 from app.platform.kafka.errors import UndecodableMessage
 
 
@@ -13,7 +13,7 @@ class Delivery(NamedTuple):
     """A record and its event, and the id by which the inbox recognises it."""
 
     record: ConsumerRecord
-    event: BaseEvent
+    event: BaseEvent | Tombstone[Any]
     id: UUID
 
 

@@ -64,7 +64,7 @@ class Processor:
     ) -> None:
         self._subscription = subscription
         self._name = subscription.name
-        self._decoder = EventDecoder(registry, subscription.handlers)
+        self._decoder = EventDecoder(registry, subscription.handlers, subscription.tombstones)
         self._source_topics = source_topics
         self._units = units
         self._status = status
@@ -117,10 +117,10 @@ class Processor:
         """Decode `records`, without those that concern no handler."""
         found = []
         for record in records:
-            if record.value is None:
-                self._skip(record, tracker, metrics.tombstones_skipped)
-            elif (entry := self._decode(record)) is None:
-                self._skip(record, tracker, metrics.messages_skipped)
+            if (entry := self._decode(record)) is None:
+                is_tombstone = record.value is None
+                counter = metrics.tombstones_skipped if is_tombstone else metrics.messages_skipped
+                self._skip(record, tracker, counter)
             else:
                 found.append(entry)
         return found
@@ -189,14 +189,15 @@ class Processor:
             for delivery in deliveries:
                 await self._handle_one(delivery, uow)
             return
-        for model, run in groupby(deliveries, key=lambda delivery: type(delivery.event)):
+        handler_of = self._subscription.handler
+        for handler, run in groupby(deliveries, key=lambda delivery: handler_of(delivery.event)):
             part = list(run)
             events = [delivery.event for delivery in part]
             with (
                 _trace_scope(part),
                 metrics.handler_time.labels(self._name, events[0].event_type).time(),
             ):
-                await self._subscription.handlers[model](events, uow)
+                await handler(events, uow)
 
     async def _handle_one(self, delivery: Delivery, uow: UnitOfWork) -> None:
         event = delivery.event

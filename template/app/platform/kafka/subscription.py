@@ -4,9 +4,10 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from app.platform.backoff import Backoff
-from app.platform.events.event import BaseEvent, EventRegistry
+from app.platform.events.event import BaseEvent, EventRegistry, Tombstone
 
 # It takes the event (a list of events in a batch subscription), then the unit of work.
 Handler = Callable[..., Awaitable[None]]
@@ -92,7 +93,8 @@ class Subscription:
     starts from the beginning; `app dlq replay --to` gives it the failed messages of the old one.
     `concurrency` is the number of lanes, which handle different keys concurrently. With `batch`, a
     handler takes `list[Event]` instead of one event. `batch_size` is the largest number of messages in
-    a fetch: by default 500, and 2,000 with `batch`.
+    a fetch: by default 500, and 2,000 with `batch`. Handlers in `tombstones` take the `Tombstone`s of
+    an event's topic, which are skipped otherwise.
     """
 
     name: str
@@ -102,11 +104,12 @@ class Subscription:
     batch_size: int | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     overload: OverloadPolicy = field(default_factory=OverloadPolicy)
+    tombstones: Mapping[type[BaseEvent], Handler] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not CONSUMER_PATTERN.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is not a consumer name: use a-z, 0-9 and '-'")
-        if not self.handlers:
+        if not (self.handlers or self.tombstones):
             raise ValueError(f"the subscription {self.name} handles no event: add a handler")
         if self.concurrency < 1 or self.max_batch_size < 1:
             raise ValueError(
@@ -119,12 +122,15 @@ class Subscription:
             return self.batch_size
         return DEFAULT_BULK_BATCH_SIZE if self.batch else DEFAULT_BATCH_SIZE
 
-    def handler(self, event: BaseEvent) -> Handler:
+    def handler(self, event: BaseEvent | Tombstone[Any]) -> Handler:
+        if isinstance(event, Tombstone):
+            return self.tombstones[event.model]
         return self.handlers[type(event)]
 
     def topics(self, registry: EventRegistry) -> list[str]:
         """Return the topics of its events, without its failure topics."""
-        return list(dict.fromkeys(registry.topic(model) for model in self.handlers))
+        models = [*self.handlers, *self.tombstones]
+        return list(dict.fromkeys(registry.topic(model) for model in models))
 
 
 def check_names(subscriptions: Iterable[Subscription]) -> None:

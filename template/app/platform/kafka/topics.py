@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import NamedTuple
 
-from app.platform.events.event import TOPIC_MAX_LENGTH, EventRegistry
+from app.platform.events.event import TOPIC_MAX_LENGTH, EventRegistry, TopicEvents
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription, check_names
 
@@ -129,10 +129,7 @@ def required_topics(
     Raises ValueError if names of consumers or topics collide.
     """
     check_names(subscriptions)
-    topics = [
-        _topic(settings, name, settings.kafka_topic_retention_hours)
-        for name in registry.owned_topics()
-    ]
+    topics = [_event_topic(settings, topic) for topic in registry.topics if topic.owner is None]
     for subscription in subscriptions:
         topics += _consumer_topics(settings, registry, subscription)
     _check_distinct([*topics, *foreign_topics(settings, registry)])
@@ -201,6 +198,13 @@ def _consumer_topics(
 def forwarded_limit(settings: KafkaSettings) -> int:
     """Return the largest size, in bytes, of a message for a failure topic."""
     return settings.kafka_max_message_bytes + FORWARDED_HEADROOM_BYTES
+
+
+def _event_topic(settings: KafkaSettings, topic: TopicEvents) -> Topic:
+    found = _topic(settings, topic.name, settings.kafka_topic_retention_hours)
+    if topic.declared is not None and topic.declared.compacted:
+        return replace(found, config={"cleanup.policy": "compact"})
+    return found
 
 
 def _topic(

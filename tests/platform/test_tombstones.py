@@ -1,0 +1,127 @@
+"""Messages without a value that a handler takes, and compacted topics."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import ClassVar, Literal
+
+import pytest
+from samples import record
+from sqlalchemy import text
+
+from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.events.event import BaseEvent, EventRegistry, EventTopic, EventType, Tombstone
+from app.platform.kafka.admin import State, TopicAdmin
+from app.platform.kafka.codec import Message
+from app.platform.kafka.dead_letters import DeadLetter, inbox_id, is_decodable
+from app.platform.kafka.decoding import EventDecoder
+from app.platform.kafka.errors import UndecodableMessage
+from app.platform.kafka.retry import replay_message
+from app.platform.kafka.subscription import Handler, RetryPolicy, Subscription
+from app.platform.kafka.topics import required_topics
+from tests.world import Counted, World, record_effect
+
+DELETED = text("INSERT INTO effects (name, number) VALUES (:key, -1)")
+
+
+async def delete(tombstone: Tombstone[Counted], uow: UnitOfWork) -> None:
+    await uow.session.execute(DELETED, {"key": tombstone.key})
+
+
+@pytest.fixture
+def compacted(world: World) -> World:
+    topic = EventTopic("{service}.things", compacted=True)
+    registry = EventRegistry(world.registry.service, [EventType(Counted, topic=topic)])
+    return replace(world, registry=registry)
+
+
+def subscribed(handler: Handler = delete, retry: RetryPolicy | None = None) -> Subscription:
+    handlers: dict[type[BaseEvent], Handler] = {Counted: record_effect}
+    retry = retry or RetryPolicy()
+    return Subscription("counter", handlers, retry=retry, tombstones={Counted: handler})
+
+
+async def test_tombstones_are_handled_in_order_and_once(compacted: World) -> None:
+    tombstone = Message(compacted.topic, b"a", None)
+    async with compacted.running(subscribed()):
+        await compacted.send(Counted(name="a", number=1))
+        await compacted.producer.send(tombstone)
+        await compacted.send(Counted(name="a", number=2))
+        await compacted.has_effects(3)
+
+    assert await compacted.effects() == [("a", 1), ("a", -1), ("a", 2)]
+    async with compacted.database.engine.begin() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM inbox")) == 3
+
+
+async def test_a_failed_tombstone_is_delayed_and_replayed(compacted: World) -> None:
+    attempts = []
+
+    async def fail_twice(tombstone: Tombstone[Counted], uow: UnitOfWork) -> None:
+        attempts.append(tombstone)
+        await delete(tombstone, uow)
+        if len(attempts) < 3:
+            raise ValueError("not yet")
+
+    policy = RetryPolicy(attempts=1, retry_after=[timedelta(seconds=1)])
+    async with compacted.running(subscribed(fail_twice, retry=policy)):
+        await compacted.producer.send(Message(compacted.topic, b"a", None))
+        (found,) = await compacted.dead_letters("counter", 1)
+        assert (found.key, found.value) == (b"a", None)
+        letter = DeadLetter.of(found)
+        assert is_decodable(letter, compacted.registry)
+        await compacted.producer.send(replay_message(found))
+        assert await compacted.has_effects(1) == [("a", -1)]
+
+    assert {attempt.event_id for attempt in attempts} == {inbox_id(letter, compacted.registry)}
+
+
+@pytest.mark.parametrize(("key", "words"), [(b"\xff", "is no text"), (None, "deletes nothing")])
+def test_a_tombstone_without_a_readable_key_is_refused(key: bytes | None, words: str) -> None:
+    registry = EventRegistry("shop", [EventType(Counted)])
+    decoder = EventDecoder(registry, [Counted], [Counted])
+    topic = "shop.thing.counted"
+
+    with pytest.raises(UndecodableMessage, match=words):
+        decoder.decode(record(None, key, topic=topic), topic)
+    found = decoder.decode(record(None, b"", topic=topic), topic)
+    assert found is not None
+    assert isinstance(found.event, Tombstone)
+    assert found.event.key == ""
+    assert EventDecoder(registry, [Counted]).decode(record(None, key, topic=topic), topic) is None
+
+
+def test_a_position_on_a_topic_made_anew_is_another_tombstone() -> None:
+    decoder = EventDecoder(EventRegistry("shop", [EventType(Counted)]), [Counted], [Counted])
+    topic = "shop.thing.counted"
+    found = [decoder.decode(record(None, topic=topic, timestamp=time), topic) for time in (1, 2)]
+
+    assert len({decoded.id for decoded in found if decoded}) == 2
+
+
+async def test_a_compacted_topic_is_created_and_checked(compacted: World) -> None:
+    topics = required_topics(compacted.settings, compacted.registry, [])
+    await compacted.create_topics()
+    async with TopicAdmin.connected(compacted.settings) as admin:
+        (state,) = await admin.compare(topics)
+        kept = replace(topics[0], config={"cleanup.policy": "delete"})
+        (wrong,) = await admin.compare([kept])
+
+    assert topics[0].config == {"cleanup.policy": "compact"}
+    assert (state.state, wrong.state) == (State.PRESENT, State.DIFFERENT)
+    assert "cleanup.policy compact, expected delete" in wrong.detail
+
+
+class Renamed(BaseEvent):
+    key_field: ClassVar[str] = "name"
+    event_type: Literal["thing.renamed"] = "thing.renamed"
+    name: str
+
+
+def test_a_topic_has_one_handler_of_tombstones() -> None:
+    topic = EventTopic("things")
+    registry = EventRegistry(
+        "s", [EventType(Counted, topic=topic), EventType(Renamed, topic=topic)]
+    )
+
+    with pytest.raises(ValueError, match="two handlers of tombstones share a topic"):
+        EventDecoder(registry, [Counted], [Counted, Renamed])
