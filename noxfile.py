@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -80,6 +81,7 @@ def generated(session: nox.Session) -> None:
     install(session)
     # Two variants side by side: more would wait for each other's servers, and for the deadlines.
     run = ("pytest", "-v", "-n", "2", "--dist", "loadgroup")
+    provide_promtool(session)
     if "--service-python" in session.posargs:
         session.run(*run, "tests/generated", *session.posargs)
         return
@@ -100,6 +102,7 @@ def variants(session: nox.Session) -> None:
 def drills(session: nox.Session) -> None:
     """Break a running service from outside (-- -k kill: one; -- --module cqrs)."""
     install(session)
+    provide_promtool(session)
     folder = Path(session.create_tmp())
     if session.posargs:
         service = str(folder / "drill-service")
@@ -134,6 +137,22 @@ def bench(session: nox.Session) -> None:
 
 def install(session: nox.Session) -> None:
     session.install("--quiet", "--group", "dev")
+
+
+def provide_promtool(session: nox.Session) -> None:
+    """Put promtool on the PATH; without it, tests of rules are skipped, or not allowed to be."""
+    kept = Path(session.cache_dir) / "promtool"
+    required = os.environ.get("REQUIRE_REAL_SERVERS") == "1"
+    found = session.run(
+        *("python", "-m", "tests.promtool", str(kept)),
+        silent=True,
+        stderr=sys.stderr,
+        success_codes=[0] if required else [0, 1],
+    )
+    if folder := str(found or "").strip():
+        session.env["PATH"] = os.pathsep.join([folder, os.environ["PATH"]])
+    else:
+        session.warn("without promtool, tests of rules are skipped")
 
 
 def git(session: nox.Session, *arguments: str) -> str:

@@ -11,7 +11,7 @@ from zipfile import ZipFile
 import pytest
 import yaml
 
-from tests import import_graph
+from tests import dashboard, import_graph
 from tests.conftest import Rendered
 from tests.matrix import Variant
 from tests.rendering import ROOT
@@ -204,6 +204,10 @@ def test_the_page_of_imports_is_current_and_has_no_cycle() -> None:
     assert import_graph.PAGE.read_text() == import_graph.render_page(), (
         "run `python -m tests.import_graph`"
     )
+
+
+def test_the_dashboard_is_current() -> None:
+    assert dashboard.FILE.read_text() == dashboard.render(), "run `python -m tests.dashboard`"
 
 
 def test_the_code_of_the_service_is_short() -> None:

@@ -1,91 +1,85 @@
-"""The alerts that the documentation recommends, and whether they fire on what processes export."""
+"""The alerts of `ops/alerts.yml`, evaluated by Prometheus' own code on what processes export."""
 
+import asyncio
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from drills.service import Process
+from drills.service import ROOT, Process
 
-# Code in a page that compares with a number, or calls a function of PromQL.
-_EXPRESSION = re.compile(
-    r"`((?:absent|increase|rate|sum|max|min|avg|count)\b ?[^`\n]*\([^`\n]*"
-    r"|[a-z_]+(?:\{[^`\n]*\})? ?(?:[<>]=?|[=!]=) ?\d[^`\n]*)`"
-)
+RULES = ROOT / "ops" / "alerts.yml"
+PAGE = ROOT / "docs" / "operations.md"
 _DEAD = re.compile(r"^\| (API|worker|relay) \|(.*)\|$", re.MULTILINE)
-_SELECTOR = r'(?P<metric>\w+)(?:\{(?P<label>\w+)="(?P<value>\w+)"\})?'
-_MAX = re.compile(r"max(?: by \([a-z, ]+\) )?\((?P<metric>\w+)\) > (?P<limit>\d+)")
-_INCREASE = re.compile(r"increase\((?P<metric>\w+)\[\d+[mh]\]\) > (?P<limit>\d+)")
-_ABSENT = re.compile(rf"absent\({_SELECTOR}\)")
-_EQUAL = re.compile(r"(?P<metric>\w+) == (?P<limit>\d+)")
+_SERVICE = re.compile(r'service="([^"]+)"')
+_FIRING = re.compile(r'alertname="(\w+)"')
+
+# What is exported first, and what is exported from then on: long enough for each `for`.
+MINUTES_BEFORE, MINUTES_AFTER = 10, 50
 
 # The metric, its labels and the target that exports it.
 Series = tuple[str, frozenset[tuple[str, str]], str]
 Scrape = Mapping[Series, float]
 
 
-class UnknownForm(Exception):
-    """An expression that is not evaluated here: teach `Alert`, or write it in another form."""
+def watched_counters() -> set[str]:
+    """Return the counters whose increase is watched."""
+    return set(re.findall(r"increase\((\w+)", RULES.read_text()))
 
 
-@dataclass(frozen=True)
-class Alert:
-    """An expression of the documentation."""
-
-    expression: str
-
-    @property
-    def increasing(self) -> str | None:
-        """The counter whose increase is watched."""
-        found = _INCREASE.fullmatch(self.expression)
-        return found["metric"] if found else None
-
-    def fires(self, before: Scrape, now: Scrape) -> bool:
-        """Evaluate as Prometheus does. Raises UnknownForm."""
-        if found := _MAX.fullmatch(self.expression):
-            return any(value > float(found["limit"]) for value in _of(now, found["metric"]))
-        if found := _EQUAL.fullmatch(self.expression):
-            return float(found["limit"]) in _of(now, found["metric"])
-        if found := _INCREASE.fullmatch(self.expression):
-            limit, metric = float(found["limit"]), found["metric"]
-            return any(
-                series in before and value - before[series] > limit
-                for series, value in now.items()
-                if series[0] == metric
-            )
-        if found := _ABSENT.fullmatch(self.expression):
-            label = (found["label"], found["value"]) if found["label"] else None
-            return not _of(now, found["metric"], label)
-        raise UnknownForm(self.expression)
+def alerts_of_death() -> dict[str, set[str]]:
+    """Return the alerts that fire when a role is dead, by role, as the table of the page says."""
+    rows = _DEAD.findall(PAGE.read_text())
+    return {role.lower(): set(re.findall(r"`(\w+)`", cells)) for role, cells in rows}
 
 
-def _of(scrape: Scrape, metric: str, label: tuple[str, str] | None = None) -> list[float]:
-    return [
-        value
-        for (name, labels, _), value in scrape.items()
-        if name == metric and (label is None or label in labels)
+async def firing(before: Scrape, now: Scrape, folder: Path) -> set[str]:
+    """Return the alerts that fire in an hour of which the first minutes are as `before`."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("needs promtool (Debian's package prometheus)")
+    found = _SERVICE.search(RULES.read_text())
+    assert found is not None
+    series = [
+        {"series": _selector(each, found[1]), "values": _values(before.get(each), now.get(each))}
+        for each in before.keys() | now.keys()
     ]
+    expression = 'count by (alertname) (max_over_time(ALERTS{alertstate="firing"}[1h]))'
+    none_fires = {"expr": expression, "eval_time": "1h", "exp_samples": []}
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": [none_fires]}
+    file = folder / "alerts_test.yml"
+    # JSON is YAML, too.
+    file.write_text(json.dumps({"rule_files": [str(RULES)], "tests": [test]}))
+    process = await asyncio.create_subprocess_exec(
+        *(promtool, "test", "rules", str(file)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output = (await process.communicate())[0].decode()
+    fired = set(_FIRING.findall(output))
+    assert (process.returncode == 0) == (not fired), output
+    return fired
 
 
-def alerts(pages: Iterable[Path]) -> set[Alert]:
-    """Every alert of these pages."""
-    return {Alert(found) for page in pages for found in _EXPRESSION.findall(page.read_text())}
+def _selector(series: Series, service: str) -> str:
+    name, labels, target = series
+    named = {**dict(labels), "instance": target, "service": service}
+    return f"{name}{{{','.join(f'{key}={json.dumps(value)}' for key, value in named.items())}}}"
 
 
-def alerts_of_death(pages: Iterable[Path]) -> dict[str, set[Alert]]:
-    """The alerts that fire when a role is dead, by role, as the tables of these pages say."""
-    return {
-        role.lower(): {Alert(found) for found in _EXPRESSION.findall(cells)}
-        for page in pages
-        for role, cells in _DEAD.findall(page.read_text())
-    }
+def _values(before: float | None, now: float | None) -> str:
+    first = "_" if before is None else f"{before:f}"
+    then = "_" if now is None else f"{now:f}"
+    return f"{first}x{MINUTES_BEFORE - 1} {then}x{MINUTES_AFTER}"
 
 
 async def scrape(processes: Sequence[Process], *, keeps_dead: bool = True) -> dict[Series, float]:
-    """The series that Prometheus has of these processes, `up` included.
+    """Return the series that Prometheus has of these processes, `up` included.
 
     Configured targets are kept when they are dead; discovery removes them, unless `keeps_dead`.
     """

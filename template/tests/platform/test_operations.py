@@ -1,0 +1,97 @@
+"""The files in ops/: rules and panels name metrics that there are, and promtool accepts them."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from httpx import AsyncClient
+
+ROOT = Path(__file__).parents[2]
+OPS = ROOT / "ops"
+OF_PROMETHEUS = {"up"}
+SELECTED = re.compile(r"\b([a-z][\w:]*)\{")
+RECORDED = re.compile(r"^ +- record: (\S+)$", re.MULTILINE)
+SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
+
+
+@pytest.fixture(scope="session")
+async def exposition(client: AsyncClient) -> str:
+    await client.get("/health/ready")
+    return (await client.get("/metrics")).text
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("needs promtool (Debian's package prometheus)")
+    return found
+
+
+def metrics(exposition: str) -> set[str]:
+    return {
+        f"{name}{suffix}"
+        for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", exposition, re.MULTILINE)
+        for suffix in SUFFIXES.get(kind, ("",))
+    }
+
+
+def expressions(node: Any) -> list[str]:
+    if isinstance(node, list):
+        return [found for part in node for found in expressions(part)]
+    if not isinstance(node, dict):
+        return []
+    own = [node["expr"]] if isinstance(node.get("expr"), str) else []
+    return own + [found for part in node.values() for found in expressions(part)]
+
+
+def test_every_rule_names_an_existing_metric(exposition: str) -> None:
+    rules = (OPS / "alerts.yml").read_text()
+    named = set(SELECTED.findall(rules)) - OF_PROMETHEUS - set(RECORDED.findall(rules))
+    assert len(named) > 10
+    assert named - metrics(exposition) == set()
+
+
+def test_every_panel_names_an_existing_metric(exposition: str) -> None:
+    queries = expressions(json.loads((OPS / "dashboard.json").read_text()))
+    assert [query for query in queries if not SELECTED.search(query)] == []
+    named = {name for query in queries for name in SELECTED.findall(query)}
+    assert len(named) > 20
+    assert named - metrics(exposition) == set()
+
+
+def test_every_alert_leads_to_its_section() -> None:
+    alerts = re.findall(r"^ +- alert: (\w+)$", (OPS / "alerts.yml").read_text(), re.MULTILINE)
+    runbooks = re.findall(r"^ +runbook: (\S+)$", (OPS / "alerts.yml").read_text(), re.MULTILINE)
+    assert runbooks == [f"docs/operations.md#{alert.lower()}" for alert in alerts]
+    page = (ROOT / "docs" / "operations.md").read_text().partition("\n## Alerts\n")[2]
+    assert re.findall(r"^### (\w+)$", page, re.MULTILINE) == alerts
+
+
+def test_every_alert_is_seen_to_fire() -> None:
+    alerts = re.findall(r"^ +- alert: (\w+)$", (OPS / "alerts.yml").read_text(), re.MULTILINE)
+    tried = re.findall(r'\{alertname="(\w+)"\}', (OPS / "alerts_test.yml").read_text())
+    assert sorted(tried) == sorted(alerts)
+
+
+@pytest.mark.parametrize("command", ["check rules alerts.yml", "test rules alerts_test.yml"])
+def test_promtool_accepts_the_rules(promtool: str, command: str) -> None:
+    done = subprocess.run(
+        [promtool, *command.split()], cwd=OPS, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_accepts_the_metrics(promtool: str, exposition: str) -> None:
+    done = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=exposition,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
