@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from app.platform.dev import kafka, servers
+from app.platform.dev import kafka, servers, training
 from app.platform.dev.errors import DevelopmentServerError, JarsUnavailable, ServerFailed
 from app.platform.dev.servers import Servers
 
@@ -102,3 +102,14 @@ def test_where_data_may_be_lost_kafka_is_killed(
         (kafka,) = started
 
     assert (kafka.stopped, kafka.killed) == (fsync, not fsync)
+
+
+def test_no_broker_is_trained_where_its_archive_cannot_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "missing"
+    monkeypatch.setattr(training, "kafka_jars", lambda **_: [])
+    monkeypatch.setattr(training.java, "archive_path", lambda _: missing / "classes.aot")
+    monkeypatch.setattr(training, "KafkaCluster", pytest.fail)
+    training.train(tmp_path / "training")
+    assert not missing.exists()

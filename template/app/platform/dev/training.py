@@ -51,7 +51,7 @@ def train(folder: Path, cancelled: Callable[[], bool] = lambda: False) -> None:
     if folder.exists():  # left by a killed process, perhaps with its broker
         KafkaCluster(folder).discard()
     archive = java.archive_path(kafka_jars(cancelled=cancelled))
-    if archive.exists():
+    if archive.exists() or not os.access(archive.parent, os.W_OK):
         return
     written = folder / "classes.aot"
     # One processor: the developer needs the others.
