@@ -6,6 +6,7 @@ Plain `nox` has to pass before every change, and `nox -s drills` before a releas
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,15 @@ def demo(session: nox.Session) -> None:
     install(session)
     service = Path(session.create_tmp()) / "demo-service"
     session.run("python", "-m", "tests.demo", str(service), *session.posargs)
+
+
+@nox.session
+def first_hour(session: nox.Session) -> None:
+    """Do what a new user does in the first hour, and print the time of each step."""
+    install(session)
+    folder = Path(session.create_tmp()) / "first-hour"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "tests.first_hour", str(folder))
 
 
 @nox.session

@@ -5,7 +5,6 @@ The home is empty, and the folder has spaces and umlauts in its path.
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -15,8 +14,8 @@ from shutil import which
 
 import pytest
 
-from tests import demo, rendering
-from tests.rendering import ROOT
+from tests import rendering
+from tests.first_hour import FirstHour, commands
 from tests.shell import environment
 
 # How packages are found here; and their caches, so that they are not downloaded again.
@@ -79,12 +78,6 @@ def clone(repository: Path, tmp_path: Path) -> Path:
     return clone
 
 
-def commands(title: str) -> list[str]:
-    """The blocks of code in a section of the README."""
-    text = (ROOT / "README.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```\n(.+?)\n```$", text, re.MULTILINE | re.DOTALL)
-
-
 def run(command: str, folder: Path, settings: Mapping[str, str]) -> str:
     result = subprocess.run(
         ("bash", "-c", command),
@@ -106,30 +99,11 @@ def test_pip_alone_is_refused(clone: Path, settings: Mapping[str, str]) -> None:
         run("python3 -m pip install copier", clone, settings)
 
 
-def test_the_first_command_starts_a_service(clone: Path, settings: Mapping[str, str]) -> None:
-    command, *_ = commands("Start a service")
-    port = demo.free_port()
-    service = clone.parent / "my-service"
-    assert command.endswith("&& uv run app dev")
-    with (clone.parent / "dev.log").open("wb") as log:
-        shell = subprocess.Popen(
-            ("bash", "-c", f"{command} --port {port}"),
-            cwd=clone,
-            env=settings,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        base = f"http://127.0.0.1:{port}"
-        demo.wait_until(lambda: demo.is_ready(base, shell), SECONDS, "not ready", clone.parent)
-        demo.round_trip(base, lambda: "", demo.round_trip_of(service))
-        os.killpg(shell.pid, signal.SIGINT)
-        assert shell.wait(demo.STOP_SECONDS) == 0
-    finally:
-        if shell.poll() is None:
-            os.killpg(shell.pid, signal.SIGKILL)
+def test_the_first_hour(clone: Path, settings: Mapping[str, str], services_folder: Path) -> None:
+    hour = FirstHour(clone, settings)
+    hour.record()
+    with (services_folder / "summary").open("a") as summary:
+        summary.write(f"{hour.table()}\n")
     assert [path.name for path in Path(settings["HOME"]).iterdir()] == []
 
 
