@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -17,6 +18,14 @@ from tests.generated.workspace import Workspace
 LIST_SETTINGS = Path(__file__).with_name("list_settings.py")
 LIST_METRICS = Path(__file__).with_name("list_metrics.py")
 CHECK_COMMANDS = Path(__file__).with_name("check_commands.py")
+PARSER = "@asyncapi/parser@3.6.3"
+# Prints what the parser says about the document on standard input.
+PARSE = """
+import { readFileSync } from "node:fs";
+import { Parser } from "@asyncapi/parser";
+const { diagnostics } = await new Parser().parse(readFileSync(0, "utf8"));
+console.log(JSON.stringify(diagnostics.map(({ code, message, path }) => ({ code, message, path }))));
+"""
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +134,28 @@ def test_messages_are_as_the_asyncapi_document_says(service: Service, tmp_path: 
         assert output(schema, sample) == 0, f"{name}: its sample does not follow its schema"
         sample.write_text(json.dumps(kept[version]["sample"] | {"event_id": None}))
         assert output(schema, sample) == 1, f"{name}: its schema takes anything"
+
+
+def test_the_official_parser_has_no_complaint(
+    service: Service, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "asyncapi-parser"
+    if which("npm") is None:
+        pytest.skip("npm is not installed")
+    if not folder.exists():
+        install = ("npm", "install", "--silent", "--no-package-lock", f"--prefix={folder}", PARSER)
+        if subprocess.run(install, capture_output=True, check=False).returncode:
+            pytest.skip("npm cannot download the parser")
+    document = service.run("app", "asyncapi")
+    said = subprocess.run(
+        ("node", "--input-type=module", "-e", PARSE),
+        cwd=folder,
+        input=document,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(said.stdout) == [], said.stdout
 
 
 def output(schema: Path, sample: Path) -> int:

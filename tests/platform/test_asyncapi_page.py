@@ -35,7 +35,7 @@ async def test_everything_on_the_page_is_served_by_the_service(http: AsyncClient
 async def test_the_page_shows_the_topics_of_the_service(http: AsyncClient) -> None:
     document = (await http.get(f"{PAGE}.json")).json()
 
-    assert document["asyncapi"] == "3.0.0"
+    assert document["asyncapi"] == "3.1.0"
     assert len(document["channels"]) == len(wiring.service.events)
 
 

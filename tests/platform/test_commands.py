@@ -38,6 +38,7 @@ from app.platform.kafka.codec import encode
 from app.platform.kafka.dead_letters import DeadLetter
 from app.platform.kafka.envelopes import CloudEvents
 from app.platform.kafka.retry import dead_letter_message, replay_message
+from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
 from app.platform.kafka.topics import Topic
 from app.platform.service import Component, Service
@@ -443,11 +444,17 @@ def test_a_topic_is_one_line_with_what_differs() -> None:
 
 
 INFO = {"title": "Meters", "version": "1.0.0"}
+
+
+def settings(**options: Any) -> KafkaSettings:
+    return KafkaSettings(_env_file=None, **options)
+
+
 READINGS = Subscription("readings", {MeterRead: handle, MeterNamed: handle})
 
 
 def described(registry: EventRegistry = REGISTRY) -> dict[str, Any]:
-    return document(INFO, registry, [BILLING, READINGS], "meters")
+    return document(INFO, registry, [BILLING, READINGS], settings(kafka_group_id="meters"))
 
 
 def references(part: object) -> Iterator[str]:
@@ -469,7 +476,7 @@ def resolved(whole: Any, reference: str) -> Any:
 @pytest.mark.parametrize("registry", [REGISTRY, EventRegistry("own", wiring.service.events)])
 def test_every_reference_in_the_asyncapi_document_resolves(registry: EventRegistry) -> None:
     subscriptions = wiring.service.subscriptions if registry.service == "own" else [BILLING]
-    whole = document(INFO, registry, subscriptions, "own")
+    whole = document(INFO, registry, subscriptions, settings())
     found = list(references(whole))
 
     assert found
@@ -487,10 +494,39 @@ def test_every_topic_is_a_channel_with_its_message() -> None:
     assert channels[NAMED_TOPIC]["messages"]["meter.named"]["title"] == "meter.named 3.1.0"
 
 
+def test_own_topics_are_described_as_they_are_created() -> None:
+    registry = EventRegistry("shop", [EventType(MeterRead), EventType(Moved, service="trams")])
+    channels = document(INFO, registry, [], settings(kafka_topic_partitions=6))["channels"]
+
+    bindings = {name: channel["bindings"]["kafka"] for name, channel in channels.items()}
+    assert bindings["trams.meter.moved"] == {
+        "topic": "trams.meter.moved",
+        "bindingVersion": "0.5.0",
+    }
+    assert bindings[TOPIC]["partitions"] == 6
+    kept = {"cleanup.policy": ["delete"], "retention.ms": 7 * 24 * 3_600_000}
+    assert bindings[TOPIC]["topicConfiguration"] == kept
+
+
+def test_brokers_are_described_with_how_clients_log_in() -> None:
+    def servers(**options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        whole = document(INFO, REGISTRY, [], settings(**options))
+        return whole["servers"], whole["components"].get("securitySchemes", {})
+
+    plain = {"kafka-1": {"host": "a:1", "protocol": "kafka"}}
+    plain["kafka-2"] = {"host": "b:2", "protocol": "kafka"}
+    assert servers(kafka_bootstrap_servers="a:1,b:2") == (plain, {})
+    login = {"kafka_sasl_username": "me", "kafka_sasl_password": "secret"}
+    found, schemes = servers(kafka_security_protocol="SASL_SSL", **login)
+    security = [{"$ref": "#/components/securitySchemes/sasl"}]
+    secure = {"host": "localhost:9092", "protocol": "kafka-secure", "security": security}
+    assert (found, schemes) == ({"kafka-1": secure}, {"sasl": {"type": "scramSha512"}})
+
+
 def test_own_events_are_sent_and_those_of_others_are_not() -> None:
     registry = EventRegistry("own", [EventType(MeterRead, service="shop"), EventType(Moved)])
     subscription = Subscription("readings", {MeterRead: handle})
-    operations = document(INFO, registry, [subscription], "own")["operations"]
+    operations = document(INFO, registry, [subscription], settings())["operations"]
 
     actions = {name: operation["action"] for name, operation in operations.items()}
     assert actions == {"send.meter.moved": "send", f"receive.readings.{TOPIC}": "receive"}
@@ -529,7 +565,7 @@ def test_the_document_of_the_service_is_deterministic() -> None:
     assert first.exit_code == 0
     assert first.output == again.output
     printed = json.loads(first.output)
-    assert printed["asyncapi"] == "3.0.0"
+    assert printed["asyncapi"] == "3.1.0"
     assert len(printed["channels"]) == len(wiring.service.events)
 
 

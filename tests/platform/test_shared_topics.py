@@ -220,7 +220,8 @@ def test_failure_topics_of_a_shared_topic_exist_once() -> None:
 
 def test_the_document_has_a_channel_with_all_messages_of_a_topic() -> None:
     subscription = Billing().subscription
-    found = document({"title": "shop", "version": "1"}, SHARED, [subscription], "shop")
+    info, settings = {"title": "shop", "version": "1"}, KafkaSettings(_env_file=None)
+    found = document(info, SHARED, [subscription], settings)
 
     assert list(found["channels"]) == ["shop.meter"]
     assert set(found["channels"]["shop.meter"]["messages"]) == {"meter.read", "meter.named"}

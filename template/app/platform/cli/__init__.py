@@ -33,7 +33,7 @@ COMMANDS = {
     "schemas": ("events", "The JSON Schemas of the published events."),
     "asyncapi": (
         "events",
-        "Print the AsyncAPI 3.0 document of the events that are sent and received, as JSON.",
+        "Print the AsyncAPI 3.1 document of the events that are sent and received, as JSON.",
     ),
     "event-store": ("event_store", "Streams of events: show, verify, import."),
     "dlq": ("dlq", "Messages that could not be handled."),

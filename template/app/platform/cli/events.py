@@ -163,14 +163,12 @@ def _problem(entry: "EventType", folder: Path) -> str:
 
 @commands.command()
 def asyncapi(ctx: typer.Context) -> None:
-    """Print the AsyncAPI 3.0 document of the events that are sent and received, as JSON."""
+    """Print the AsyncAPI 3.1 document of the events that are sent and received, as JSON."""
     from app.platform.kafka.asyncapi import document
 
     context = context_of(ctx)
     info = {"title": PROJECT_NAME, "version": _version(), "description": DESCRIPTION}
-    described = document(
-        info, context.registry, context.subscriptions, context.kafka.kafka_group_id
-    )
+    described = document(info, context.registry, context.subscriptions, context.kafka)
     say_block(json.dumps(described, indent=2, ensure_ascii=False))
 
 

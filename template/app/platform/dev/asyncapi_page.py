@@ -48,8 +48,7 @@ def install(app: FastAPI, service: Service) -> None:
 
     @app.get("/asyncapi.json", include_in_schema=False)
     async def specification() -> dict[str, Any]:
-        group_id = context.kafka.kafka_group_id
-        return document(info, context.registry, context.subscriptions, group_id)
+        return document(info, context.registry, context.subscriptions, context.kafka)
 
     @app.get("/asyncapi/assets/{name}", include_in_schema=False)
     async def asset(name: str, request: Request) -> Response:

@@ -1,6 +1,6 @@
-"""The AsyncAPI 3.0 document of the events that the service sends and receives.
+"""The AsyncAPI 3.1 document of the events that the service sends and receives.
 
-https://www.asyncapi.com/docs/reference/specification/v3.0.0, and the bindings for Kafka, 0.5.0.
+https://www.asyncapi.com/docs/reference/specification/v3.1.0, and the bindings for Kafka, 0.5.0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,17 +10,28 @@ from pydantic.json_schema import models_json_schema
 
 from app.platform.events.event import EventRegistry, EventType
 from app.platform.kafka import codec as names
+from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
+from app.platform.kafka.topics import Topic, event_topics, foreign_topics
 
 Part = dict[str, Any]
 
 BINDING_VERSION = "0.5.0"
+_SCHEMES = {
+    "PLAIN": "plain",
+    "SCRAM-SHA-256": "scramSha256",
+    "SCRAM-SHA-512": "scramSha512",
+    "OAUTHBEARER": "oauth2",
+}
 
 
 def document(
-    info: Part, registry: EventRegistry, subscriptions: Iterable[Subscription], group_id: str
+    info: Part,
+    registry: EventRegistry,
+    subscriptions: Iterable[Subscription],
+    settings: KafkaSettings,
 ) -> Part:
-    """Build the document. `info` has at least title and version.
+    """Build the document, with the brokers of `settings`. `info` has at least title and version.
 
     Failure topics are internal, and omitted.
     """
@@ -29,9 +40,11 @@ def document(
         [(entry.model, "serialization") for entry in events],
         ref_template="#/components/schemas/{model}",
     )
+    bindings = _channel_bindings(settings, registry)
     channels = {
         topic.name: {
             "address": topic.name,
+            "bindings": {"kafka": bindings[topic.name]},
             "messages": {
                 entry.name: _message(entry, registry, payloads[entry.model, "serialization"])
                 for entry in topic.types.values()
@@ -39,14 +52,66 @@ def document(
         }
         for topic in registry.topics
     }
+    group_id = settings.kafka_group_id
+    security = _security_schemes(settings)
     return {
-        "asyncapi": "3.0.0",
+        "asyncapi": "3.1.0",
         "info": info,
         "defaultContentType": names.JSON,
+        "servers": _servers(settings, security),
         "channels": channels,
         "operations": _sends(events, registry) | _receives(subscriptions, registry, group_id),
-        "components": {"schemas": schemas["$defs"]},
+        "components": {"schemas": schemas["$defs"]}
+        | ({"securitySchemes": security} if security else {}),
     }
+
+
+def _servers(settings: KafkaSettings, security: Part) -> Part:
+    """Describe the brokers at which clients begin."""
+    encrypted = settings.kafka_security_protocol.endswith("SSL")
+    server: Part = {"protocol": "kafka-secure" if encrypted else "kafka"}
+    if security:
+        server["security"] = [{"$ref": f"#/components/securitySchemes/{name}"} for name in security]
+    addresses = settings.kafka_bootstrap_servers.split(",")
+    return {
+        f"kafka-{number}": {"host": address} | server for number, address in enumerate(addresses, 1)
+    }
+
+
+def _security_schemes(settings: KafkaSettings) -> Part:
+    found: Part = {}
+    if settings.kafka_ssl_certfile and settings.kafka_security_protocol.endswith("SSL"):
+        found["certificate"] = {"type": "X509"}
+    if settings.kafka_security_protocol.startswith("SASL"):
+        scheme: Part = {"type": _SCHEMES[settings.kafka_sasl_mechanism]}
+        if scheme["type"] == "oauth2":
+            scopes = dict.fromkeys((settings.kafka_sasl_oauth_scope or "").split(), "")
+            flow = {"tokenUrl": settings.kafka_sasl_oauth_token_url, "availableScopes": scopes}
+            scheme["flows"] = {"clientCredentials": flow}
+        found["sasl"] = scheme
+    return found
+
+
+def _channel_bindings(settings: KafkaSettings, registry: EventRegistry) -> dict[str, Part]:
+    """Describe each topic: those of this service as it creates them, others by name only."""
+    foreign = foreign_topics(settings, registry)
+    found: dict[str, Part] = {topic.name: {"topic": topic.name} for topic in foreign}
+    for topic in event_topics(settings, registry):
+        found[topic.name] = {
+            "topic": topic.name,
+            "partitions": topic.partitions,
+            "replicas": topic.replication_factor,
+            "topicConfiguration": _configuration(topic),
+        }
+    return {name: part | {"bindingVersion": BINDING_VERSION} for name, part in found.items()}
+
+
+def _configuration(topic: Topic) -> Part:
+    policies = topic.config.get("cleanup.policy", "delete").split(",")
+    found: Part = {"cleanup.policy": policies}
+    if "retention.ms" in topic.config:
+        found["retention.ms"] = int(topic.config["retention.ms"])
+    return found
 
 
 def _message(entry: EventType, registry: EventRegistry, payload: Part) -> Part:

@@ -129,11 +129,16 @@ def required_topics(
     Raises ValueError if names of consumers or topics collide.
     """
     check_names(subscriptions)
-    topics = [_event_topic(settings, topic) for topic in registry.topics if topic.owner is None]
+    topics = event_topics(settings, registry)
     for subscription in subscriptions:
         topics += _consumer_topics(settings, registry, subscription)
     _check_distinct([*topics, *foreign_topics(settings, registry)])
     return topics
+
+
+def event_topics(settings: KafkaSettings, registry: EventRegistry) -> list[Topic]:
+    """Return the topics of this service's own events."""
+    return [_event_topic(settings, topic) for topic in registry.topics if topic.owner is None]
 
 
 def foreign_topics(settings: KafkaSettings, registry: EventRegistry) -> list[Topic]:
