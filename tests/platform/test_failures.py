@@ -629,9 +629,10 @@ def test_a_discarded_letter_that_fails_again_counts_again() -> None:
     assert current_letters([first, marker_of(first, offset=1), on_its_way]) == [on_its_way]
 
 
-@pytest.mark.parametrize("value", [b"\xff", None, b"[]", b'{"count": "many"}'])
-def test_a_letter_without_an_event_cannot_be_read(value: bytes | None) -> None:
-    assert is_decodable(letter_of(record(body(meter_read())), offset=0), REGISTRY)
+@pytest.mark.parametrize("value", [b"\xff", b"[]", b'{"count": "many"}'])
+def test_a_letter_without_an_event_cannot_be_read(value: bytes) -> None:
+    for readable in (body(meter_read()), None):  # None is a tombstone
+        assert is_decodable(letter_of(record(readable), offset=0), REGISTRY)
     assert not is_decodable(letter_of(record(value), offset=0), REGISTRY)
     assert not is_decodable(raw(value=body(meter_read())), REGISTRY)  # it does not say whose
 
