@@ -7,9 +7,7 @@ mends what became a dead letter, and lets a second service consume the first one
 to have its effect; times are only printed.
 """
 
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -116,11 +114,8 @@ class FirstHour:
                 lambda: demo.is_ready(base, shell), START_SECONDS, "not ready", log.parent
             )
             yield base
-            os.killpg(shell.pid, signal.SIGINT)
-            assert shell.wait(demo.STOP_SECONDS) == 0, log.read_text()
-        finally:
-            if shell.poll() is None:
-                os.killpg(shell.pid, signal.SIGKILL)
+        finally:  # also after a failure, or its servers would stay
+            demo.stop(shell, log.parent)
 
     @contextmanager
     def first_service(self) -> Iterator[str]:
@@ -158,7 +153,9 @@ class FirstHour:
         with self.timed("app events send -> dead letter"):
             sample = "tests/contracts/shipment.created.json"
             self.run("uv", "run", "app", "events", "send", sample)
+            deadline = time.monotonic() + SECONDS
             while "ValueError: no label" not in self.run("uv", "run", "app", "dlq", "list"):
+                assert time.monotonic() < deadline, demo.log_tail(self.service)()
                 time.sleep(0.2)
         with self.reloading():
             handlers.write_text(written)
@@ -213,7 +210,10 @@ class FirstHour:
         def reloads() -> int:
             return (self.clone.parent / "dev.log").read_text().count(RELOADED)
 
-        before, deadline = reloads(), time.monotonic() + SECONDS
+        settled = reloads()
+        while time.sleep(1) or reloads() != settled:  # several files may have changed before
+            settled = reloads()
+        before, deadline = settled, time.monotonic() + SECONDS
         yield
         while reloads() == before:
             assert time.monotonic() < deadline, demo.log_tail(self.service)()

@@ -439,3 +439,54 @@ def test_a_prefix_is_in_reverse_dns_form() -> None:
         with pytest.raises(ValidationError):
             KafkaSettings(kafka_ce_type_prefix=wrong, _env_file=None)
     assert KafkaSettings(kafka_ce_type_prefix="com.acme.", _env_file=None)
+
+
+class Returning:
+    """A decoder with a fault."""
+
+    def __init__(self, envelope: Any) -> None:
+        self._envelope = envelope
+
+    def open(self, message: Received) -> Envelope:
+        return self._envelope  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        None,
+        Envelope(BODY, type=["list"], id="1"),  # type: ignore[arg-type]
+        Envelope(BODY, type="com.acme.read", id=4711),  # type: ignore[arg-type]
+        Envelope(BODY, type="com.acme.read", id="\ud800"),
+    ],
+    ids=["no envelope", "list as type", "number as id", "surrogate as id"],
+)
+def test_the_fault_of_a_decoder_becomes_a_dead_letter(envelope: Any) -> None:
+    assert refused(Returning(envelope), BODY).startswith("Returning: ")
+    identified = EventDecoder(registry(Returning(envelope))).identify(record(b"{}"), TOPIC)
+    assert identified is None or envelope.id == "1"
+
+
+def test_a_number_can_be_an_id() -> None:
+    decoder = PlainJson(id=lambda body, _: body["count"])
+
+    assert read(decoder, BODY) == read(PlainJson(id=lambda body, _: str(body["count"])), BODY)
+
+
+def test_rows_without_a_key_are_known_by_their_position() -> None:
+    """Those of a snapshot share a position in the log."""
+    change = {"op": "r", "after": {}, "source": {"name": "shop", "lsn": 7, "table": "log"}}
+    value, decoder = json.dumps(change).encode(), EventDecoder(registry(DebeziumChanges()))
+    rows = [record(value, None, topic=TOPIC, offset=offset) for offset in (0, 1)]
+
+    assert len({decoder.identify(row, TOPIC) for row in rows}) == 2
+
+
+def test_a_record_without_a_time_keeps_its_id() -> None:
+    first = record(json.dumps(BODY).encode(), topic=TOPIC, timestamp=-1)
+    billing = Subscription("billing", {MeterRead: handle})
+    later = delayed_message(first, billing, TOPIC, timedelta(seconds=5), 1, ValueError("no"))
+    waited = record(later.value, later.key, topic=later.topic, headers=later.headers, offset=1)
+    decoder = EventDecoder(registry(PlainJson()))
+
+    assert decoder.identify(waited, TOPIC) == decoder.identify(first, TOPIC)

@@ -125,3 +125,10 @@ def test_a_topic_has_one_handler_of_tombstones() -> None:
 
     with pytest.raises(ValueError, match="two handlers of tombstones share a topic"):
         EventDecoder(registry, [Counted], [Counted, Renamed])
+
+
+def test_a_consumer_of_tombstones_alone_skips_the_events() -> None:
+    registry = EventRegistry("shop", [EventType(Counted)])
+    event = record(b"{}", topic="shop.thing.counted")
+
+    assert EventDecoder(registry, [], [Counted]).decode(event, event.topic) is None

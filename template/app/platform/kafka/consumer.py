@@ -32,6 +32,7 @@ from app.platform.kafka.topics import group_of, missing_foreign, source_topics
 log = structlog.get_logger(__name__)
 
 FETCH_WAIT_SECONDS = 0.5
+START_TIMEOUT_SECONDS = 30.0
 KEEP_ALIVE_SECONDS = 3.0
 CHECK_INTERVAL_SECONDS = 1.0
 CLOSE_TIMEOUT_SECONDS = 5.0
@@ -203,10 +204,12 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         """Fetch records; return them after the generation of their assignment."""
         lost: dict[TopicPartition, int | None] = {}
         fetched: Batch | None = None
+        generation = self._generation
         while fetched is None:
             timeout = 0 if lost else int(seconds * 1000)
             try:
                 fetched = await client.getmany(timeout_ms=timeout)
+                generation = self._generation
             except (
                 kafka_errors.NoOffsetForPartitionError,
                 kafka_errors.OffsetOutOfRangeError,
@@ -215,7 +218,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
                 lost |= {argument: None} if isinstance(argument, TopicPartition) else argument
         if lost:
             await self._start_reading(client, lost)
-        return self._generation, fetched
+        return generation, fetched
 
     async def _start_reading(
         self, client: AIOKafkaConsumer, lost: Mapping[TopicPartition, int | None]
@@ -223,8 +226,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         """Choose the positions in partitions without a valid committed offset."""
         assigned = client.assignment()
         own = {tp: position for tp, position in lost.items() if tp in assigned}
-        with suppress(kafka_errors.IllegalStateError):  # revoked meanwhile
-            self._lag.handled(await self._positions.start(client, own))
+        # Revoked meanwhile, and perhaps assigned again: then the next fetch reports them once more.
+        with suppress(kafka_errors.IllegalStateError, TimeoutError):
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                self._lag.handled(await self._positions.start(client, own))
             self._next_check = 0.0  # to commit them before anything else
 
     # Processing

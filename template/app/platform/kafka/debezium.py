@@ -19,7 +19,8 @@ class DebeziumChanges:
     """Changes of rows. The event's fields are those of a change: op, before, after, source, …
 
     Debezium delivers a change at least once. The inbox recognises it by its position in the database's
-    log, its key and its operation.
+    log, its key and its operation. Rows of a table without a primary key have no key, and may share a
+    position, so the inbox recognises those by the message's.
     """
 
     type: Finder | None = None
@@ -30,11 +31,11 @@ class DebeziumChanges:
         if "op" not in change or not isinstance(source, dict):
             raise ValueError("not a change event of Debezium: no op or no source")
         position = {k: v for k, v in sorted(source.items()) if k not in _NOT_POSITION}
-        key = (message.key or b"").hex()
+        key = message.key
         return Envelope(
             change,
             type=None if self.type is None else self.type(change, message),
-            id=json.dumps([position, change["op"], key]),
+            id=None if key is None else json.dumps([position, change["op"], key.hex()]),
             source=f"debezium:{source.get('name')}",
             time=_time(source),
         )

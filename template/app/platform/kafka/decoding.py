@@ -60,9 +60,8 @@ class EventDecoder:
         if events.decoder is not None:
             message = received(record, origin)
             return self._decode_foreign(message, events, events.decoder, has_failed)
-        event_type = events.only
-        if events.declared is not None:
-            event_type = self._wanted_type(*_type_of(record, events), has_failed)
+        named = (events.only, None) if events.declared is None else _type_of(record, events)
+        event_type = self._wanted_type(*named, has_failed)
         if event_type is None:
             return None
         event = decode_event(record.value, event_type)
@@ -83,9 +82,9 @@ class EventDecoder:
         if events is None or events.decoder is None:
             return None
         try:
-            event_id, mask = event_id_of(message, _open(events.decoder, message))
+            event_id, mask = event_id_of(message, events.decoder.open(message))
             return message_id(UUID(str(event_id)), mask)
-        except UndecodableMessage:
+        except Exception:  # the decoder cannot read it, so no consumer has applied it
             return None
 
     def _decode_tombstone(
@@ -111,7 +110,18 @@ class EventDecoder:
     def _decode_foreign(
         self, message: Received, events: TopicEvents, decoder: Decoder, has_failed: bool
     ) -> Decoded | None:
-        envelope = _open(decoder, message)
+        try:
+            return self._read_foreign(message, events, decoder, has_failed)
+        except UndecodableMessage:
+            raise
+        except Exception as error:
+            # Any other exception than UndecodableMessage would block the consumer at this message.
+            raise _unreadable(decoder, error) from error
+
+    def _read_foreign(
+        self, message: Received, events: TopicEvents, decoder: Decoder, has_failed: bool
+    ) -> Decoded | None:
+        envelope = decoder.open(message)
         found = events.only if envelope.type is None else events.types.get(envelope.type)
         if found is None or (self._wanted is not None and found.model not in self._wanted):
             if envelope.type is None and events.only is None:
@@ -141,7 +151,7 @@ def received(record: ConsumerRecord, origin: str) -> Received:
             origin,
             record.partition,
             record.offset,
-            record.timestamp,
+            max(record.timestamp or 0, 0),  # -1 is none; headers have 0 for it
             record.key,
             record.value,
             record.headers,
@@ -164,13 +174,9 @@ def _events_on(topic: str, registry: EventRegistry) -> TopicEvents:
     return events
 
 
-def _open(decoder: Decoder, message: Received) -> Envelope:
-    try:
-        return decoder.open(message)
-    except Exception as error:
-        # Any other exception than UndecodableMessage would block the consumer at this message.
-        text = str(error) if isinstance(error, ValueError) else repr(error)
-        raise UndecodableMessage(f"{_name(decoder)}: {text}") from error
+def _unreadable(decoder: Decoder, error: Exception) -> UndecodableMessage:
+    text = str(error) if isinstance(error, ValueError) else repr(error)
+    return UndecodableMessage(f"{_name(decoder)}: {text}")
 
 
 def _position_id(message: Received) -> UUID:

@@ -4,7 +4,7 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from pydantic_core import from_json
 
@@ -13,6 +13,7 @@ from app.platform.kafka.codec import CONTENT_TYPE
 
 Body = dict[str, Any]
 Finder = Callable[[Body, Received], str]
+Number = Callable[[Body, Received], int | str]
 
 _STRUCTURED = b"application/cloudevents"
 _BATCH = b"application/cloudevents-batch"
@@ -105,6 +106,10 @@ def _problem_of(content_type: bytes | None) -> str | None:
     return f"the data is {name}, not JSON: use a decoder of your own"
 
 
+def _text(id: int | str) -> str:
+    return str(id) if type(id) is int else cast(str, id)
+
+
 @dataclass(frozen=True)
 class PlainJson:
     """JSON objects without an envelope.
@@ -114,7 +119,7 @@ class PlainJson:
     counts.
     """
 
-    id: Finder | None = None
+    id: Number | None = None
     type: Finder | None = None
     time: Callable[[Body, Received], str | datetime] | None = None
 
@@ -125,6 +130,6 @@ class PlainJson:
         return Envelope(
             body,
             type=None if self.type is None else self.type(body, message),
-            id=None if self.id is None else self.id(body, message),
+            id=None if self.id is None else _text(self.id(body, message)),
             time=None if self.time is None else self.time(body, message),
         )
