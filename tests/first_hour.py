@@ -210,9 +210,10 @@ class FirstHour:
         def reloads() -> int:
             return (self.clone.parent / "dev.log").read_text().count(RELOADED)
 
-        settled = reloads()
-        while time.sleep(1) or reloads() != settled:  # several files may have changed before
+        settled = -1
+        while settled != reloads():  # several files may have changed before
             settled = reloads()
+            time.sleep(1)
         before, deadline = settled, time.monotonic() + SECONDS
         yield
         while reloads() == before:
