@@ -381,3 +381,19 @@ def test_consumers_that_cannot_be_are_refused(
     monkeypatch.setattr(Path, "write_text", lambda *_: pytest.fail("nothing should be written"))
     with pytest.raises(ScaffoldRefused, match=said):
         write_consumer(PROJECT, NewConsumer.parse(name, event, slice, wiring.service))
+
+
+@pytest.mark.parametrize(
+    ("plural", "field", "options"),
+    [
+        ("shipments", "shipment_version:str", {"projection": True}),
+        ("shipments", "cast:str", {"streamed": True}),
+        ("casts", "name:str", {"streamed": True}),
+    ],
+)
+def test_names_of_the_code_of_an_option_are_refused(
+    plural: str, field: str, options: dict[str, bool]
+) -> None:
+    with pytest.raises(ScaffoldRefused):
+        Entity.parse(plural, None, [field], **options)
+    assert Entity.parse(plural, None, [field])

@@ -58,6 +58,20 @@ def test_a_service_with_a_new_name_is_no_other_one(tmp_path: Path, sharers: Shar
     renamed.leave()
 
 
+def test_a_copied_project_has_its_own_kafka(tmp_path: Path) -> None:
+    original, copy = sharer(tmp_path, "shop"), sharer(tmp_path, "copy").project
+    first, mine = (
+        Sharers(copy / "sharers", original),
+        Sharers(copy / "sharers", Sharer("shop", copy)),
+    )
+    first.enter()
+    with pytest.raises(KafkaNotShared, match="belong to"):
+        mine.enter()  # the other one uses this very Kafka
+    first.leave()
+    mine.enter()
+    mine.leave()
+
+
 def test_a_second_run_of_a_service_is_refused(tmp_path: Path, sharers: Sharers) -> None:
     again = Sharers(tmp_path / "sharers", sharer(tmp_path, "shop"))
     with pytest.raises(FolderInUse, match=f"runs already, as process {os.getpid()}"):
@@ -69,7 +83,7 @@ def test_a_second_run_of_a_service_is_refused(tmp_path: Path, sharers: Sharers) 
 
 def test_another_service_of_one_name_is_refused(tmp_path: Path, sharers: Sharers) -> None:
     """Also when the first does not run: its topics would be those of the second."""
-    other = Sharers(tmp_path / "sharers", Sharer("shop", tmp_path))
+    other = Sharers(tmp_path / "sharers", Sharer("shop", tmp_path / "elsewhere"))
     for runs in (True, False):
         if not runs:
             sharers.leave()
@@ -100,6 +114,12 @@ def test_the_kafka_of_a_service_is_the_one_that_it_uses(tmp_path: Path) -> None:
     assert find_kafka(guest) == Path("/of/another")
     with pytest.raises(KafkaNotShared, match="without a Kafka of its own"):
         find_kafka(service_in(tmp_path / "mocking", kafka=None))
+    older = service_in(tmp_path / "older", kafka=None)
+    addresses = json.loads((older / ADDRESSES).read_text())
+    del addresses["kafka"]
+    (older / ADDRESSES).write_text(json.dumps(addresses))
+    with pytest.raises(KafkaNotShared, match="update it first"):
+        find_kafka(older)
 
 
 def test_a_guest_never_asks_to_delete_the_data(tmp_path: Path) -> None:

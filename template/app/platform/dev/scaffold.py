@@ -25,7 +25,7 @@ from app.platform.service import Service
 
 TEMPLATE = Path(__file__).with_name("scaffold.j2")
 # Variables of the functions that the template writes.
-_VARIABLES_OF_STREAMS = {"change", "evolve", "replace", "saved", "state"}
+_VARIABLES_OF_STREAMS = {"cast", "change", "evolve", "replace", "saved", "state"}
 _VARIABLES = {"at", "create", "created", "cursor", "found", "limit", "more", "page", "router"}
 # The modules by name, each with its package, and those that `require_modules` needs for an option.
 _MODULES = {"outbox": "outbox", "cqrs": "projections", "event_sourcing": "event_store"}
@@ -66,9 +66,11 @@ class Entity:
             raise ScaffoldRefused(
                 f"{plural}: give a plural, such as `shipments`, or its singular with --singular"
             )
-        checked_name(one, f"--singular {one}", {plural, *_VARIABLES})
-        own = {one, plural, f"{one}_id", "service", "idempotency", "session"}
-        own |= _VARIABLES_OF_STREAMS if streamed else set()
+        streams = _VARIABLES_OF_STREAMS if streamed else set()
+        called = {"cast"} if streamed else set()  # where a variable has the name of the entity
+        checked_name(one, f"--singular {one}", {plural, *_VARIABLES, *called})
+        own = {one, plural, f"{one}_id", "service", "idempotency", "session", *streams}
+        own |= {f"{one}_version"} if projection or streamed else set()
         read = parse_fields(fields, own) or [Field("name", TYPES["str"])]
         fields_in_order = sorted(read, key=lambda field: field.optional)
         return cls(plural, one, fields_in_order, projection, streamed)

@@ -24,6 +24,10 @@ def find_kafka(project: Path) -> Path:
     running = running_servers(project / ADDRESSES)
     if running is None:
         return project / FOLDER / "kafka"
+    if "kafka" not in running:
+        raise KafkaNotShared(
+            f"the service in {project.resolve()} is of an older version of the template: update it first"
+        )
     if running["kafka"] is None:
         raise KafkaNotShared(
             f"`app dev` in {project.resolve()} runs without a Kafka of its own: with a mock broker, or "
@@ -56,7 +60,10 @@ class Sharers:
         self._folder.mkdir(exist_ok=True)
         project = self._project_of(self._me.name)
         entered = self._lock.acquire()
-        if project not in (None, self._me.project) and (not entered or project.is_dir()):
+        # The Kafka of a copied or moved project is its own, whatever the file says.
+        is_own = self._folder.is_relative_to(self._me.project)
+        is_taken = not entered or (project is not None and project.is_dir() and not is_own)
+        if project not in (None, self._me.project) and is_taken:
             self._lock.release()
             raise KafkaNotShared(
                 f"the topics of {self._me.name} on this Kafka belong to {project}; services that "
@@ -67,7 +74,10 @@ class Sharers:
                 f"`app dev` of this service runs already, as process {self._lock.holder}; stop that "
                 "first"
             )
-        self._file_of(self._me.name).write_text(json.dumps(str(self._me.project)))
+        file = self._file_of(self._me.name)
+        incoming = file.with_suffix(".incoming")
+        incoming.write_text(json.dumps(str(self._me.project)))
+        incoming.replace(file)  # whole, or not at all
 
     def leave(self) -> None:
         self._lock.release()
