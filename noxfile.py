@@ -76,7 +76,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Test rendering, answers, files and updates (six minutes)."""
+    """Test rendering, answers, files and updates (eight minutes)."""
     install(session)
     # Tests that need a rendered service have sessions of their own.
     others = ("generated", "platform", "drills", "debezium", "browser")
