@@ -2,7 +2,7 @@
 
 Copier spends about 4 ms on each file that it renders, whatever is in it (decision 37). The promises
 are about the rest, so the other template has the same paths, with one line in each file: `copier copy
---defaults`, and `copier update` of a service that nobody edited, take at most 1.25 times as long. A
+--defaults` takes at most 1.25 times as long, and `copier update` of a service that nobody edited 1.4. A
 template of a single file is timed, too. All are timed in one run, in alternating order, each in a folder of
 its own: `python benchmarks/generation.py`.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-PROMISES = {"copy": 1.25, "update": 1.25}
+PROMISES = {"copy": 1.25, "update": 1.4}
 OURS, SAME, ONE = "this template", "the same paths", "one file"
 ONE_FILE = ["hello.txt"]
 OLDER, NEWER = "v1000.0.0", "v1001.0.0"
