@@ -137,6 +137,7 @@ def model_of(shape: Shape, name: str = "Message", **more: Any) -> type[BaseModel
 
 
 # Made while the tests run, which a type checker cannot follow.
+FINITE = ConfigDict(allow_inf_nan=False)
 CONTAINERS: dict[str, Any] = {"list": list, "set": set, "tuple": tuple, "dict": dict}
 LITERAL: Any = Literal
 
@@ -176,7 +177,8 @@ def model_or_leaf(shape: Shape) -> Any:
         return Annotated[reduce(or_, variants), Field(discriminator="kind")]
     if shape.name == "recursive":
         fields: dict[str, Any] = {"rest": ("Node | None", None)}
-        node = create_model("Node", value=(annotation(shape.inside[0]), ...), **fields)
+        value_of = (annotation(shape.inside[0]), ...)
+        node = create_model("Node", __config__=FINITE, value=value_of, **fields)
         node.model_rebuild(_types_namespace={"Node": node})
         return node
     exact = {"uuid": UUID, "day": date, "boolean": bool, "nothing": type(None)}

@@ -1,12 +1,12 @@
 """The check of events that change: what is accepted is read, and what is refused is named."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Union
 from uuid import UUID
 
 import pytest
@@ -17,12 +17,15 @@ from pydantic import (
     AwareDatetime,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     HttpUrl,
     PlainSerializer,
     StringConstraints,
+    Tag,
     ValidationError,
     create_model,
+    field_serializer,
 )
 from random_models import Shape, model_of, pair, value
 from typer.testing import CliRunner
@@ -140,6 +143,42 @@ class WholeTree(BaseModel):
     branches: "dict[str, list[WholeTree]]"
 
 
+class Padded(BaseModel):
+    name: str
+
+
+class Trimmed(BaseModel):
+    model_config = ConfigDict(str_strip_whitespace=True)
+    name: str
+
+
+class Encoded(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+    name: bytes
+
+
+class Raw(BaseModel):
+    name: bytes
+
+
+class Unclear(BaseModel):
+    name: str
+
+    @field_serializer("name")
+    def written(self, name):  # type: ignore[no-untyped-def]  # as somebody forgot it
+        return len(name)
+
+
+def kind_of(data: Any) -> str:
+    return str(data["kind"])
+
+
+def told_apart(*tagged: tuple[Any, str]) -> Any:
+    members = tuple(Annotated[model, Tag(tag)] for model, tag in tagged)
+    return Annotated[Union[members], Discriminator(kind_of)]  # noqa: UP007
+
+
+TAGGED = told_apart((Padded, "a"), (WholePrice, "b"))
 BY_KIND = Field(discriminator="kind")
 PAID = Annotated[Card | Cash, BY_KIND]
 CHANGES: dict[str, tuple[Any, Any, list[str]]] = {
@@ -231,6 +270,33 @@ CHANGES: dict[str, tuple[Any, Any, list[str]]] = {
             'a: x-allowed-schemes was ["http", "https"], is not set',
         ],
     ),
+    "not a number": (
+        Annotated[float, Field(allow_inf_nan=False)],
+        Annotated[float, Field(allow_inf_nan=True)],
+        ["a: was number, is number or null"],
+    ),
+    "not a decimal": (
+        Decimal,
+        Annotated[Decimal, Field(allow_inf_nan=True)],
+        ["a: x-allow-inf-nan was not set, is true"],
+    ),
+    "always a decimal": (Annotated[Decimal, Field(allow_inf_nan=True)], Decimal, []),
+    "spaces in a config": (Trimmed, Padded, ["a.name: x-strip-whitespace was true, is not set"]),
+    "bytes": (Raw, Encoded, ['a.name: format was "binary", is "base64url"']),
+    "bytes as a text": (
+        Annotated[str, Field(max_length=5)],
+        Annotated[bytes, Field(max_length=5)],
+        ["a: maxLength was 5, is not set"],
+    ),
+    "tags change": (
+        TAGGED,
+        told_apart((Padded, "c"), (WholePrice, "b")),
+        ["a: was Padded or WholePrice, is Padded or WholePrice"],
+    ),
+    "tags in another order": (TAGGED, told_apart((WholePrice, "b"), (Padded, "a")), []),
+    "a tag less": (TAGGED, told_apart((Padded, "a")), []),
+    "a serializer without a type": (Padded, Unclear, ["a.name: was string, is anything"]),
+    "a sequence": (Sequence[int], Sequence[str], ["a[]: was integer, is string"]),
     "spaces": (
         Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)],
         Annotated[str, Field(min_length=1)],
@@ -242,7 +308,8 @@ CHANGES: dict[str, tuple[Any, Any, list[str]]] = {
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_change_is_named_by_its_path(kind: str) -> None:
     old, new, expected = CHANGES[kind]
-    reader, writer = create_model("Event", a=(old, ...)), create_model("Event", a=(new, ...))
+    finite = ConfigDict(allow_inf_nan=False)
+    reader, writer = (create_model("Event", __config__=finite, a=(of, ...)) for of in (old, new))
     found = obstacles(schema(writer), schema(reader))
     assert [one.as_change_of_writer() for one in found] == expected
 
@@ -292,6 +359,15 @@ def test_what_a_serializer_writes_is_left_to_the_sample(tmp_path: Path) -> None:
     entry = EventType(minor(number=(text, 1)))
     export([entry], tmp_path)
     check_compatible(entry, tmp_path)
+
+
+def test_bytes_are_read_as_the_config_says() -> None:
+    class Decoding(Raw):
+        model_config = ConfigDict(val_json_bytes="base64")
+
+    assert obstacles(schema(Raw), schema(Raw, "validation")) == []
+    assert obstacles(schema(Encoded), schema(Decoding, "validation")) == []
+    assert obstacles(schema(Raw), schema(Decoding, "validation"))
 
 
 def test_the_command_names_every_event_that_breaks(tmp_path: Path) -> None:

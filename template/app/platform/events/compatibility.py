@@ -77,11 +77,10 @@ class _Proof:
         self, written: Schema, read: Schema, union: str, path: str, assumed: Assumed
     ) -> list[Obstacle]:
         """Look at each alternative that may be written."""
-        if union == "oneOf" and _is_told_apart_alike(written, read):
-            readers = read["oneOf"]
-        else:
-            readers = [read] * len(written[union])
-        pairs = zip(written[union], readers, strict=True)
+        pairs = [(member, read) for member in written[union]]
+        if "x-tags" in written and "x-tags" in read:
+            tags = read["x-tags"]
+            pairs = [(each, tags.get(tag, _NOTHING)) for tag, each in written["x-tags"].items()]
         found = [one for pair in pairs for one in self.obstacles(*pair, path, assumed)]
         rest = without(written, union, *ANNOTATIONS)
         if found and rest and not self.obstacles(rest, read, path, assumed):
@@ -220,12 +219,6 @@ class _Proof:
                 names = _names(written, keyword)
                 found += self.obstacles(names, read[keyword], path + "{key}", assumed)
         return found
-
-
-def _is_told_apart_alike(written: Schema, read: Schema) -> bool:
-    """Return whether a function tells the alternatives apart, as many of them on both sides."""
-    count = len(read.get("oneOf", ()))
-    return len(written["oneOf"]) == count and "discriminator" not in {*written, *read}
 
 
 def _resolved(schema: Schema, definitions: Schema) -> Schema:

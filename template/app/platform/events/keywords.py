@@ -12,13 +12,13 @@ Schema = dict[str, Any]
 # They do not affect which messages are valid.
 ANNOTATIONS = {
     *("title", "description", "examples", "example", "default", "deprecated"),
-    *("readOnly", "writeOnly", "$comment", "$schema", "$id", "$defs", "discriminator"),
+    *("readOnly", "writeOnly", "$comment", "$schema", "$id", "$defs", "discriminator", "x-tags"),
 }
 # Those that are compared by their meaning. All others have to be equal.
 _UNDERSTOOD = {
     *("$ref", "type", "enum", "const", "anyOf", "oneOf", "allOf"),
     *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
-    *("x-keys", "items", "prefixItems", "format", "multipleOf"),
+    *("x-keys", "x-allow-inf-nan", "items", "prefixItems", "format", "multipleOf"),
     *("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"),
 }
 # Beside others that differ, they mean something else.
@@ -90,6 +90,8 @@ def compared(kind: str, written: Schema, read: Schema, path: str) -> Iterator[Ob
     for keyword in sorted(read.keys() - ANNOTATIONS - _UNDERSTOOD - {least, most}):
         if _OF_TYPE.get(keyword, kind) == kind and not _is_alike(keyword, written, read):
             yield _bound(path, keyword, written, read)
+    if read.get("format") == "decimal" and "x-allow-inf-nan" in written.keys() - read.keys():
+        yield _bound(path, "x-allow-inf-nan", written, read)
     if "format" in read and not _is_of_format(written.get("format"), read["format"]):
         yield _bound(path, "format", written, read)
     if kind in ("integer", "number"):

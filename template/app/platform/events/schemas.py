@@ -228,7 +228,7 @@ class _Comparison:
         if any(models):
             visited |= {models}
         old, new = _resolved(old, self._old_definitions), _resolved(new, self._new_definitions)
-        compared = {*_TEXTS, "$defs", "default", "discriminator"}
+        compared = {*_TEXTS, "$defs", "default", "discriminator", "x-tags"}
         for keyword, before, after, nested in self._inside(old, new, path):
             compared.add(keyword)
             yield from self.compare(before, after, nested, visited)
