@@ -434,6 +434,14 @@ def test_prefix_subject_and_schema_can_be_published() -> None:
     assert EventDecoder(registry(CloudEvents())).decode(foreign, TOPIC) is not None
 
 
+@pytest.mark.parametrize(("note", "expected"), [("n", b"n"), (None, None)])
+def test_a_subject_without_a_value_is_not_sent(note: str | None, expected: bytes | None) -> None:
+    published = EventRegistry("shop", [EventType(MeterRead, subject="note")])
+    message = encode(MeterRead(meter_id="m-1", count=3, note=note), published, Trace("c"))
+
+    assert dict(message.headers).get("ce_subject") == expected
+
+
 def test_a_prefix_is_in_reverse_dns_form() -> None:
     for wrong in ("acme", "com.acme", ".com.", "com acme."):
         with pytest.raises(ValidationError):

@@ -3,13 +3,14 @@
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+from uuid import UUID
 
 import pytest
 from aiokafka.producer.message_accumulator import BatchBuilder
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 from samples import (
     EVENT_ID,
     NAMED_TOPIC,
@@ -23,8 +24,10 @@ from samples import (
     named_3,
 )
 
+from app.platform.events.envelope import Envelope
 from app.platform.events.event import (
     TOPIC_MAX_LENGTH,
+    VERSION_PATTERN,
     BaseEvent,
     EventRegistry,
     EventType,
@@ -34,7 +37,9 @@ from app.platform.events.event import (
 from app.platform.kafka.codec import (
     Header,
     Message,
+    build_event,
     decode,
+    decode_event,
     encode,
     header,
     header_number,
@@ -527,6 +532,46 @@ def test_a_version_in_between_takes_the_remaining_steps_only() -> None:
 
     assert isinstance(event, MeterNamed)
     assert (event.last, event.title) == ("King", "none")
+
+
+class MeterSet(BaseEvent):
+    key_field: ClassVar[str] = "meter_id"
+
+    version: str = Field("2.0.0", pattern=VERSION_PATTERN)
+    event_type: Literal["meter.set"] = "meter.set"
+    meter_id: str
+
+
+class StrictMeter(MeterSet):
+    serial: Annotated[UUID, Field(strict=True)]
+
+
+class MarkedMeter(MeterSet):
+    model_config = ConfigDict(val_json_bytes="base64", ser_json_bytes="base64")
+    mark: bytes
+
+
+class NamedMeter(MeterSet):
+    serial: UUID | str
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        StrictMeter(meter_id="m-1", serial=EVENT_ID),
+        MarkedMeter(meter_id="m-1", mark=b"\xff\x00"),
+        NamedMeter(meter_id="m-1", serial=EVENT_ID),
+    ],
+    ids=["strict", "base64", "union"],
+)
+def test_an_event_is_read_alike_in_all_ways(event: MeterSet) -> None:
+    entry = EventType(type(event), upcasters={1: lambda payload: payload | {"version": "2.0.0"}})
+    fields = event.model_dump(mode="json")
+    old = json.dumps(fields | {"version": "1.0.0"}).encode()
+
+    assert decode_event(body(event), entry) == event
+    assert decode_event(old, entry) == event
+    assert build_event(entry, Envelope(fields), event.event_id, event.timestamp) == event
 
 
 def test_an_old_event_that_looks_like_a_new_one_is_still_upcast() -> None:

@@ -141,6 +141,15 @@ class EventType:
     def major(self) -> int:
         return major_of(self.version)
 
+    @cached_property
+    def reads_bytes_differently(self) -> bool:
+        """Whether the model may read JSON in another way than the same, parsed before.
+
+        Strict fields take a text as a time or a UUID only in JSON, and a union of a text and such a
+        type prefers the other member only there.
+        """
+        return _is_other_in_json(self.model.__pydantic_core_schema__)
+
     def check_upcasters(self) -> None:
         """Raise ValueError unless upcasters lead from every major version to the newest."""
         missing = [str(major) for major in range(1, self.major) if major not in self.upcasters]
@@ -149,6 +158,14 @@ class EventType:
                 f"{self.name} {self.version}: no upcaster from version {', '.join(missing)}:"
                 " add one to its EventType"
             )
+
+
+def _is_other_in_json(schema: Any) -> bool:
+    if isinstance(schema, Mapping):
+        if schema.get("type") == "union" or schema.get("strict"):
+            return True
+        return any(map(_is_other_in_json, schema.values()))
+    return isinstance(schema, list | tuple) and any(map(_is_other_in_json, schema))
 
 
 def major_of(version: str) -> int:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from app.platform.events.envelope import Envelope
 from app.platform.events.event import (
@@ -184,8 +184,8 @@ def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
         CAUSATION_ID: trace.causation_id,
         TRACEPARENT: trace.traceparent,
     }
-    if entry.subject is not None:
-        headers[CE_SUBJECT] = str(getattr(event, entry.subject))
+    if entry.subject is not None and (subject := getattr(event, entry.subject)) is not None:
+        headers[CE_SUBJECT] = str(subject)
     if entry.dataschema is not None:
         uri = entry.dataschema.replace("{type}", message_type)
         headers[CE_DATASCHEMA] = uri.replace("{version}", event.version)
@@ -271,7 +271,7 @@ def build_event(
     body["version"] = event_type.version if version is None else version
     try:
         if version is None:
-            return event_type.model.model_validate(body)
+            return _validate(body, event_type)
         return _decode_payload(body, event_type)
     except ValidationError as error:
         raise UndecodableMessage(f"{event_type.name}: {_explain(error)}") from error
@@ -288,9 +288,16 @@ def _decode_payload(payload: Payload, event_type: EventType) -> BaseEvent:
     if missing:
         raise UndecodableMessage(f"{event_type.name}: {' and '.join(missing)} missing")
     try:
-        return event_type.model.model_validate(payload)
+        return _validate(payload, event_type)
     except ValidationError as error:
         raise UndecodableMessage(f"{event_type.name}: {_explain(error)}") from error
+
+
+def _validate(payload: Payload, event_type: EventType) -> BaseEvent:
+    """Read a parsed body as its bytes would be read."""
+    if event_type.reads_bytes_differently:
+        return event_type.model.model_validate_json(to_json(payload, inf_nan_mode="constants"))
+    return event_type.model.model_validate(payload)
 
 
 _REQUIRED = {"event_id", "timestamp", "version"}
