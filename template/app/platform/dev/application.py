@@ -53,7 +53,7 @@ async def prepare(service: Service, own_broker: bool, clear: bool = False) -> No
     await _check_database()
     context = Context.of(service, load(Settings).service_name, load(KafkaSettings))
     if clear:
-        await asyncio.to_thread(delete_topics_and_groups, context.kafka, context.topics())
+        await asyncio.to_thread(delete_topics_and_groups, context)
     foreign = context.foreign_topics() if own_broker else []
     _, created = await asyncio.gather(
         prepare_schema(), provision(context.kafka, context.topics() + foreign)

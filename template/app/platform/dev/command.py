@@ -134,7 +134,7 @@ def _configure_servers(options: ServerOptions) -> Servers:
             "leave out --kafka-of and DEV_KAFKA_OF"
         )
     data = FOLDER / "kafka" if host is None else find_kafka(host)
-    me = Sharer(settings.service_name, Path.cwd().resolve())
+    me = Sharer(settings.service_name, Path.cwd().resolve(), kafka.kafka_group_id)
     return Servers(
         FOLDER,
         options.broker,

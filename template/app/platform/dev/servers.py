@@ -244,7 +244,7 @@ def running_servers(file: Path) -> dict[str, Any] | None:
     """Return the contents of `file` if the `app dev` that wrote it runs."""
     try:
         written: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a machine that loses its power may leave it empty
         return None
     since = start_time(written["process"])
     # A killed process leaves its file behind; its id may belong to another process by now.

@@ -17,17 +17,19 @@ from app.platform.dev.servers import ADDRESSES, FOLDER, running_servers
 
 def find_kafka(project: Path) -> Path:
     """Return the folder of the Kafka that the service in `project` uses. Raises KafkaNotShared."""
-    if not (project / "app" / "platform").is_dir():
+    platform = project / "app" / "platform"
+    if not platform.is_dir():
         raise KafkaNotShared(
             f"there is no service in {project.resolve()}; name the folder of the one whose Kafka to use"
         )
     running = running_servers(project / ADDRESSES)
-    if running is None:
-        return project / FOLDER / "kafka"
-    if "kafka" not in running:
+    is_older = not (platform / "dev" / "sharing.py").is_file()
+    if is_older or (running is not None and "kafka" not in running):
         raise KafkaNotShared(
             f"the service in {project.resolve()} is of an older version of the template: update it first"
         )
+    if running is None:
+        return project / FOLDER / "kafka"
     if running["kafka"] is None:
         raise KafkaNotShared(
             f"`app dev` in {project.resolve()} runs without a Kafka of its own: with a mock broker, or "
@@ -38,10 +40,11 @@ def find_kafka(project: Path) -> Path:
 
 @dataclass(frozen=True)
 class Sharer:
-    """A service that uses a Kafka, and the folder of its project."""
+    """A service that uses a Kafka, with the folder of its project and the prefix of its groups."""
 
     name: str
     project: Path
+    group_id: str
 
     def __str__(self) -> str:
         return f"{self.name} ({self.project})"
@@ -58,37 +61,45 @@ class Sharers:
     def enter(self) -> None:
         """Register this service as running. Raises FolderInUse and KafkaNotShared."""
         self._folder.mkdir(exist_ok=True)
-        project = self._project_of(self._me.name)
-        entered = self._lock.acquire()
-        # The Kafka of a copied or moved project is its own, whatever the file says.
-        is_own = self._folder.is_relative_to(self._me.project)
-        is_taken = not entered or (project is not None and project.is_dir() and not is_own)
-        if project not in (None, self._me.project) and is_taken:
-            self._lock.release()
-            raise KafkaNotShared(
-                f"the topics of {self._me.name} on this Kafka belong to {project}; services that "
-                "share a Kafka need different values of SERVICE_NAME"
-            )
-        if not entered:
+        self._refuse_conflicts()
+        if not self._lock.acquire():
             raise FolderInUse(
                 f"`app dev` of this service runs already, as process {self._lock.holder}; stop that "
                 "first"
             )
         file = self._file_of(self._me.name)
         incoming = file.with_suffix(".incoming")
-        incoming.write_text(json.dumps(str(self._me.project)))
+        entry = {"project": str(self._me.project), "group_id": self._me.group_id}
+        incoming.write_text(json.dumps(entry))
         incoming.replace(file)  # whole, or not at all
+
+    def _refuse_conflicts(self) -> None:
+        # The Kafka of a copied or moved project is its own, whatever the files say.
+        is_own = self._folder.is_relative_to(self._me.project)
+        for other in self.running() if is_own else self.others():
+            conflicts = {
+                "SERVICE_NAME": (f"topics of {other.name}", other.name == self._me.name),
+                "KAFKA_GROUP_ID": (
+                    f"consumer groups of {other.group_id}",
+                    other.group_id == self._me.group_id,
+                ),
+            }
+            for setting, (taken, is_conflict) in conflicts.items():
+                if is_conflict:
+                    raise KafkaNotShared(
+                        f"the {taken} on this Kafka belong to the service {other}; services that "
+                        f"share a Kafka need different values of {setting}"
+                    )
 
     def leave(self) -> None:
         self._lock.release()
 
     def others(self) -> list[Sharer]:
         """Return the other services that have topics here, and whose projects still exist."""
-        names = sorted(file.stem for file in self._folder.glob("*.json"))
-        found = [(name, self._project_of(name)) for name in names]
+        found = [self._read(file) for file in sorted(self._folder.glob("*.json"))]
         # An earlier name of this service is no other service.
-        others = [(name, project) for name, project in found if project != self._me.project]
-        return [Sharer(name, project) for name, project in others if project and project.is_dir()]
+        others = [sharer for sharer in found if sharer and sharer.project != self._me.project]
+        return [sharer for sharer in others if sharer.project.is_dir()]
 
     def running(self) -> list[Sharer]:
         """Return those of the others whose `app dev` runs."""
@@ -101,11 +112,12 @@ class Sharers:
         lock.release()
         return False
 
-    def _project_of(self, name: str) -> Path | None:
+    def _read(self, file: Path) -> Sharer | None:
         try:
-            return Path(json.loads(self._file_of(name).read_text()))
-        except FileNotFoundError:
-            return None
+            entry = json.loads(file.read_text())
+            return Sharer(file.stem, Path(entry["project"]), str(entry["group_id"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None  # a file that cannot be read says nothing, and is no reason not to start
 
     def _file_of(self, name: str) -> Path:
         return self._folder / f"{name}.json"
