@@ -125,7 +125,9 @@ def test_another_service_with_the_same_groups_is_refused(tmp_path: Path, sharers
     for runs in (True, False):
         if not runs:
             sharers.leave()
-        with pytest.raises(KafkaNotShared, match="groups of shop .* of KAFKA_GROUP_ID$") as refused:
+        with pytest.raises(
+            KafkaNotShared, match=r"groups of shop .* of KAFKA_GROUP_ID$"
+        ) as refused:
             same.enter()
         assert "\n" not in str(refused.value)
     assert sharers.others() == []
@@ -231,7 +233,9 @@ def context_of(settings: KafkaSettings, name: str, *events: EventType) -> Contex
     async def handle(event: BaseEvent, uow: UnitOfWork) -> None: ...
 
     reads = Subscription("read", {event.model: handle for event in events})
-    return Context.of(Service([Component("test", events=events, subscriptions=[reads])]), name, settings)
+    return Context.of(
+        Service([Component("test", events=events, subscriptions=[reads])]), name, settings
+    )
 
 
 async def test_only_what_the_service_owns_is_cleared(real_kafka: str) -> None:
@@ -314,6 +318,6 @@ def test_a_broker_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(clearing, "_list_groups", refuse)
     settings = settings_for("127.0.0.1:1", "shop")
-    with pytest.raises(ServerFailed, match="^--fresh cannot delete") as failed:
+    with pytest.raises(ServerFailed, match=r"^--fresh cannot delete") as failed:
         delete_topics_and_groups(context_of(settings, "shop", EventType(Placed)))
     assert "\n" not in str(failed.value)
