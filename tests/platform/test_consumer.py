@@ -217,6 +217,37 @@ async def test_messages_fetched_before_a_revocation_are_not_handled() -> None:
     assert await billing._fetch(client) == {}
 
 
+async def test_messages_revoked_between_fetch_and_processing_are_not_handled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    billing, processor = consumer(), EndlessProcessor()
+    client = FakeClient(lambda: asyncio.sleep(0))
+
+    async def check(*_: object) -> None:
+        await billing.on_partitions_revoked({PARTITION})
+        billing._stopping.set()
+
+    monkeypatch.setattr(billing, "_check", check)
+    monkeypatch.setattr(billing, "_processor", processor)
+    async with asyncio.timeout(10):
+        await billing._consume(client)
+
+    assert not processor.stopped
+
+
+async def test_messages_of_a_new_assignment_are_handled() -> None:
+    """They are fetched in the same call during which the partitions were assigned again."""
+    billing = consumer()
+
+    class Rebalancing(FakeClient):
+        async def getmany(self, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+            await billing.on_partitions_revoked({PARTITION})
+            await billing.on_partitions_assigned({PARTITION})
+            return await super().getmany(timeout_ms)
+
+    assert await billing._fetch(Rebalancing(lambda: asyncio.sleep(0))) == {PARTITION: [record()]}
+
+
 async def test_what_was_fetched_without_a_revocation_is_handled() -> None:
     billing = consumer()
     client = FakeClient(lambda: asyncio.sleep(0))
@@ -742,6 +773,24 @@ async def test_a_new_group_begins_in_all_partitions_at_once() -> None:
 
     assert await consumer()._fetch(client) == {}
     assert [set(request) for request in client.requests] == [{READ, REPLAYED}]
+
+
+async def test_a_start_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The partitions may be another member's by now; else the next fetch reports them again."""
+    monkeypatch.setattr(consumer_module, "START_TIMEOUT_SECONDS", 0.05)
+
+    class Silent(Beginnings):
+        async def seek_to_beginning(self, *partitions: TopicPartition) -> None:
+            await asyncio.Event().wait()
+
+    billing, client = consumer(), Silent(READ)
+    async with asyncio.timeout(10):
+        assert await billing._fetch(client) == {}
+
+    client.left = [READ]
+    monkeypatch.setattr(Silent, "seek_to_beginning", Beginnings.seek_to_beginning)
+    assert await billing._fetch(client) == {}
+    assert client.requests == [(READ,)]
 
 
 READ, REPLAYED = TopicPartition(TOPIC, 0), TopicPartition(f"{TOPIC}.billing.replay", 1)

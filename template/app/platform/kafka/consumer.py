@@ -152,10 +152,11 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
     async def _consume(self, client: AIOKafkaConsumer) -> None:
         while not self._stopping.is_set():
             batch = await self._fetch(client)
+            generation = self._generation
             self.status.record_progress()
             if time.monotonic() >= self._next_check:
                 await self._check(client, batch)
-            if batch:
+            if batch and generation == self._generation:
                 await self._process(client, batch)
 
     async def _check(self, client: AIOKafkaConsumer, batch: Batch) -> None:
