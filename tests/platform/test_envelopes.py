@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 import pytest
@@ -170,6 +170,36 @@ def test_fields_are_appended_to_json_objects_only(body: bytes) -> None:
 @pytest.mark.parametrize("body", [b"{}", b" { } \n", b'{"a": "}"}'])
 def test_a_body_may_lack_fields(body: bytes) -> None:
     assert "meter_id: Field required" in refused(PlainJson(), body)
+
+
+class Pinged(BaseEvent):
+    key_field: ClassVar[str] = "event_id"
+    event_type: Literal["meter.pinged"] = "meter.pinged"
+
+
+def pings(value: bytes | None, headers: Sequence[Header], **declared: Any) -> Decoded | None:
+    topic = EventTopic(TOPIC, CloudEvents(), **declared)
+    entry = EventType(Pinged, service="meters", topic=topic, type="com.acme.read")
+    decoder = EventDecoder(EventRegistry("shop", [entry]), [Pinged])
+    message = record(value, topic=TOPIC, headers=headers)
+    found = decoder.decode(message, TOPIC)
+    assert found is None or decoder.identify(message, TOPIC) == found.id
+    return found
+
+
+def test_a_cloud_event_without_data_is_read() -> None:
+    structured = {name: value for name, value in STRUCTURED.items() if name != "data"}
+    expected = pings(json.dumps(structured).encode(), JSON_TYPE)
+
+    assert expected is not None
+    assert pings(None, BINARY) == pings(b"", BINARY[:5]) == expected
+    for key in (b"k", None):
+        failed = record(None, key, topic=TOPIC, headers=BINARY)
+        billing = Subscription("billing", {Pinged: handle})
+        later = delayed_message(failed, billing, TOPIC, timedelta(seconds=5), 1, ValueError("no"))
+        assert (later.value is None) == (key is not None), "the client refuses both without"
+    assert pings(None, without(BINARY, "ce_id")) is None, "a tombstone"
+    assert pings(None, BINARY, compacted=True) is None, "a tombstone"
 
 
 def test_one_id_from_two_sources_is_two_events() -> None:

@@ -19,6 +19,7 @@ from app.platform.kafka.codec import (
     original_headers,
     type_in_body,
 )
+from app.platform.kafka.envelopes import CloudEvents, is_binary
 from app.platform.kafka.errors import UndecodableMessage
 
 
@@ -55,7 +56,7 @@ class EventDecoder:
         """
         events = _events_on(origin, self._registry)
         has_failed = record.topic != origin
-        if record.value is None:
+        if record.value is None and not self._is_event(record, events):
             return self._decode_tombstone(record, events, has_failed)
         if events.decoder is not None:
             message = received(record, origin)
@@ -77,7 +78,7 @@ class EventDecoder:
         """Return the id that the inbox would have, of a topic with a decoder; None if it has none."""
         events = self._registry.events_on(origin)
         message = received(record, origin)
-        if record.value is None:
+        if record.value is None and not (events and self._is_event(record, events)):
             return _position_id(message)
         if events is None or events.decoder is None:
             return None
@@ -86,6 +87,13 @@ class EventDecoder:
             return message_id(UUID(str(event_id)), mask)
         except Exception:  # the decoder cannot read it, so no consumer has applied it
             return None
+
+    def _is_event(self, record: ConsumerRecord, events: TopicEvents) -> bool:
+        """Return whether a message without a value is an event without data, not a tombstone."""
+        keeps_keys = events.declared is not None and events.declared.compacted
+        if keeps_keys or events.name in self._tombstones:
+            return False
+        return isinstance(events.decoder, CloudEvents) and is_binary(record.headers)
 
     def _decode_tombstone(
         self, record: ConsumerRecord, events: TopicEvents, has_failed: bool
@@ -153,7 +161,7 @@ def received(record: ConsumerRecord, origin: str) -> Received:
             record.offset,
             max(record.timestamp or 0, 0),  # -1 is none; headers have 0 for it
             record.key,
-            record.value,
+            record.value or b"",
             record.headers,
         )
     return Received(
@@ -162,7 +170,7 @@ def received(record: ConsumerRecord, origin: str) -> Received:
         header_number(record.headers, names.ORIGIN_OFFSET),
         header_number(record.headers, names.ORIGIN_TIMESTAMP),
         record.key,
-        record.value,
+        record.value or b"",
         original_headers(record.headers),
     )
 

@@ -1,7 +1,7 @@
 """Envelopes of others: CloudEvents in any system's messages, and JSON without an envelope."""
 
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -18,6 +18,7 @@ Number = Callable[[Body, Received], int | str]
 _STRUCTURED = b"application/cloudevents"
 _BATCH = b"application/cloudevents-batch"
 _SPECVERSION = b"1.0"
+_ATTRIBUTES = ("ce_id", "ce_source", "ce_type")
 
 
 def parse_object(value: bytes | str) -> Body:
@@ -53,7 +54,7 @@ class CloudEvents:
             raise ValueError(_what_is_wrong(headers))
         time = headers.get("ce_time")
         return Envelope(
-            message.value,
+            message.value or {},  # an event may have no data
             type_.decode(),
             id.decode(),
             source.decode(),
@@ -62,13 +63,19 @@ class CloudEvents:
         )
 
 
+def is_binary(headers: Iterable[tuple[str, bytes | None]]) -> bool:
+    """Return whether `headers` have all that a CloudEvent in binary mode needs."""
+    found = dict(headers)
+    return all(found.get(name) for name in ("ce_specversion", *_ATTRIBUTES))
+
+
 def _what_is_wrong(headers: Mapping[str, bytes | None]) -> str:
     version = headers.get("ce_specversion")
     if not version:
         return "not a CloudEvent: no header ce_specversion, and not in structured mode"
     if version != _SPECVERSION:
         return f"CloudEvents {version.decode('utf-8', 'replace')} is not {_SPECVERSION.decode()}"
-    missing = [name for name in ("ce_id", "ce_source", "ce_type") if not headers.get(name)]
+    missing = [name for name in _ATTRIBUTES if not headers.get(name)]
     return f"not a CloudEvent: no {' and no '.join(missing)} among the headers"
 
 

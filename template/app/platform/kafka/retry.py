@@ -59,7 +59,7 @@ def delayed_message(
     history = _history(record, subscription, origin, attempts, error, now)
     history[names.DUE_AT] = (now + delay).isoformat()
     return Message(
-        topic, record.key, record.value, _headers(record, origin, history), forwarded=True
+        topic, record.key, _value(record), _headers(record, origin, history), forwarded=True
     )
 
 
@@ -78,11 +78,15 @@ def dead_letter_message(
     return Message(
         dead_letter_topic(origin, subscription.name),
         record.key,
-        # A record with neither key nor value is legal, but the client refuses to send one.
-        b"" if record.key is None and record.value is None else record.value,
+        _value(record),
         _headers(record, origin, history),
         forwarded=True,
     )
+
+
+def _value(record: ConsumerRecord) -> bytes | None:
+    # A record with neither key nor value is legal, but the client refuses to send one.
+    return b"" if record.key is None and record.value is None else record.value
 
 
 def _headers(
