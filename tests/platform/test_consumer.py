@@ -217,7 +217,7 @@ async def test_messages_fetched_before_a_revocation_are_not_handled() -> None:
     assert await billing._fetch(client) == {}
 
 
-async def test_messages_revoked_between_fetch_and_processing_are_not_handled(
+async def test_messages_revoked_during_the_check_are_not_handled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     billing, processor = consumer(), EndlessProcessor()
