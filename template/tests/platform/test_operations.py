@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 from httpx import AsyncClient
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
 OPS = ROOT / "ops"
 OF_PROMETHEUS = {"up"}
 SELECTED = re.compile(r"\b([a-z][\w:]*)\{")
+SELECTOR = re.compile(r"\b([a-z][\w:]*)\{([^{}]*)\}")
+MATCHER = re.compile(r'(\w+)(=|!=|=~|!~)"([^"]*)"')
+# Prometheus adds them to what it scrapes.
+OF_TARGETS = {"service", "job", "instance"}
 RECORDED = re.compile(r"^ +- record: (\S+)$", re.MULTILINE)
 SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
 
@@ -54,6 +59,26 @@ def test_every_rule_names_an_existing_metric(exposition: str) -> None:
     named = set(SELECTED.findall(rules)) - OF_PROMETHEUS - set(RECORDED.findall(rules))
     assert len(named) > 10
     assert named - metrics(exposition) == set()
+
+
+def test_every_rule_selects_by_existing_labels(exposition: str) -> None:
+    """A rule whose label or bucket does not exist would be silent for ever."""
+    families = text_string_to_metric_families(exposition)
+    samples = [sample for family in families for sample in family.samples]
+    labels = {(sample.name, label) for sample in samples for label in sample.labels}
+    values = {(sample.name, *pair) for sample in samples for pair in sample.labels.items()}
+    selectors = SELECTOR.findall((OPS / "alerts.yml").read_text())
+    checked = [
+        (metric, label, operator, value)
+        for metric, matchers in selectors
+        for label, operator, value in MATCHER.findall(matchers)
+        if label not in OF_TARGETS
+    ]
+    assert len(checked) > 10
+    assert [each for each in checked if each[:2] not in labels] == []
+    assert [
+        (m, n, v) for m, n, operator, v in checked if operator == "=" and (m, n, v) not in values
+    ] == []
 
 
 def test_every_panel_names_an_existing_metric(exposition: str) -> None:
