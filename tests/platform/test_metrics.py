@@ -4,6 +4,8 @@ import asyncio
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
@@ -12,6 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, g
 from app.platform.http.health_routes import router
 from app.platform.kafka import metrics as kafka_metrics
 from app.platform.metrics import describe_process, measuring_event_loop
+from app.platform.service import installed_version
 
 
 async def test_metrics_are_served_in_the_format_of_prometheus() -> None:
@@ -83,11 +86,16 @@ async def test_a_blocked_event_loop_is_measured() -> None:
 
 
 def test_a_process_says_what_it_is() -> None:
-    describe_process("shop", ["worker", "api"])
+    describe_process("shop", "1.2.3", ["worker", "api"])
     (line,) = [
         line for line in generate_latest().decode().splitlines() if line.startswith("target_info{")
     ]
     assert line.endswith("} 1.0")
     assert 'service_name="shop"' in line
     assert 'service_roles="api,worker"' in line
-    assert 'service_version="' in line
+    assert 'service_version="1.2.3"' in line
+
+
+def test_the_version_is_that_of_the_installed_service() -> None:
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    assert installed_version() == project["version"]

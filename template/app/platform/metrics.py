@@ -5,14 +5,11 @@ import time
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 
 from prometheus_client import REGISTRY, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-
-from app import DISTRIBUTION
 
 LAG_INTERVAL_SECONDS = 0.25
 
@@ -59,15 +56,11 @@ class LabelledHistogram(Collector):
         yield family
 
 
-def describe_process(service_name: str, roles: Iterable[str]) -> None:
+def describe_process(service_name: str, service_version: str, roles: Iterable[str]) -> None:
     """Export `target_info`: what the process is, which its other series do not repeat.
 
     OpenMetrics and OpenTelemetry have the name and the labels; `service_roles` is our own.
     """
-    try:
-        service_version = version(DISTRIBUTION)
-    except PackageNotFoundError:  # run from its folder, without being installed
-        service_version = "unknown"
     REGISTRY.set_target_info(
         {
             "service_name": service_name,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -27,6 +28,12 @@ class Role(StrEnum):
     API = "api"
     WORKER = "worker"
     RELAY = "relay"
+
+
+def installed_version() -> str | None:
+    """Return the version of the installed service, whatever the name of its distribution."""
+    scripts = entry_points(group="console_scripts", name="app")
+    return next((script.dist.version for script in scripts if script.dist is not None), None)
 
 
 Lifespan = Callable[["Runtime"], AbstractAsyncContextManager[None]]

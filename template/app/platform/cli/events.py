@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -165,15 +164,10 @@ def _problem(entry: "EventType", folder: Path) -> str:
 def asyncapi(ctx: typer.Context) -> None:
     """Print the AsyncAPI 3.1 document of the events that are sent and received, as JSON."""
     from app.platform.kafka.asyncapi import document
+    from app.platform.service import installed_version
 
     context = context_of(ctx)
-    info = {"title": PROJECT_NAME, "version": _version(), "description": DESCRIPTION}
+    version = installed_version() or "0"
+    info = {"title": PROJECT_NAME, "version": version, "description": DESCRIPTION}
     described = document(info, context.registry, context.subscriptions, context.kafka)
     say_block(json.dumps(described, indent=2, ensure_ascii=False))
-
-
-def _version() -> str:
-    """Return the version of the installed service, whatever the name of its distribution."""
-    scripts = entry_points(group="console_scripts", name="app")
-    versions = [script.dist.version for script in scripts if script.dist is not None]
-    return versions[0] if versions else "0"

@@ -28,7 +28,7 @@ from app.platform.kafka.producer import KafkaProducer, Producer
 from app.platform.kafka.settings import client_options
 from app.platform.metrics import describe_process, measuring_event_loop
 from app.platform.runtime import Configuration, Resources, Runtime
-from app.platform.service import Role, Service
+from app.platform.service import Role, Service, installed_version
 
 
 def create_app(
@@ -87,7 +87,8 @@ async def open_runtime(
     """
     if settings is None:
         settings = {kind: load(kind) for kind in service.settings}
-    describe_process(configuration.service.service_name, roles)
+    version = installed_version() or "unknown"
+    describe_process(configuration.service.service_name, version, roles)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(measuring_event_loop())
         resources = await _open_resources(stack, service, roles, configuration, producer)
