@@ -1,4 +1,4 @@
-"""What it costs to decode an event in the envelopes of others, compared with the service's own.
+"""The time to decode an event in the envelopes of others, compared with the service's own.
 
 Run inside a rendered service with the sample domain: `python /path/to/benchmarks/envelopes.py`.
 """

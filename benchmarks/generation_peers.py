@@ -3,7 +3,7 @@
 - *one file*: a template that renders one file. Copier's own start is most of that.
 - *the same paths*: a template with the paths of the service, and one line in each file. The rest is
   the price of what is in them, of questions, and of the paths of modules that are left out.
-- *growth*: such a template with ten and a hundred files of one line. What *a file more* costs is the
+- *growth*: such a template with ten and a hundred files of one line. *A file more* costs the
   rest of a copy, without that start, by the number of files: here, and in this template with all its
   modules, whose files are longer.
 - *copy*: a new service, with the default answers and the modules named.

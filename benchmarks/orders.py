@@ -1,8 +1,8 @@
 """`POST /orders`, over HTTP: requests a second, and latencies at a fixed rate.
 
 Each variant of the service is a process of its own (role `api`) with a database and topics of its
-own; so is the load generator. What the events then cause (relays, workers) does not run, but for one
-side that relays in the same process. The sides take turns of a few seconds.
+own; so is the load generator. Relays and workers do not run, but for one side that relays in the same
+process. The sides take turns of a few seconds.
 
 - *base*: events go to Kafka after the commit, and the answer waits for them; *outbox*, *cqrs* and
   *event_sourcing* (both with the outbox): they are rows of the transaction.

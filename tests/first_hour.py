@@ -46,7 +46,7 @@ class Step:
 
 @dataclass
 class FirstHour:
-    """What a person does in the folder of `clone`, a clone of the template, in a shell with `settings`."""
+    """A person's steps in `clone`, a clone of the template, in a shell with `settings`."""
 
     clone: Path
     settings: Mapping[str, str]

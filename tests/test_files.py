@@ -227,6 +227,32 @@ def test_the_code_of_the_service_is_short() -> None:
     assert too_long == [], "split along a seam that has a name: 40 lines, 20 methods, 400 lines"
 
 
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+CLAUSE = re.compile(r"(What|Whatever|Who|Whoever|Whose|Which|How)\b[^?]*$")
+
+
+def test_docstrings_begin_no_sentence_with_a_relative_clause() -> None:
+    found = []
+    for folder in ("benchmarks", "hooks", "template", "tests"):
+        paths = [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.py.jinja")]
+        found += [f"{path}: {each}" for path in paths for each in sentences_of(path)]
+    assert len(found) > 1000
+    wrong = [each for each in found if CLAUSE.match(each.partition(": ")[2])]
+    assert wrong == [], "name the thing: `All committed rows`, not `What is committed`"
+
+
+def sentences_of(path: Path) -> list[str]:
+    """Return the sentences of the docstrings of a file, without its tags."""
+    lines = ["" if line.startswith("{%") else line for line in path.read_text().splitlines()]
+    nodes = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, DOCUMENTED)]
+    paragraphs = "\n\n".join(ast.get_docstring(node) or "" for node in nodes).split("\n\n")
+    return [
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(r"(?<=[.!?]) ", " ".join(paragraph.split()))
+    ]
+
+
 def functions_in(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
     return [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
 

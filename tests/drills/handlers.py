@@ -1,7 +1,7 @@
 """Events and handlers of the drills. In the rendered copy this file is `app/drill.py`.
 
-The faults are in here, and what mends them: the shipped service has no switch for either. Which
-subscriptions a process runs, and whether its handlers are the mended ones, is in its environment.
+The faults are in here, and what mends them: the shipped service has no switch for either. The
+environment of a process names its subscriptions, and says whether its handlers are the mended ones.
 """
 
 import asyncio

@@ -20,7 +20,7 @@ from tests.platform.lossy import Cut, lossy_network
 async def test_commits_whose_answer_is_lost(bench_of: MakeBench) -> None:
     """Connections of API and worker are cut at COMMIT, before or after the server has got it.
 
-    What is committed is published, once; nothing else is. Whoever asked is told how it ended.
+    All that is committed is published, once; nothing else is. Clients are told how it ended.
     """
     bench = await bench_of("echo", topics=False)
     bench.app("topics", "create")

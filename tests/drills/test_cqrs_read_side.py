@@ -1,6 +1,6 @@
 """The read side under load: projectors are killed, and projections are rebuilt meanwhile.
 
-How much has to happen is counted, never how fast: it takes as long as it takes.
+Events are counted, never timed: it takes as long as it takes.
 """
 
 import asyncio
@@ -150,8 +150,8 @@ class Shop:
         return sum((Decimal(day["revenue"]) for day in answer.json()["days"]), Decimal(0))
 
     def check_reads(self) -> None:
-        """Whatever was read at any time is what a command had answered, with the right name or,
-        before the name was first seen, with none."""
+        """Each row that was read is one that a command had answered, with the right name or, before
+        the name was first seen, with none."""
         for order in self.read:
             answer = self.answers[order["id"], order["version"]]
             assert order == {**order, **answer}, "a wrong row was visible"
@@ -175,7 +175,7 @@ async def test_read_side_is_right_under_kills_and_rebuilds(
 ) -> None:
     """Orders come in over HTTP; workers, and relays where there are any, are killed at random;
     projections are rebuilt again and again, and some of the rebuilds are killed, too; old events
-    come again. What is read is never wrong, and in the end the read side is the write side, row by
+    come again. No read is ever wrong, and in the end the read side is the write side, row by
     row."""
     bench = await bench_of("", topics=False)
     bench.app("topics", "create")

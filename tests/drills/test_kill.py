@@ -16,7 +16,7 @@ KILLS = 10
 async def test_worker_killed_ten_times_applies_each_event_once(bench_of: MakeBench) -> None:
     """SIGKILL at random moments under load, each time with another worker after it.
 
-    What was in flight is rolled back and done again; what was committed is not. Two kills in three
+    Work in flight is rolled back and done again; committed work is not. Two kills in three
     come while messages are handled, the third may hit the start or the join.
     """
     bench = await bench_of("every-way", DRILL_PACE_SECONDS="0.001")

@@ -20,7 +20,7 @@ from tests.platform.lossy import Cut, lossy_network
 async def test_no_outbox_row_depends_on_the_answer(bench_of: MakeBench) -> None:
     """Connections of API, worker and relay are cut at COMMIT, before or after the server has got it.
 
-    What is committed is published; nothing else is. A relay whose answer is lost may send twice.
+    All that is committed is published; nothing else is. A relay whose answer is lost may send twice.
     """
     bench = await bench_of("echo", topics=False)
     bench.app("topics", "create")

@@ -45,7 +45,7 @@ async def test_poison_ends_in_the_dlq_and_a_replay_applies_it_once(bench_of: Mak
 
     All the poison is in the dead letter topic with its bytes and its origin, the good messages are
     applied as if it had not been there. A replay that is interrupted and repeated applies each
-    that can be mended exactly once. What cannot be read is left out, comes back when it is sent all
+    that can be mended exactly once. An unreadable one is left out, comes back when it is sent all
     the same, is listed once, with its replays, and is gone when it is discarded.
     """
     bench = await bench_of("poison")

@@ -10,7 +10,7 @@ from drills.service import Process
 async def test_workers_that_join_and_leave_repeat_nothing(bench_of: MakeBench) -> None:
     """Under load a worker joins two others, and then one of the three is stopped.
 
-    Whoever loses a partition finishes and commits first, so that not one message is handled twice.
+    A worker that loses a partition finishes and commits first, so that not one message is handled twice.
     """
     bench = await bench_of("every-way", DRILL_PACE_SECONDS="0.001")
     async with bench.feeding(rate=200):

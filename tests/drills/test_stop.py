@@ -20,7 +20,7 @@ HANGING_SECONDS = 10
 async def test_stopped_worker_leaves_nothing_half_done(bench_of: MakeBench) -> None:
     """SIGTERM in the middle of batches, several times: exit code 0 within the deadline.
 
-    What was in flight is finished and committed, so nothing is rolled back and nothing handled
+    Work in flight is finished and committed, so nothing is rolled back and nothing handled
     again: the ids of the effects have no gap.
     """
     bench = await bench_of("every-way", DRILL_PACE_SECONDS="0.0005")

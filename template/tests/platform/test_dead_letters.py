@@ -80,7 +80,7 @@ async def own_topic(world: World) -> tuple[str, str]:
 
 
 async def test_tail_says_when_it_listens_and_keeps_the_terminal(world: World) -> None:
-    """What the message contains cannot control it."""
+    """No message controls the terminal, whatever it contains."""
     topic, service = await own_topic(world)
     text = "\x1b[2J✓"
     hostile = Message(topic, text.encode(), text.encode(), ((text, text.encode()),))

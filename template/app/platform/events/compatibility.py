@@ -1,7 +1,7 @@
 """A proof that what is written by one JSON Schema can be read by another, and what prevents it.
 
 The schemas are those of pydantic models: a written object has no fields but the declared ones, and a
-reader ignores fields that it does not declare. What cannot be proven is an obstacle, too.
+reader ignores fields that it does not declare. A missing proof is an obstacle, too.
 """
 
 import json
