@@ -1,4 +1,5 @@
 import hashlib
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from app.platform.dev import java
 from app.platform.dev.errors import JarsUnavailable
-from app.platform.dev.java import Jar, kafka_jars, pinned
+from app.platform.dev.java import Jar, cache_folder, kafka_jars, pinned
 
 CONTENT = b"classes" * 1000
 
@@ -90,6 +91,36 @@ def test_complete_cache_needs_no_repository(
 
     assert not repository.requests
     assert capsys.readouterr().err == ""
+
+
+def test_complete_cache_may_be_read_only(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka_jars(tmp_path, [jar("a")])
+    monkeypatch.setattr(java, "FileLock", lambda _: pytest.fail("nothing should be written"))
+
+    assert kafka_jars(tmp_path, [jar("a")]) == [tmp_path / "a-1.0.jar"]
+
+
+def test_cache_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
+    """On it, `app dev` takes the mock broker."""
+    (tmp_path / "cache").touch()
+
+    with pytest.raises(JarsUnavailable, match="cache/kafka cannot be written: ") as error:
+        kafka_jars(tmp_path / "cache" / "kafka", [jar("a")])
+
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other folders")
+def test_empty_home_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    without = cache_folder()
+    for empty in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(empty, "")
+
+    assert cache_folder() == without
 
 
 def test_jar_with_another_sum_is_refused(repository: Repository, tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """`app new`: names and fields, and the edits of source files."""
 
+import subprocess
+from collections.abc import Callable
+from errno import ENOSPC, EROFS
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import ClassVar, Literal
 
 import pytest
@@ -9,13 +13,13 @@ from typer.testing import CliRunner
 
 from app import wiring
 from app.platform.cli import command_line
+from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.dev import scaffold
 from app.platform.dev.additions import NewConsumer, NewEvent, write_consumer, write_event
 from app.platform.dev.scaffold import (
     Entity,
-    ScaffoldIncomplete,
+    ScaffoldFailed,
     files_of,
-    write,
     write_entity,
 )
 from app.platform.dev.scaffold_fields import Field, ScaffoldRefused
@@ -28,6 +32,7 @@ from app.platform.dev.source_edits import (
     with_definition,
 )
 from app.platform.events.event import BaseEvent, EventType
+from app.platform.kafka.subscription import Subscription
 from app.platform.service import Component, Service
 
 PROJECT = Path.cwd()
@@ -41,6 +46,9 @@ async def list_views() -> None: ...
 class Confirmed(BaseEvent):
     key_field: ClassVar[str] = "event_id"
     event_type: Literal["shipment.confirmed"] = "shipment.confirmed"
+
+
+async def confirm(event: Confirmed, uow: UnitOfWork) -> None: ...
 
 
 WIRING = """\
@@ -176,6 +184,13 @@ def test_option_of_a_module_that_is_off_says_how_to_switch_it_on(
     [
         (Component("a", events=[EventType(Confirmed)]), "the event shipment.confirmed exists"),
         (Component("a", routers=[VIEWS_ROUTER]), "the path /shipment-views exists"),
+        *(
+            (
+                Component("a", subscriptions=[Subscription(name, {Confirmed: confirm})]),
+                f"the consumer {name} exists",
+            )
+            for name in ("shipment-views", "shipment-confirmations")
+        ),
     ],
 )
 def test_names_of_a_read_model_are_not_taken_twice(taken: Component, said: str) -> None:
@@ -204,10 +219,102 @@ def test_nothing_is_written_over(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         write_entity(PROJECT, Entity.parse(name, singular, []), wiring.service)
 
 
-def test_failed_step_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ScaffoldIncomplete, match="are written, but `ruff check --quiet` failed: "):
-        write(tmp_path, {Path("app/broken.py"): "def"})
-    assert (tmp_path / "app" / "broken.py").exists()
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The files of a project that `app new` edits, and an empty slice."""
+    for name in ("app/wiring.py", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((PROJECT / name).read_bytes())
+    (tmp_path / "app" / "parcels").mkdir()
+    (tmp_path / "app" / "parcels" / "__init__.py").write_text("EVENTS, SUBSCRIPTIONS\n")
+    (tmp_path / "migrations" / "versions").mkdir(parents=True)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def add_entity(project: Path) -> None:
+    write_entity(project, Entity.parse("shipments", None, []), wiring.service)
+
+
+def add_event(project: Path) -> None:
+    write_event(project, NewEvent.parse("parcel.lost", "parcels", [], None), wiring.service)
+
+
+def add_consumer(project: Path) -> None:
+    event = wiring.service.events[0]
+    write_consumer(project, NewConsumer("watch", event, "parcels"))
+
+
+STEPS = [
+    *((add_entity, step) for step in ("ruff check", "ruff format", "app schemas")),
+    *((add_event, step) for step in ("ruff check", "app schemas")),
+    (add_consumer, "ruff format"),
+]
+
+
+@pytest.mark.parametrize(("add", "failing"), STEPS)
+def test_nothing_is_left_where_a_step_fails(
+    project: Path, monkeypatch: pytest.MonkeyPatch, add: Callable[[Path], None], failing: str
+) -> None:
+    before = contents(project)
+
+    def run(command: list[str], **_options: object) -> CompletedProcess[str]:
+        failed = " ".join(command[2:4]) == failing
+        if (project / "app" / "shipments").is_dir():  # `app schemas` imports it
+            (project / "app" / "shipments" / "__pycache__").mkdir(exist_ok=True)
+        return CompletedProcess(command, 1 if failed else 0, "", "no\nway")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ScaffoldFailed, match=f"`{failing}.*` failed: way; nothing was changed$"):
+        add(project)
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize("place", ["first file", "tests", "pyproject.toml"])
+def test_nothing_is_left_where_the_disk_is_full(
+    project: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    before = contents(project)
+    files = len(files_of(Entity.parse("shipments", None, [])))
+    written = {"first file": 0, "tests": files - 1, "pyproject.toml": files + 1}[place]
+    left, write_text = iter(range(written)), Path.write_text
+
+    def write_until_full(path: Path, text: str, encoding: str) -> int:
+        if next(left, None) is None:
+            raise OSError(ENOSPC, "No space left on device", str(path))
+        return write_text(path, text, encoding)
+
+    monkeypatch.setattr(Path, "write_text", write_until_full)
+    monkeypatch.setattr(subprocess, "run", lambda c, **_: CompletedProcess(c, 0, "", ""))
+    with pytest.raises(ScaffoldFailed, match=r"No space left .*; nothing was changed$") as failed:
+        add_entity(project)
+    assert "\n" not in str(failed.value)
+    assert contents(project) == before
+
+
+def test_what_cannot_be_undone_is_listed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(command: list[str], **_options: object) -> CompletedProcess[str]:
+        monkeypatch.setattr(Path, "unlink", refuse)
+        return CompletedProcess(command, 1, "", "no way")
+
+    def refuse(path: Path) -> None:
+        raise OSError(EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(ScaffoldFailed, match=r"no way; undo by hand: app/parcels/events\.py$"):
+        add_event(project)
+
+
+def test_missing_file_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(command_line(lambda: wiring.service), ["new", "entity", "crates"])
+    assert result.exit_code == 1
+    assert result.output == "error: [Errno 2] No such file or directory: '{}'\n".format(
+        tmp_path / "app" / "wiring.py"
+    )
 
 
 def test_command_says_in_one_line_why_nothing_was_written() -> None:

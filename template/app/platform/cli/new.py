@@ -1,5 +1,7 @@
 """Writing new parts of the service: `app new …`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +41,18 @@ Singular = Annotated[
 ]
 
 
+@contextmanager
+def _failures() -> Iterator[None]:
+    """End the command with one line if nothing could be written."""
+    from app.platform.dev.scaffold import ScaffoldFailed
+    from app.platform.dev.scaffold_fields import ScaffoldRefused
+
+    try:
+        yield
+    except (OSError, ScaffoldFailed, ScaffoldRefused) as error:
+        raise failure(str(error)) from error
+
+
 @group.command()
 def entity(
     ctx: typer.Context,
@@ -53,16 +67,13 @@ def entity(
     It is wired, and passes the service's checks as it is. Without --field it has `name:str`.
     """
     require_development("app new")
-    from app.platform.dev.scaffold import Entity, ScaffoldIncomplete, first_request, write_entity
-    from app.platform.dev.scaffold_fields import ScaffoldRefused
+    from app.platform.dev.scaffold import Entity, first_request, write_entity
 
-    try:
+    with _failures():
         new = Entity.parse(
             name, singular, field or (), projection=projection, streamed=event_sourced
         )
         done = write_entity(Path.cwd(), new, service_of(ctx))
-    except (ScaffoldIncomplete, ScaffoldRefused) as error:
-        raise failure(str(error)) from error
     for file, action in done.items():
         say(f"{action:<7} {file.as_posix()}")
     path, body = first_request(new)
@@ -85,15 +96,11 @@ def event(
     """Declare an event in a slice, with its schema and a golden sample."""
     require_development("app new")
     from app.platform.dev.additions import NewEvent, write_event
-    from app.platform.dev.scaffold import ScaffoldIncomplete
-    from app.platform.dev.scaffold_fields import ScaffoldRefused
 
-    try:
+    with _failures():
         changed = write_event(
             Path.cwd(), NewEvent.parse(name, slice, field or (), service), service_of(ctx)
         )
-    except (ScaffoldIncomplete, ScaffoldRefused) as error:
-        raise failure(str(error)) from error
     for path in changed:
         say(f"changed {path.as_posix()}")
 
@@ -110,13 +117,9 @@ def consumer(
     """Declare a consumer of an event in a slice; its handler is still to be filled in."""
     require_development("app new")
     from app.platform.dev.additions import NewConsumer, write_consumer
-    from app.platform.dev.scaffold import ScaffoldIncomplete
-    from app.platform.dev.scaffold_fields import ScaffoldRefused
 
-    try:
+    with _failures():
         new = NewConsumer.parse(name, event, slice, service_of(ctx))
         changed = write_consumer(Path.cwd(), new)
-    except (ScaffoldIncomplete, ScaffoldRefused) as error:
-        raise failure(str(error)) from error
     for path in changed:
         say(f"changed {path.as_posix()}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.platform.dev import source_edits
 from app.platform.dev.errors import import_development
-from app.platform.dev.scaffold import camel, export_schemas, render, write
+from app.platform.dev.scaffold import camel, export_schemas, render, undone_on_failure, write
 from app.platform.dev.scaffold_fields import Field, ScaffoldRefused, checked_name, parse_fields
 from app.platform.events.event import EventType
 from app.platform.service import Service
@@ -64,7 +64,7 @@ class NewEvent:
 def write_event(project: Path, event: NewEvent, service: Service) -> list[Path]:
     """Declare `event` in its slice; return the paths that changed.
 
-    Raises ScaffoldRefused, and then nothing was written, and ScaffoldIncomplete.
+    Raises ScaffoldRefused and ScaffoldFailed; then nothing has changed.
     """
     # By the name alone, which is also that of the file in tests/contracts.
     if event.name in {entry.name for entry in service.events}:
@@ -80,9 +80,11 @@ def write_event(project: Path, event: NewEvent, service: Service) -> list[Path]:
     item = f"EventType({event.model}{owner})"
     text = _edited(project, event.path, _EVENT_IMPORTS, definition, "EVENTS", item)
     _require_listed(project, event.path, "EVENTS")
-    write(project, {event.path: text})
-    export_schemas(project)
-    return [event.path, Path("tests/contracts") / f"{event.name}.json"]
+    changed = [event.path, Path("tests/contracts") / f"{event.name}.json"]
+    with undone_on_failure(project, changed):
+        write(project, {event.path: text})
+        export_schemas(project)
+    return changed
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def slice_of(event: EventType) -> str:
 def write_consumer(project: Path, consumer: NewConsumer) -> list[Path]:
     """Declare `consumer` in its slice; return the paths that changed.
 
-    Raises ScaffoldRefused, and then nothing was written, and ScaffoldIncomplete.
+    Raises ScaffoldRefused and ScaffoldFailed; then nothing has changed.
     """
     model = consumer.event.model
     function = f"handle_{consumer.name.replace('-', '_')}"
@@ -136,7 +138,8 @@ def write_consumer(project: Path, consumer: NewConsumer) -> list[Path]:
     text = _edited(project, consumer.path, imports, definition, "SUBSCRIPTIONS", item)
     _require_listed(project, consumer.path, "SUBSCRIPTIONS")
     _require_layer(project, consumer.slice, slice_of(consumer.event))
-    write(project, {consumer.path: text})
+    with undone_on_failure(project, [consumer.path]):
+        write(project, {consumer.path: text})
     return [consumer.path]
 
 

@@ -32,10 +32,18 @@ def cache_folder() -> Path:
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = _home() / "Library" / "Caches"
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        base = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
     return base / "embedded-servers"
+
+
+def _home() -> Path:
+    if sys.platform == "win32" or os.environ.get("HOME") != "":
+        return Path.home()
+    import pwd  # which Windows does not have
+
+    return Path(pwd.getpwuid(os.getuid()).pw_dir)  # pathlib takes an empty HOME for the root
 
 
 KAFKA_VERSION = "4.3.1"

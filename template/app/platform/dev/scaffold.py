@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +35,8 @@ _NEEDED = {"--projection": ["cqrs"], "--event-sourced": ["outbox", "event_sourci
 _OF_SERVICE = {"platform", "wiring", "health", "metrics", "docs", "redoc", "openapi", "main"}
 
 
-class ScaffoldIncomplete(Exception):
-    """The files were written, and a step after that failed. The message says which, and what it said."""
+class ScaffoldFailed(Exception):
+    """A step failed, and what was written before it was undone. The message says which, and why."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ class Entity:
         return [f"{self.singular}.{action}" for action in actions]
 
     @property
+    def consumer_names(self) -> list[str]:
+        confirmations = f"{self.singular.replace('_', '-')}-confirmations"
+        return [confirmations, self.views_path] if self.projection else [confirmations]
+
+    @property
     def sample(self) -> dict[str, Any]:
         """The body of a request."""
         return {field.name: field.type.example for field in self.fields}
@@ -107,12 +114,14 @@ class Entity:
         prefix = f"/{self.path}"
         paths = {str(getattr(route, "path", "")) for r in service.routers for route in r.routes}
         events = {entry.name for entry in service.events}
+        consumers = {entry.name for entry in service.subscriptions}
         taken = {
             f"the folder app/{self.plural}": (project / "app" / self.plural).exists(),
             f"the folder tests/{self.plural}": (project / "tests" / self.plural).exists(),
             f"the table {self.plural}": self.plural in Base.metadata.tables,
             f"the path {prefix}": any(p == prefix or p.startswith(f"{prefix}/") for p in paths),
             **{f"the event {name}": name in events for name in self.event_names},
+            **{f"the consumer {name}": name in consumers for name in self.consumer_names},
         }
         if self.projection:
             views, table = f"/{self.views_path}", f"{self.singular}_views"
@@ -212,7 +221,7 @@ def refuse_clashes(path: Path, text: str, name: str) -> None:
 def write_entity(project: Path, entity: Entity, service: Service) -> Mapping[Path, str]:
     """Write the slice, format it, and export its schema; return what was done to each path.
 
-    Raises ScaffoldRefused, and then nothing was written, and ScaffoldIncomplete.
+    Raises ScaffoldRefused and ScaffoldFailed; then nothing has changed.
     """
     require_modules(entity)
     entity.refuse_taken(service, project)
@@ -225,18 +234,56 @@ def write_entity(project: Path, entity: Entity, service: Service) -> Mapping[Pat
         raise ScaffoldRefused(str(error)) from error
     refuse_clashes(wiring.relative_to(project), wired, entity.plural)
     edited = {wiring.relative_to(project): wired, contracts.relative_to(project): contracted}
-    write(project, new)
-    write(project, edited)  # now that the slice is whole
-    export_schemas(project)
     samples = [Path("tests/contracts") / f"{name}.json" for name in entity.event_names]
+    with undone_on_failure(project, [*new, *edited, *samples]):
+        write(project, new)
+        write(project, edited)  # now that the slice is whole
+        export_schemas(project)
     return {
         **dict.fromkeys([*new, *samples], "wrote"),
         **dict.fromkeys(edited, "changed"),
     }
 
 
+@contextmanager
+def undone_on_failure(project: Path, paths: Iterable[Path]) -> Iterator[None]:
+    """Bring `paths` back to what they are now if the block fails. Raises ScaffoldFailed for OSError."""
+    before = {path: _read(project / path) for path in paths}
+    folders = {folder for path in before for folder in path.parents}
+    new_folders = sorted(folder for folder in folders if not (project / folder).exists())
+    try:
+        yield
+    except BaseException as error:
+        left = [path.as_posix() for path in reversed(before) if not _restore(project, path, before)]
+        for folder in new_folders:
+            shutil.rmtree(project / folder, ignore_errors=True)
+        undone = f"undo by hand: {', '.join(left)}" if left else "nothing was changed"
+        if isinstance(error, OSError | ScaffoldFailed):
+            raise ScaffoldFailed(f"{error}; {undone}") from error
+        raise
+
+
+def _read(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
+def _restore(project: Path, path: Path, before: Mapping[Path, bytes | None]) -> bool:
+    """Return whether `path` is as it was before."""
+    content = before[path]
+    try:
+        if _read(project / path) == content:
+            return True
+        if content is None:
+            (project / path).unlink()
+        else:
+            (project / path).write_bytes(content)
+    except OSError:
+        return False
+    return True
+
+
 def write(project: Path, files: Mapping[Path, str]) -> None:
-    """Write `files`, and format them. Raises ScaffoldIncomplete."""
+    """Write `files`, and format them. Raises OSError and ScaffoldFailed."""
     for path, text in files.items():
         (project / path).parent.mkdir(parents=True, exist_ok=True)
         (project / path).write_text(text, "utf-8")
@@ -246,7 +293,7 @@ def write(project: Path, files: Mapping[Path, str]) -> None:
 
 
 def export_schemas(project: Path) -> None:
-    """Store the schemas of new events. Raises ScaffoldIncomplete."""
+    """Store the schemas of new events. Raises OSError and ScaffoldFailed."""
     _run(project, "app", "schemas", "export")
 
 
@@ -261,7 +308,7 @@ def _run(project: Path, module: str, *arguments: str) -> None:
     if done.returncode != 0:
         said = [*done.stdout.splitlines(), *done.stderr.splitlines()] or ["it said nothing"]
         name = " ".join([module, *arguments[:2]])
-        raise ScaffoldIncomplete(f"the files are written, but `{name}` failed: {said[-1]}")
+        raise ScaffoldFailed(f"`{name}` failed: {said[-1]}")
 
 
 def _split(rendered: str) -> Iterator[tuple[Path, str]]:
