@@ -173,7 +173,7 @@ def test_the_guide_names_existing_files() -> None:
 
 
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-PATHS = re.compile(r"`((?:app|tests|benchmarks|hooks|template|docs|migrations)/[\w./-]+)`")
+PATHS = re.compile(r"`((?:app|tests|benchmarks|hooks|template|docs|migrations|ops)/[\w./-]+)`")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

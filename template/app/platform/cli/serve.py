@@ -95,7 +95,7 @@ def dev(
 ) -> None:
     """Run everything on this machine, with a PostgreSQL and a Kafka of its own.
 
-    Where DATABASE_URL or KAFKA_BOOTSTRAP_SERVERS are set, those are used instead.
+    Where DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS or DEV_KAFKA_OF are set, those are used instead.
     """
     require_development("app dev")
     from app.platform.cli import user_message
