@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests import demo, rendering
+from tests import demo, rendering, shell
 from tests.rendering import ROOT
-from tests.shell import environment
 
 SECONDS = 120
 START_SECONDS = 300
 HANDLER = "await ShipmentRepository(uow.session).confirm(event.shipment_id, event.timestamp)"
-RELOADED = "reloaded in"
+RELOADING, RELOADED = "reloading after a change", "reloaded in"
 FAILING = f'raise ValueError("no label")\n    {HANDLER}'
 ROUTE = """
 
@@ -60,6 +59,15 @@ class FirstHour:
     def listener(self) -> Path:
         return self.clone.parent / "listener"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**self.settings, "PATH": f"{self.clone}/.venv/bin:{self.settings['PATH']}"}
+
+    @property
+    def log(self) -> Path:
+        """The output of `app dev` of the first service."""
+        return self.clone.parent / "dev.log"
+
     def record(self) -> None:
         with self.first_service() as base:
             demo.round_trip(base, demo.log_tail(self.service), demo.SAMPLE_TRIP)
@@ -78,31 +86,20 @@ class FirstHour:
 
     def run(self, *command: str, folder: Path | None = None) -> str:
         demo.step(" ".join(command))
-        result = subprocess.run(
-            command,
-            cwd=folder or self.service,
-            env={**self.settings, "PATH": f"{self.clone}/.venv/bin:{self.settings['PATH']}"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=START_SECONDS,
-            check=False,
-        )
-        print(result.stdout)
-        assert result.returncode == 0, result.stdout
-        return result.stdout
+        output = shell.run(command, folder or self.service, self.environment, START_SECONDS)
+        print(output)
+        return output
 
     @contextmanager
     def running(self, command: str, folder: Path, log: Path) -> Iterator[str]:
-        """Run a command of the shell that ends in `app dev`, as in a terminal, until Ctrl-C."""
+        """Run a shell command that ends in `app dev`, as in a terminal, until Ctrl-C."""
         port = demo.free_port()
         demo.step(command)
         with log.open("wb") as output:
-            shell = subprocess.Popen(
+            process = subprocess.Popen(
                 ("bash", "-c", f"{command} --port {port}"),
                 cwd=folder,
-                env={**self.settings, "PATH": f"{self.clone}/.venv/bin:{self.settings['PATH']}"},
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -111,21 +108,20 @@ class FirstHour:
         try:
             base = f"http://127.0.0.1:{port}"
             demo.wait_until(
-                lambda: demo.is_ready(base, shell), START_SECONDS, "not ready", log.parent
+                lambda: demo.is_ready(base, process), START_SECONDS, "not ready", log.parent
             )
             yield base
         finally:  # also after a failure, or its servers would stay
-            demo.stop(shell, log.parent)
+            demo.stop(process, log.parent)
 
     @contextmanager
     def first_service(self) -> Iterator[str]:
         command, *_ = commands("Start a service")
         assert command.endswith("&& uv run app dev")
         start = time.monotonic()
-        log = self.clone.parent / "dev.log"
-        with self.running(f"{command} --reload", self.clone, log) as base:
+        with self.running(f"{command} --reload", self.clone, self.log) as base:
             self.steps.append(Step("nothing -> running", time.monotonic() - start, 60))
-            (self.service / "dev.log").symlink_to(log)
+            (self.service / "dev.log").symlink_to(self.log)
             yield base
 
     def add_an_entity(self, base: str) -> None:
@@ -205,18 +201,22 @@ class FirstHour:
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
-        """Wait until `app dev --reload` says that it has replaced the application."""
-
-        def reloads() -> int:
-            return (self.clone.parent / "dev.log").read_text().count(RELOADED)
-
-        settled = -1
-        while settled != reloads():  # several files may have changed before
-            settled = reloads()
-            time.sleep(1)
-        before, deadline = settled, time.monotonic() + SECONDS
+        """Wait until `app dev --reload` serves what was saved before, and what the block saves."""
+        reloads = 0
+        while (now := self.wait_reloaded(after=reloads - 1)) != reloads:
+            reloads = now
+            time.sleep(1)  # a save may not be noticed at once
         yield
-        while reloads() == before:
+        self.wait_reloaded(after=reloads)
+
+    def wait_reloaded(self, after: int) -> int:
+        """Wait until there were more than `after` reloads, and the last is over; return their count."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            log = self.log.read_text(errors="replace")
+            count = log.count(RELOADING)
+            if count > after and (count == 0 or RELOADED in log.rpartition(RELOADING)[2]):
+                return count
             assert time.monotonic() < deadline, demo.log_tail(self.service)()
             time.sleep(0.1)
 
@@ -229,7 +229,7 @@ class FirstHour:
 
 
 def commands(title: str) -> list[str]:
-    """The blocks of code in a section of the README."""
+    """Return the blocks of code in a section of the README."""
     text = (ROOT / "README.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     return re.findall(r"^```\n(.+?)\n```$", text, re.MULTILINE | re.DOTALL)
 
@@ -239,7 +239,7 @@ def main() -> int:
     folder = Path(path).resolve()
     folder.mkdir(parents=True)
     rendering.git(folder, "clone", "--quiet", str(ROOT), "clone")
-    hour = FirstHour(folder / "clone", environment())
+    hour = FirstHour(folder / "clone", shell.environment())
     hour.record()
     print(f"\n{hour.table()}")
     return 0

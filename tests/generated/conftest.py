@@ -1,5 +1,4 @@
 import re
-import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests import matrix
+from tests import matrix, shell
 from tests.generated.workspace import Workspace, temporary_folder
 from tests.matrix import Variant
 from tests.rendering import ROOT
-from tests.shell import environment
 
 RUN_FOLDER = pytest.StashKey[Path]()
 EXIT_STACK = pytest.StashKey[ExitStack]()
@@ -60,25 +58,14 @@ class Service:
 
     def run(self, *command: str, settings: Mapping[str, str] = MappingProxyType({})) -> str:
         """Run a command by `uv run`; fail with its output unless it succeeds."""
-        result = subprocess.run(
-            ("uv", "run", "--no-sync", *command),
-            cwd=self.path,
+        whole = {
+            **shell.environment(),
             # pytest's own folder is unsuitable (see workspace.temporary_folder).
-            env={
-                **environment(),
-                "PYTEST_DEBUG_TEMPROOT": str(self.path.parent),
-                **self.settings,
-                **settings,
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}"
-        return result.stdout
+            "PYTEST_DEBUG_TEMPROOT": str(self.path.parent),
+            **self.settings,
+            **settings,
+        }
+        return shell.run(("uv", "run", "--no-sync", *command), self.path, whole, SECONDS)
 
     def report_last_line(self, output: str, remark: str = "") -> None:
         """Show the last line of `output` in the summary of this run."""

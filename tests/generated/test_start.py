@@ -14,9 +14,8 @@ from shutil import which
 
 import pytest
 
-from tests import rendering
+from tests import rendering, shell
 from tests.first_hour import FirstHour, commands
-from tests.shell import environment
 
 # How packages are found here; and their caches, so that they are not downloaded again.
 KEPT = re.compile(r"(PIP|UV|SSL|REQUESTS)_|.*_PROXY$|.*_proxy$|REQUIRE_REAL_SERVERS$")
@@ -50,7 +49,7 @@ def settings(python: Path, tmp_path: Path) -> dict[str, str]:
     cache = subprocess.run(("uv", "cache", "dir"), capture_output=True, text=True, check=True)
     (tmp_path / "home").mkdir()
     return {
-        **{name: value for name, value in environment().items() if KEPT.match(name)},
+        **{name: value for name, value in shell.environment().items() if KEPT.match(name)},
         "UV_CACHE_DIR": cache.stdout.strip(),
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
         "HOME": str(tmp_path / "home"),
@@ -79,19 +78,7 @@ def clone(repository: Path, tmp_path: Path) -> Path:
 
 
 def run(command: str, folder: Path, settings: Mapping[str, str]) -> str:
-    result = subprocess.run(
-        ("bash", "-c", command),
-        cwd=folder,
-        env=settings,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout
-    return result.stdout
+    return shell.run(("bash", "-c", command), folder, settings, SECONDS)
 
 
 def test_pip_alone_is_refused(clone: Path, settings: Mapping[str, str]) -> None:
