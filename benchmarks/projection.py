@@ -21,6 +21,7 @@ from results import Area, Comparison, Figures
 from app.orders.events import EVENTS, OrderCreated, OrderLine
 from app.orders.projections import SUBSCRIPTIONS
 from app.orders.views import ORDER_ROWS, ORDER_VIEWS
+from app.platform.cli.projections import BATCH
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import BaseEvent, EventRegistry
 from app.platform.health import Health
@@ -167,7 +168,7 @@ async def orders_in_tables(stage: Stage, rows: int) -> None:
 
 async def rebuilt(stage: Stage, rows: int) -> Figures:
     await orders_in_tables(stage, rows)
-    rebuild = Rebuildable(ORDER_VIEWS, ORDER_ROWS).rebuild(stage.database)
+    rebuild = Rebuildable(ORDER_VIEWS, ORDER_ROWS).rebuild(stage.database, BATCH)
     watch = Watch()
     await rebuild.run(lambda _progress: None)
     figures = watch.figures(rows)

@@ -67,7 +67,6 @@ class TableSource(Generic[State]):
         return [self._state(row) for row in rows]
 
 
-BATCH = 1000
 # The swap locks the live tables exclusively, and new readers queue behind it. So it gives up soon
 # and tries again: one long report must not block all readers.
 SWAP_LOCK_TIMEOUT = "500ms"
@@ -92,7 +91,7 @@ class Rebuildable(Generic[State]):
     projection: Projection[State]
     source: Source[State]
 
-    def rebuild(self, database: Database, batch: int = BATCH) -> "Rebuild[State]":
+    def rebuild(self, database: Database, batch: int) -> "Rebuild[State]":
         return Rebuild(database, self.projection, self.source, batch)
 
     async def abandon(self, database: Database) -> bool:
@@ -128,11 +127,7 @@ class Rebuild(Generic[State]):
     """One rebuild, as a whole (`run`) and in its steps."""
 
     def __init__(
-        self,
-        database: Database,
-        projection: Projection[State],
-        source: Source[State],
-        batch: int = BATCH,
+        self, database: Database, projection: Projection[State], source: Source[State], batch: int
     ) -> None:
         self._database = database
         self._projection = projection
