@@ -86,7 +86,9 @@ def test_the_readme_names_existing_paths_only(service: Service) -> None:
     )
     assert found
     readme = before + after.partition("\n### ")[2]  # that section names files that are to be made
-    named = set(re.findall(r"^\| `((?:app|tests|migrations|docs|ops)[\w./-]*)`", readme, re.MULTILINE))
+    named = set(
+        re.findall(r"^\| `((?:app|tests|migrations|docs|ops)[\w./-]*)`", readme, re.MULTILINE)
+    )
     assert named
     assert [path for path in sorted(named) if not (service.path / path).exists()] == []
 
