@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from app.platform.background import in_background
 from app.platform.backoff import Backoff, wait_for_event
 
 
@@ -58,3 +59,27 @@ async def test_waiting_for_an_event_tells_whether_it_came() -> None:
     assert not await wait_for_event(event, 0.01)
     event.set()
     assert await wait_for_event(event, 0)
+
+
+async def test_work_in_the_background_ends_with_the_block() -> None:
+    events: list[str] = []
+
+    async def work() -> None:
+        events.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            events.append("ended")
+
+    async with in_background(work(), "work"):
+        await asyncio.sleep(0)
+    assert events == ["begun", "ended"]
+
+
+async def test_a_fault_in_the_background_does_not_end_the_block() -> None:
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async with in_background(fail(), "work"):
+        await asyncio.sleep(0)

@@ -11,6 +11,8 @@ from prometheus_client import REGISTRY, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.platform.background import in_background
+
 LAG_INTERVAL_SECONDS = 0.25
 
 event_loop_lag = Histogram(
@@ -73,12 +75,8 @@ def describe_process(service_name: str, service_version: str, roles: Iterable[st
 @asynccontextmanager
 async def measuring_event_loop() -> AsyncIterator[None]:
     """Measure the lag of the event loop during the block, several times a second."""
-    task = asyncio.create_task(_measure_event_loop(), name="event-loop-lag")
-    try:
+    async with in_background(_measure_event_loop(), "event-loop-lag"):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _measure_event_loop() -> None:

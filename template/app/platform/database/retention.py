@@ -11,6 +11,7 @@ import structlog
 from sqlalchemy import Table, delete, func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from app.platform.background import in_background
 from app.platform.database.errors import is_unavailable, summary
 
 BATCH = 5_000
@@ -39,12 +40,8 @@ async def deleting_expired(
 ) -> AsyncIterator[None]:
     """Delete rows older than `retention.keep`, every few minutes, for the length of the block."""
     name = f"{retention.table.name}-retention"
-    task = asyncio.create_task(_repeat(sessions, retention), name=name)
-    try:
+    async with in_background(_repeat(sessions, retention), name):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _repeat(sessions: async_sessionmaker[AsyncSession], retention: Retention) -> None:

@@ -10,6 +10,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
+from app.platform.background import in_background
 from app.platform.events.event import EventRegistry
 from app.platform.kafka import metrics
 from app.platform.kafka.admin import TopicAdmin, reading
@@ -88,12 +89,10 @@ class LagMeter(ABC, Generic[Key, Value]):
 
     @asynccontextmanager
     async def measuring(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._run(), name=self.name.replace(" ", "-"))
         try:
-            yield
+            async with in_background(self._run(), self.name.replace(" ", "-")):
+                yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             self._export({})
 
     async def _run(self) -> None:
@@ -179,12 +178,10 @@ class AssignmentLag:
 
     @asynccontextmanager
     async def measuring(self, client: AIOKafkaConsumer) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._measure(client), name=f"consumer-{self._consumer}-lag")
         try:
-            yield
+            async with in_background(self._measure(client), f"consumer-{self._consumer}-lag"):
+                yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             self._status.unblock(BlockSource.BROKER_CHECK)
             self.revoked()
 

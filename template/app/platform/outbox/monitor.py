@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.platform.background import in_background
 from app.platform.config import load
 from app.platform.database.engine import Probe
 from app.platform.database.errors import is_unavailable, summary
@@ -122,12 +123,10 @@ class Monitor:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Monitor"]:
         """Measure every few seconds during the block."""
-        task = asyncio.create_task(self._measure_forever(), name="outbox-monitor")
         try:
-            yield self
+            async with in_background(self._measure_forever(), "outbox-monitor"):
+                yield self
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             self._gauges.stats = None
 
     async def _measure_forever(self) -> None:

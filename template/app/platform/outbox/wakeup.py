@@ -12,6 +12,7 @@ import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.platform.background import in_background
 from app.platform.backoff import Backoff
 from app.platform.database.errors import is_unavailable, summary
 from app.platform.runtime import Runtime
@@ -51,7 +52,7 @@ async def notifying(engine: AsyncEngine, published: asyncio.Event) -> AsyncItera
             await connection.execute(f"NOTIFY {CHANNEL}", timeout=_QUERY_TIMEOUT_SECONDS)
             await asyncio.sleep(_MIN_INTERVAL_SECONDS)
 
-    async with _connected(engine, notify, "outbox-notifier"):
+    async with in_background(_keep_working(engine, notify), "outbox-notifier"):
         yield
 
 
@@ -72,22 +73,12 @@ async def listening(engine: AsyncEngine, published: asyncio.Event) -> AsyncItera
             await asyncio.sleep(_HEARTBEAT_SECONDS)
             await connection.execute("SELECT 1", timeout=_QUERY_TIMEOUT_SECONDS)
 
-    async with _connected(engine, listen, "outbox-listener"):
+    async with in_background(_keep_working(engine, listen), "outbox-listener"):
         yield
-
-
-@asynccontextmanager
-async def _connected(engine: AsyncEngine, work: Work, name: str) -> AsyncIterator[None]:
-    """Do `work` during the block on a connection of its own, and on a new one if that fails."""
-    task = asyncio.create_task(_keep_working(engine, work), name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _keep_working(engine: AsyncEngine, work: Work) -> None:
+    """Do `work` on a connection of its own, and on a new one if that fails."""
     reported, backoff = "", Backoff(*_RECONNECT_BACKOFF, jitter=0.5)
     while True:
         try:
