@@ -17,7 +17,7 @@ OF_PROMETHEUS = {"up"}
 SELECTED = re.compile(r"\b([a-z][\w:]*)\{")
 SELECTOR = re.compile(r"\b([a-z][\w:]*)\{([^{}]*)\}")
 MATCHER = re.compile(r'(\w+)(=|!=|=~|!~)"([^"]*)"')
-# Prometheus adds them to what it scrapes.
+# Prometheus adds them to what it scrapes: name those that your configuration adds.
 OF_TARGETS = {"service", "job", "instance"}
 RECORDED = re.compile(r"^ +- record: (\S+)$", re.MULTILINE)
 SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
@@ -74,7 +74,7 @@ def test_every_rule_selects_by_existing_labels(exposition: str) -> None:
         for label, operator, value in MATCHER.findall(matchers)
         if label not in OF_TARGETS
     ]
-    assert len(checked) > 10
+    assert checked
     assert [each for each in checked if each[:2] not in labels] == []
     assert [
         (m, n, v) for m, n, operator, v in checked if operator == "=" and (m, n, v) not in values
