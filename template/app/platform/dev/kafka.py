@@ -20,7 +20,7 @@ from app.platform.dev.errors import FolderInUse, PortTaken, ServerFailed
 from app.platform.dev.folders import DataFolder
 from app.platform.dev.java import kafka_jars
 from app.platform.dev.keystore import KeyStore, SaslSsl
-from app.platform.dev.process import LOOPBACK, Startable, free_port, is_free
+from app.platform.dev.process import LOOPBACK, Startable, free_port, is_free, remembered_ports
 
 STOP_SECONDS = 20.0
 _PORT_TRIES = 3
@@ -221,13 +221,9 @@ class KafkaCluster(Startable):
             broker.configure(controllers, settings, secured=self.security is not None)
 
 
-def read_ports(file: Path) -> list[int]:
-    return [int(word) for word in file.read_text().split()]
-
-
 def _kept_ports(file: Path, count: int) -> list[int]:
     """Return the `count` ports in `file`, or write free ones to it if one of them is in use."""
-    ports = read_ports(file) if file.exists() else []
+    ports = remembered_ports(file)
     if len(ports) != count or not all(is_free(port) for port in ports):
         ports = [free_port() for _ in range(count)]
     file.write_text(" ".join(str(port) for port in ports) + "\n")

@@ -17,6 +17,7 @@ from app.platform.dev.process import (
     clean_environment,
     free_port,
     is_free,
+    remembered_ports,
 )
 
 _START_SECONDS = 60.0
@@ -155,8 +156,8 @@ class PostgresServer(Startable):
             if not is_free(self.port):
                 raise PortTaken(self.port, "PostgreSQL")
             return
-        if not self.port and remembered.exists():
-            self.port = int(remembered.read_text())
+        if not self.port:
+            self.port = next(iter(remembered_ports(remembered)), 0)
         if not self.port or not is_free(self.port):
             self.port = free_port()
         remembered.write_text(f"{self.port}\n")

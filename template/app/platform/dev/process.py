@@ -48,6 +48,14 @@ def free_port() -> int:
                 return port
 
 
+def remembered_ports(file: Path) -> list[int]:
+    """Return the ports in `file`; none if there is no file, or if it cannot be read as ports."""
+    try:
+        return [int(word) for word in file.read_text().split()]
+    except (FileNotFoundError, ValueError):
+        return []
+
+
 _POLL_SECONDS = 0.02
 _KILL_SECONDS = 10.0
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from app.platform.dev.errors import FolderInUse, JarsUnavailable, KafkaNotShared, ServerFailed
 from app.platform.dev.folders import FileLock, private_folder
-from app.platform.dev.kafka import PORTS_FILE, STOP_SECONDS, KafkaCluster, read_ports
+from app.platform.dev.kafka import PORTS_FILE, STOP_SECONDS, KafkaCluster
+from app.platform.dev.process import remembered_ports
 from app.platform.dev.servers import ADDRESSES, FOLDER, running_servers
 
 
@@ -188,5 +189,5 @@ class SharedKafka(KafkaCluster):
 
     def _adopt(self) -> bool:
         broker = self._brokers[1]
-        broker.port = read_ports(self.data / PORTS_FILE)[0]
+        broker.port = remembered_ports(self.data / PORTS_FILE)[0]
         return broker.process.adopt()
