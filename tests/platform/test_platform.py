@@ -45,3 +45,10 @@ def test_a_template_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     result = listed()
     assert result.exit_code == 1
     assert result.stderr == "error: the template cannot be rendered: gone\n"
+
+
+def test_a_missing_copier_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".copier-answers.yml").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TemplateUnavailable, match=r"neither `copier` nor `uvx` is on the PATH"):
+        changes.find_changes(tmp_path)

@@ -59,7 +59,11 @@ def _render(folder: Path) -> None:
         done = subprocess.run(
             [*command, str(folder)], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+    except FileNotFoundError as error:
+        raise TemplateUnavailable(
+            "the template cannot be rendered: neither `copier` nor `uvx` is on the PATH; install uv"
+        ) from error
+    except subprocess.TimeoutExpired as error:
         raise TemplateUnavailable(f"the template cannot be rendered: {error}") from error
     if done.returncode != 0:
         output = done.stderr.strip().splitlines() or ["Copier printed nothing"]
