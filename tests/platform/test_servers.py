@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from app.platform.dev import kafka, servers, training
+from app.platform.dev import java, kafka, servers, training
 from app.platform.dev.errors import DevelopmentServerError, JarsUnavailable, ServerFailed
 from app.platform.dev.servers import Servers
 
@@ -109,7 +109,7 @@ def test_no_broker_is_trained_where_its_archive_cannot_go(
 ) -> None:
     missing = tmp_path / "missing"
     monkeypatch.setattr(training, "kafka_jars", lambda **_: [])
-    monkeypatch.setattr(training.java, "archive_path", lambda _: missing / "classes.aot")
+    monkeypatch.setattr(java, "archive_path", lambda _: missing / "classes.aot")
     monkeypatch.setattr(training, "KafkaCluster", pytest.fail)
     training.train(tmp_path / "training")
     assert not missing.exists()
