@@ -25,7 +25,7 @@ from app.platform.kafka.errors import UndecodableMessage
 from app.platform.kafka.retry import dead_letter_message, delayed_message, replay_message
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
-from app.platform.tracing import Trace
+from app.platform.tracing import Trace, bind_trace, context_of_traceparent
 
 TOPIC = "Meters_All.v1"
 BODY = {"meter_id": "m-1", "count": 3}
@@ -423,7 +423,9 @@ def test_messages_of_our_own_are_unchanged() -> None:
     event = MeterRead(
         meter_id="m-1", count=3, event_id=EVENT_ID, timestamp=datetime(2024, 5, 1, tzinfo=UTC)
     )
-    message = encode(event, EventRegistry("shop", [EventType(MeterRead)]), Trace("c", "d", "t"))
+    registry, parent = EventRegistry("shop", [EventType(MeterRead)]), f"00-{7:032x}-{9:016x}-01"
+    with bind_trace(Trace("c", "d"), context_of_traceparent(parent)):
+        message = encode(event, registry, Trace("c", "d"))
 
     assert message == (
         "shop.meter.read",
@@ -440,7 +442,7 @@ def test_messages_of_our_own_are_unchanged() -> None:
             ("content-type", b"application/json"),
             ("correlation-id", b"c"),
             ("causation-id", b"d"),
-            ("traceparent", b"t"),
+            ("traceparent", parent.encode()),
         ),
         False,
     )

@@ -8,6 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app import SERVICE_NAME
 
+_HTTP_URL = r"^https?://\S+$"
+
 
 class ConfigurationError(Exception):
     """A missing or wrong setting. The message names the variable and never contains a secret."""
@@ -44,6 +46,32 @@ class HttpSettings(EnvSettings):
     http_body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
     http_header_timeout_seconds: float = Field(10.0, gt=0, allow_inf_nan=False)
     http_keep_alive_timeout_seconds: int = Field(5, ge=1)
+
+
+class TelemetrySettings(EnvSettings):
+    """OpenTelemetry's standard variables: those that switch tracing on, and the most used others.
+
+    Its SDK reads them, and all others of its own, from the environment.
+    """
+
+    otel_sdk_disabled: bool = False
+    otel_traces_exporter: str | None = None
+    otel_exporter_otlp_endpoint: str | None = Field(None, pattern=_HTTP_URL)
+    otel_exporter_otlp_traces_endpoint: str | None = Field(None, pattern=_HTTP_URL)
+    otel_exporter_otlp_headers: SecretStr | None = None
+    otel_traces_sampler: str = "parentbased_always_on"
+    otel_traces_sampler_arg: str | None = None
+    otel_service_name: str | None = None
+    otel_resource_attributes: str | None = None
+
+    @property
+    def exporters(self) -> list[str]:
+        """The names of the exporters that are asked for; tracing is off without any."""
+        if self.otel_sdk_disabled:
+            return []
+        endpoint = self.otel_exporter_otlp_traces_endpoint or self.otel_exporter_otlp_endpoint
+        names = self.otel_traces_exporter or ("otlp" if endpoint else "none")
+        return [name for part in names.split(",") if (name := part.strip()) not in ("", "none")]
 
 
 S = TypeVar("S", bound=EnvSettings)

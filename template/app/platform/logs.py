@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 import structlog
+from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
@@ -20,6 +21,8 @@ LogFormat = Literal["auto", "pretty", "json"]
 _LIBRARY_LEVELS = {
     "aiokafka": logging.CRITICAL,
     "alembic": logging.WARNING,
+    # A malformed tracestate is the sender's fault, and as if it were missing.
+    "opentelemetry.trace": logging.ERROR,
     "app.platform.database.pool.CountingPool": logging.WARNING,  # the messages are SQLAlchemy's
     "uvicorn.access": logging.WARNING,
 }
@@ -37,6 +40,7 @@ def configure(
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_span,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -66,6 +70,15 @@ def configure(
     logging.getLogger().setLevel(level)
     for name, library_level in _LIBRARY_LEVELS.items():
         logging.getLogger(name).setLevel(library_level)
+
+
+def _add_span(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Add the ids of the current span, which may be that of a caller."""
+    span = get_current_span().get_span_context()
+    if span.is_valid:
+        event["trace_id"] = format_trace_id(span.trace_id)
+        event["span_id"] = format_span_id(span.span_id)
+    return event
 
 
 def _replace_handlers(handlers: list[logging.Handler]) -> None:

@@ -10,6 +10,7 @@ from itertools import accumulate
 from prometheus_client import REGISTRY, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from app.platform.background import in_background
 
@@ -35,15 +36,29 @@ class LabelledHistogram(Collector):
         self._bounds = list(buckets)
         self._counts: dict[tuple[object, ...], list[int]] = {}
         self._sums: dict[tuple[object, ...], float] = {}
+        self._exemplars: dict[tuple[object, ...], dict[int, Exemplar]] = {}
 
-    def observe(self, labels: tuple[object, ...], value: float, times: int = 1) -> None:
-        """Count `times` observations of `value` for these values of the labels, in their order."""
+    def observe(
+        self,
+        labels: tuple[object, ...],
+        value: float,
+        times: int = 1,
+        exemplar: dict[str, str] | None = None,
+    ) -> None:
+        """Count `times` observations of `value` for these values of the labels, in their order.
+
+        Each bucket keeps its last `exemplar`, for scrapers that accept OpenMetrics.
+        """
         counts = self._counts.get(labels)
         if counts is None:
             counts = self._counts[labels] = [0] * (len(self._bounds) + 1)
             self._sums[labels] = 0.0
-        counts[bisect_left(self._bounds, value)] += times
+        bucket = bisect_left(self._bounds, value)
+        counts[bucket] += times
         self._sums[labels] += value * times
+        if exemplar is not None:
+            found = Exemplar(exemplar, value, time.time())
+            self._exemplars.setdefault(labels, {})[bucket] = found
 
     def totals(self) -> dict[tuple[object, ...], int]:
         """Return the number of observations by the values of the labels."""
@@ -53,7 +68,15 @@ class LabelledHistogram(Collector):
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         for labels, counts in list(self._counts.items()):
-            up_to = list(zip(bounds, accumulate(counts), strict=True))
+            exemplars = self._exemplars.get(labels, {})
+            up_to = [
+                (bound, count)
+                if (found := exemplars.get(bucket)) is None
+                else (bound, count, found)
+                for bucket, (bound, count) in enumerate(
+                    zip(bounds, accumulate(counts), strict=True)
+                )
+            ]
             family.add_metric([str(value) for value in labels], up_to, self._sums[labels])
         yield family
 

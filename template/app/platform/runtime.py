@@ -5,7 +5,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from app.platform.config import ConfigurationError, EnvSettings, HttpSettings, Settings, load
+from app.platform.config import (
+    ConfigurationError,
+    EnvSettings,
+    HttpSettings,
+    Settings,
+    TelemetrySettings,
+    load,
+)
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
@@ -27,6 +34,7 @@ class Configuration:
     kafka: KafkaSettings
     database: DatabaseSettings
     http: HttpSettings
+    telemetry: TelemetrySettings = field(default_factory=lambda: load(TelemetrySettings))
 
     @classmethod
     def from_environment(cls) -> "Configuration":

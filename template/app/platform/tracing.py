@@ -1,23 +1,57 @@
-"""The trace of the current work: correlation and causation ids, and the W3C trace context.
+"""The trace of the current work: ids of our own, and OpenTelemetry's context and spans.
 
 The ids travel in headers, from a request to its events, to their handlers and to the events that
 those publish. Log lines carry the correlation id.
+
+The context of OpenTelemetry (`traceparent`, `tracestate`) travels beside them, whether tracing is on
+or off. Spans are made while it is on, and only in traces that are sampled.
 """
 
+import random
 import re
-import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID, uuid4
 
-import structlog
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    INVALID_SPAN_CONTEXT,
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    format_trace_id,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+from structlog.contextvars import bind_contextvars, reset_contextvars
 
-# https://www.w3.org/TR/trace-context/#traceparent-header
-_TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
+# The value of a header may be null in Kafka.
+Header = tuple[str, bytes | None]
+Attributes = Mapping[str, AttributeValue]
+
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+
+_W3C_HEADERS = frozenset([TRACEPARENT, TRACESTATE])
+_NO_CONTEXT = Context()
+_NO_SPAN = nullcontext(INVALID_SPAN)
+_W3C = TraceContextTextMapPropagator()
+
 # Values from outside end up in headers and logs, so they must be short and printable.
 _CORRELATION_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
+
+
+# The ids
 
 
 @dataclass(frozen=True)
@@ -31,7 +65,6 @@ class Trace:
 
     correlation_id: str
     causation_id: str | None = None
-    traceparent: str | None = None
     command_id: str | None = None
     actor: str | None = None
 
@@ -44,26 +77,57 @@ def current() -> Trace:
     return _current.get() or Trace(str(uuid4()))
 
 
+class _Bound:
+    """A block with a trace, which its log lines show, and with a context."""
+
+    __slots__ = ("_attached", "_context", "_logged", "_token", "_trace")
+
+    _token: Token[Trace | None]
+    _logged: Mapping[str, Token[Any]]
+    _attached: Token[Context]
+
+    def __init__(self, trace: Trace, context: Context | None) -> None:
+        self._trace, self._context = trace, context
+
+    def __enter__(self) -> Trace:
+        self._token = _current.set(self._trace)
+        self._logged = bind_contextvars(correlation_id=self._trace.correlation_id)
+        if self._context is not None:
+            self._attached = attach(self._context)
+        return self._trace
+
+    def __exit__(self, *_error: object) -> None:
+        if self._context is not None:
+            detach(self._attached)
+        reset_contextvars(**self._logged)
+        _current.reset(self._token)
+
+
+def bind_trace(trace: Trace, context: Context | None = None) -> AbstractContextManager[Trace]:
+    """Bind `trace` to the block and to its log lines; `context` is the one of OpenTelemetry."""
+    return _Bound(trace, context)
+
+
+def trace_from(correlation_id: str | None, causation_id: str | None = None) -> Trace:
+    """Continue a trace from outside. A missing or malformed correlation id is replaced."""
+    if correlation_id is None or not _CORRELATION_ID.fullmatch(correlation_id):
+        correlation_id = str(uuid4())
+    return Trace(correlation_id, causation_id)
+
+
+FindOrigin = Callable[[UUID], tuple[Trace, Context] | None]
+_batch: ContextVar[FindOrigin | None] = ContextVar("batch", default=None)
+
+
 @contextmanager
-def bind_trace(trace: Trace) -> Iterator[Trace]:
-    """Bind `trace` to the block and to its log lines."""
-    token = _current.set(trace)
+def bind_batch(find_origin: FindOrigin) -> Iterator[None]:
+    """Bind a new trace to a block that handles a batch.
+
+    `find_origin` maps the id of an event to its trace, and to the context that it arrived with.
+    """
+    token = _batch.set(find_origin)
     try:
-        with structlog.contextvars.bound_contextvars(correlation_id=trace.correlation_id):
-            yield trace
-    finally:
-        _current.reset(token)
-
-
-_batch: ContextVar[Callable[[UUID], Trace | None] | None] = ContextVar("batch", default=None)
-
-
-@contextmanager
-def bind_batch(find_trace: Callable[[UUID], Trace | None]) -> Iterator[None]:
-    """Bind a new trace to a block that handles a batch; `find_trace` maps event ids to traces."""
-    token = _batch.set(find_trace)
-    try:
-        with bind_trace(Trace(str(uuid4()), None, child_traceparent(None))):
+        with bind_trace(Trace(str(uuid4()))):
             yield
     finally:
         _batch.reset(token)
@@ -71,30 +135,232 @@ def bind_batch(find_trace: Callable[[UUID], Trace | None]) -> Iterator[None]:
 
 @contextmanager
 def caused_by(event_id: UUID) -> Iterator[Trace]:
-    """Bind the trace of one event of the current batch to the block.
+    """Bind the trace and the context of one event of the current batch to the block.
 
     A batch handler publishes in such a block what one event leads to. Outside of it, published
     events carry the correlation id of the batch.
     """
-    find_trace = _batch.get()
-    trace = None if find_trace is None else find_trace(event_id)
-    with bind_trace(trace or replace(current(), causation_id=str(event_id))) as trace:
+    find_origin = _batch.get()
+    found = None if find_origin is None else find_origin(event_id)
+    trace, context = found or (replace(current(), causation_id=str(event_id)), None)
+    with bind_trace(trace, context):
         yield trace
 
 
-def trace_from(
-    correlation_id: str | None, traceparent: str | None, causation_id: str | None = None
-) -> Trace:
-    """Continue a trace from outside. Missing and malformed ids are replaced by new ones."""
-    if correlation_id is None or not _CORRELATION_ID.fullmatch(correlation_id):
-        correlation_id = str(uuid4())
-    return Trace(correlation_id, causation_id, child_traceparent(traceparent))
+# The context
 
 
-def child_traceparent(traceparent: str | None) -> str:
-    """Return a `traceparent` for a new span: in the same trace if it is well formed, or a new one."""
-    span = secrets.token_hex(8)
-    if traceparent is None or not _TRACEPARENT.fullmatch(traceparent):
-        return f"00-{secrets.token_hex(16)}-{span}-01"
-    version, trace_id, _parent, flags = traceparent.split("-")
-    return f"{version}-{trace_id}-{span}-{flags}"
+class _RemoteSpan(NonRecordingSpan):
+    """The span of a sender, whose headers are parsed when somebody asks for it."""
+
+    def __init__(self, headers: Mapping[str, list[str]]) -> None:
+        super().__init__(INVALID_SPAN_CONTEXT)
+        self._headers: Mapping[str, list[str]] | None = headers
+
+    def get_span_context(self) -> SpanContext:
+        if self._headers is not None:
+            found = _W3C.extract(self._headers)
+            self._context, self._headers = get_current_span(found).get_span_context(), None
+        return self._context
+
+
+def remote_context(headers: Mapping[str, list[str]]) -> Context:
+    """Return the context in `traceparent` and `tracestate`; a malformed one is as if it were missing."""
+    if TRACEPARENT not in headers:
+        return _NO_CONTEXT
+    return set_span_in_context(_RemoteSpan(headers), _NO_CONTEXT)
+
+
+def context_of(headers: Iterable[Header]) -> Context:
+    """Return the context in the headers of a message."""
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        if value is not None and name in _W3C_HEADERS:
+            found.setdefault(name, []).append(value.decode("utf-8", "replace"))
+    return remote_context(found)
+
+
+def context_of_traceparent(traceparent: str | None) -> Context:
+    """Return the context in the value of a header `traceparent`."""
+    return remote_context({} if traceparent is None else {TRACEPARENT: [traceparent]})
+
+
+def headers_of_context(context: Context | None = None) -> tuple[Header, ...]:
+    """Return the same as headers of a message."""
+    return tuple((name, value.encode()) for name, value in carrier_of(context).items())
+
+
+def traceparent_of(context: Context | None = None) -> str | None:
+    """Return the `traceparent` of `context`, by default of the current one."""
+    return carrier_of(context).get(TRACEPARENT)
+
+
+def carrier_of(context: Context | None = None) -> dict[str, str]:
+    """Return `traceparent` and `tracestate` of `context`, by default of the current one, if it is valid."""
+    carrier: dict[str, str] = {}
+    if get_current_span(context) is not INVALID_SPAN:
+        _W3C.inject(carrier, context)
+    return carrier
+
+
+def link_of(context: Context, attributes: Attributes | None = None) -> Link | None:
+    """Return a link to the span of `context`, or None if it has none."""
+    span_context = get_current_span(context).get_span_context()
+    return Link(span_context, attributes) if span_context.is_valid else None
+
+
+# The spans
+
+
+class _Process:
+    """The tracer of this process, while tracing is on."""
+
+    tracer: Tracer | None = None
+
+
+_process = _Process()
+
+
+@contextmanager
+def recording(tracer: Tracer) -> Iterator[None]:
+    """Make spans with `tracer` during the block."""
+    before, _process.tracer = _process.tracer, tracer
+    try:
+        yield
+    finally:
+        _process.tracer = before
+
+
+def is_on() -> bool:
+    return _process.tracer is not None
+
+
+def is_sampled(context: Context | None = None) -> bool:
+    """Return whether tracing is on, and `context` (by default the current one) is sampled."""
+    return is_on() and get_current_span(context).get_span_context().trace_flags.sampled
+
+
+def span(
+    name: str,
+    kind: SpanKind = SpanKind.INTERNAL,
+    *,
+    parent: Context | None = None,
+    links: Sequence[Link] = (),
+    attributes: Attributes | Callable[[], Attributes] | None = None,
+) -> AbstractContextManager[Span]:
+    """Make a span for the block, as a child of `parent`, or of the current span.
+
+    An empty `parent` makes it a root. An exception is recorded, and marks the span as failed.
+    While tracing is off, and in a trace that is not sampled, no span is made: `parent` is the
+    context of the block.
+    """
+    tracer = _process.tracer
+    if tracer is not None and not _is_unsampled(parent):
+        return _recorded(_start(tracer, name, kind, parent, links, attributes), parent)
+    return _NO_SPAN if parent is None else _Attached(parent)
+
+
+def begin_span(
+    name: str,
+    kind: SpanKind = SpanKind.INTERNAL,
+    *,
+    parent: Context | None = None,
+    links: Sequence[Link] = (),
+    attributes: Attributes | Callable[[], Attributes] | None = None,
+    start_time: int | None = None,
+) -> Span | None:
+    """Begin a span that the caller ends, and that is not the current one.
+
+    Return None where `span` makes none. `start_time` is in nanoseconds since the epoch, as of `time_ns`.
+    """
+    tracer = _process.tracer
+    if tracer is None or _is_unsampled(parent):
+        return None
+    begun = _start(tracer, name, kind, parent, links, attributes, start_time)
+    return begun if begun.is_recording() else None
+
+
+def fail_span(span: Span, error: BaseException) -> None:
+    """Record `error` in `span`, and mark it as failed."""
+    if span.is_recording():
+        span.record_exception(error)
+        span.set_attribute("error.type", type(error).__qualname__)
+        span.set_status(StatusCode.ERROR)
+
+
+def unsampled() -> AbstractContextManager[object]:
+    """Keep the block out of every trace: what it does and sends is not sampled."""
+    if not is_on():
+        return _NO_SPAN
+    ids = random.getrandbits(128) or 1, random.getrandbits(64) or 1
+    span = NonRecordingSpan(SpanContext(*ids, is_remote=False))
+    return _Attached(set_span_in_context(span, _NO_CONTEXT))
+
+
+def exemplar() -> dict[str, str] | None:
+    """Return the labels of an exemplar that leads to the current trace; None if it is not sampled."""
+    if not is_sampled():
+        return None
+    return {"trace_id": format_trace_id(get_current_span().get_span_context().trace_id)}
+
+
+def _is_unsampled(context: Context | None) -> bool:
+    """Return whether there is a parent that is not sampled, so that its children are not, either."""
+    parent = get_current_span(context).get_span_context()
+    return parent.is_valid and not parent.trace_flags.sampled
+
+
+def _start(
+    tracer: Tracer,
+    name: str,
+    kind: SpanKind,
+    parent: Context | None,
+    links: Sequence[Link],
+    attributes: Attributes | Callable[[], Attributes] | None,
+    start_time: int | None = None,
+) -> Span:
+    own = attributes() if callable(attributes) else attributes
+    return tracer.start_span(name, parent, kind, {**(own or {}), **_ids()}, links, start_time)
+
+
+def _ids() -> dict[str, str]:
+    if (trace := _current.get()) is None:
+        return {}
+    ids = {
+        "app.correlation_id": trace.correlation_id,
+        "app.causation_id": trace.causation_id,
+        "app.command_id": trace.command_id,
+        "app.actor": trace.actor,
+    }
+    return {name: value for name, value in ids.items() if value is not None}
+
+
+@contextmanager
+def _recorded(made: Span, parent: Context | None) -> Iterator[Span]:
+    token = attach(set_span_in_context(made, parent))
+    try:
+        yield made
+    except Exception as error:
+        fail_span(made, error)
+        raise
+    finally:
+        detach(token)
+        made.end()
+
+
+class _Attached:
+    """A block with a context, without a span."""
+
+    __slots__ = ("_context", "_token")
+
+    _token: Token[Context]
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __enter__(self) -> Span:
+        self._token = attach(self._context)
+        return INVALID_SPAN
+
+    def __exit__(self, *_error: object) -> None:
+        detach(self._token)

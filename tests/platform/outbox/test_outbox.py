@@ -40,7 +40,7 @@ from app.platform.outbox.model import (
 )
 from app.platform.outbox.store import PendingRow
 from app.platform.service import Role
-from app.platform.tracing import Trace, child_traceparent
+from app.platform.tracing import Trace, bind_trace, context_of_traceparent
 
 
 def row(number: int, key: str = "k", topic: str = "a.b.c", attempts: int = 0) -> PendingRow:
@@ -202,6 +202,7 @@ def test_the_bucket_of_a_key_never_changes() -> None:
 
 
 EVENT = MeterRead(meter_id="m-\N{SNOWMAN}", count=1)
+CONTEXT = context_of_traceparent(f"00-{7:032x}-{9:016x}-01")
 
 
 def back(row: dict[str, object]) -> Message:
@@ -211,7 +212,8 @@ def back(row: dict[str, object]) -> Message:
 
 
 def test_a_message_survives_the_round_trip() -> None:
-    message = encode(EVENT, REGISTRY, Trace("story", "cause", child_traceparent(None)))
+    with bind_trace(Trace("story", "cause"), CONTEXT) as trace:
+        message = encode(EVENT, REGISTRY, trace)
     again = back(as_row(message, 320_000))
     assert (again.topic, again.key, again.value) == (message.topic, message.key, message.value)
     assert dict(again.headers) == dict(message.headers)
@@ -231,8 +233,8 @@ def test_a_header_without_a_column_is_kept_too() -> None:
 
 def test_every_header_that_differs_between_messages_has_a_column() -> None:
     # Debezium's outbox event router can make headers of columns only.
-    trace = Trace("story", "cause", child_traceparent(None))
-    row = as_row(encode(EVENT, REGISTRY, trace), 320_000)
+    with bind_trace(Trace("story", "cause"), CONTEXT) as trace:
+        row = as_row(encode(EVENT, REGISTRY, trace), 320_000)
     assert row["headers"] == {"ce_specversion": "1.0", "content-type": "application/json"}
 
 

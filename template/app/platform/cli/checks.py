@@ -16,7 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.platform import config
 from app.platform.cli.base import advice, load, on_database, require_development
 from app.platform.cli.topics import compare_topics
-from app.platform.config import ConfigurationError, EnvSettings, HttpSettings, Settings
+from app.platform.config import (
+    ConfigurationError,
+    EnvSettings,
+    HttpSettings,
+    Settings,
+    TelemetrySettings,
+)
 from app.platform.database import migrations, revisions
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.errors import DatabaseReadOnly, DatabaseUnavailable, error_message
@@ -61,6 +67,7 @@ def examine(service: Service) -> Iterator[Finding]:
         HttpSettings,
         DatabaseSettings,
         KafkaSettings,
+        TelemetrySettings,
         *service.settings,
         _EnvFile,
     ]
@@ -85,7 +92,9 @@ def _check_settings(kinds: Iterable[type[EnvSettings]]) -> Iterator[Finding]:
         else:
             unknown = {name.upper() for name in loaded.model_extra or ()} - names
             problems |= {
-                Finding(Level.WARNING, "settings", _no_setting(name, names)) for name in unknown
+                Finding(Level.WARNING, "settings", _no_setting(name, names))
+                for name in unknown
+                if not name.startswith("OTEL_")  # its SDK has many more
             }
     yield from sorted(problems)
     if not problems:

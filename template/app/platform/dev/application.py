@@ -18,13 +18,13 @@ from asyncpg import PostgresError
 from fastapi import FastAPI
 from sqlalchemy.exc import DBAPIError
 
-from app.platform import logs, terminal
-from app.platform.config import HttpSettings, Settings, load
+from app.platform import logs, telemetry, terminal
+from app.platform.config import HttpSettings, Settings, TelemetrySettings, load
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.errors import DatabaseUnavailable
 from app.platform.dev import asyncapi_page
 from app.platform.dev.clearing import delete_topics_and_groups
-from app.platform.dev.errors import DevelopmentServerError
+from app.platform.dev.errors import DevelopmentServerError, import_development
 from app.platform.dev.schema import prepare_schema
 from app.platform.dev.servers import APP_LOG, say
 from app.platform.http.app import create_app
@@ -80,9 +80,20 @@ async def _check_database() -> None:
 
 
 def create_dev_app(service: Service) -> FastAPI:
-    """Create the application with all roles, and with the page `/asyncapi`."""
-    app = create_app(service, set(Role))
+    """Create the application with all roles, and with the pages `/asyncapi` and `/dev/traces`.
+
+    It is traced, whether OTEL_* ask for it or not.
+    """
+    import_development("opentelemetry.sdk", "opentelemetry-sdk")
+    from app.platform.dev import traces_page
+
+    buffer = traces_page.TraceBuffer()
+    provider = telemetry.tracer_provider(
+        load(Settings).service_name, load(TelemetrySettings), [buffer]
+    )
+    app = create_app(service, set(Role), tracer_provider=provider)
     asyncapi_page.install(app, service)
+    traces_page.install(app, buffer, is_on=provider is not None)
     return app
 
 

@@ -3,15 +3,19 @@
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
+from starlette.types import Lifespan
 
 from app import DESCRIPTION, PROJECT_NAME
-from app.platform.config import EnvSettings, load
+from app.platform import telemetry, tracing
+from app.platform.config import EnvSettings, HttpSettings, load
 from app.platform.database.engine import Database
 from app.platform.database.migrations import SchemaCheck
 from app.platform.database.pool import pool_gauges
 from app.platform.database.retention import deleting_expired
+from app.platform.database.statements import trace_statements
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.health import Health
@@ -30,46 +34,63 @@ from app.platform.metrics import describe_process, measuring_event_loop
 from app.platform.runtime import Configuration, Resources, Runtime
 from app.platform.service import Role, Service, installed_version
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
 
 def create_app(
     service: Service,
     roles: Collection[Role],
     configuration: Configuration | None = None,
     producer: Producer | None = None,
+    tracer_provider: "TracerProvider | None" = None,
 ) -> FastAPI:
     """Create the ASGI application of a process of `service` with `roles`.
 
-    `configuration` is read from the environment unless given; `producer` replaces the Kafka client.
+    `configuration` is read from the environment unless given; `producer` replaces the Kafka client, and
+    `tracer_provider` that of `OTEL_*`.
     Raises ConfigurationError before anything starts, also for settings of components and for files
     of certificates.
     """
     configuration = configuration or Configuration.from_environment()
     client_options(configuration.kafka)  # reads the files of certificates
     settings = {kind: load(kind) for kind in service.settings}
+    tracer_provider = tracer_provider or telemetry.tracer_provider(
+        configuration.service.service_name, configuration.telemetry
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_runtime(service, roles, configuration, producer, settings) as runtime:
-            app.state.runtime = runtime
-            yield
+        with telemetry.exporting(tracer_provider):
+            async with open_runtime(service, roles, configuration, producer, settings) as runtime:
+                app.state.runtime = runtime
+                yield
 
+    app = _build_app(lifespan, configuration.http)
+    app.include_router(health_routes.router)
+    if Role.API in roles:
+        for router in service.routers:
+            app.include_router(router, dependencies=[Depends(reject_unknown_query)])
+    return app
+
+
+def _build_app(lifespan: Lifespan[FastAPI], limits: HttpSettings) -> FastAPI:
+    """Build the application without routes of the service."""
     app = FastAPI(
         title=PROJECT_NAME,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load their assets from other hosts
         redoc_url=None,
+        # The server span is TracingMiddleware's, and the metrics are those of /metrics.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     problems.install(app)
     documentation.install(app)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBoundary)
-    app.add_middleware(BodyLimits, settings=configuration.http)
+    app.add_middleware(BodyLimits, settings=limits)
     app.add_middleware(TracingMiddleware)  # the last one added is the outermost
-    app.include_router(health_routes.router)
-    if Role.API in roles:
-        for router in service.routers:
-            app.include_router(router, dependencies=[Depends(reject_unknown_query)])
     return app
 
 
@@ -122,6 +143,8 @@ async def _open_resources(
     checks = Health()
     database = Database(configuration.database)
     stack.push_async_callback(database.close)
+    if tracing.is_on():
+        trace_statements(database.engine)
     stack.enter_context(pool_gauges.exporting(database.engine))
     if producer is None:
         kafka = KafkaProducer(configuration.kafka)

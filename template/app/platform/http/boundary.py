@@ -1,6 +1,7 @@
 """The boundary of a request: retries after rollbacks, and responses to unhandled errors."""
 
 import structlog
+from opentelemetry.trace import get_current_span
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,6 +14,7 @@ from app.platform.database.errors import (
 )
 from app.platform.errors import Conflict, ServiceError, Unavailable
 from app.platform.http.problems import error_response, problem_response
+from app.platform.tracing import fail_span
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +101,10 @@ class RequestBoundary:
                 if started:  # the response cannot be taken back: the server closes the connection
                     raise
                 if attempt == MAX_TRANSACTION_ATTEMPTS or not is_retryable(error):
-                    await _error_response(scope, error)(scope, receive, send)
+                    response = _error_response(scope, error)
+                    await response(scope, receive, send)
+                    if response.status_code >= 500:
+                        fail_span(get_current_span(), error)
                     return
                 log.info("request retried", attempt=attempt, error=summary(error))
             scope.clear()

@@ -1,7 +1,8 @@
 """Routes for probes and for Prometheus."""
 
 from fastapi import APIRouter, Request, Response, status
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client.exposition import choose_encoder
 
 from app.platform.health import Report
 
@@ -27,5 +28,9 @@ def _with_status(report: Report, response: Response) -> Report:
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
-async def metrics() -> Response:
+async def metrics(request: Request) -> Response:
+    accept = request.headers.get("accept", "")
+    if "application/openmetrics-text" in accept:  # with exemplars
+        encode, content_type = choose_encoder(accept)
+        return Response(encode(REGISTRY), media_type=content_type)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

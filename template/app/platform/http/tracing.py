@@ -2,12 +2,17 @@
 
 import re
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import structlog
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.platform import tracing
 from app.platform.http.metrics import active_requests, known_method, request_duration, route_of
 from app.platform.tracing import Trace, bind_trace, trace_from
 
@@ -19,7 +24,7 @@ COMMAND_HEADER = "idempotency-key"
 _COMMAND_ID = re.compile(r"^[\x21-\x7e]{1,255}$")
 _ACTOR = re.compile(r"^[A-Za-z0-9._:/@|+=-]{1,128}$")
 
-_UNLOGGED_PATHS = ("/health/", "/metrics")  # polled every few seconds
+_POLLED_PATHS = ("/health/", "/metrics")  # every few seconds: neither logged nor traced
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +39,8 @@ class TracingMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = _trace_of(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        trace = _trace_of(headers)
         method = known_method(scope["method"])
         active_requests.add(method, 1)
         started = time.perf_counter()
@@ -44,18 +50,27 @@ class TracingMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if span.is_recording():
+                    _describe_response(span, method, route_of(scope), status)
                 message.setdefault("headers", [])  # optional in ASGI
                 MutableHeaders(scope=message)[CORRELATION_HEADER] = trace.correlation_id
             await send(message)
 
-        with bind_trace(trace):
+        is_polled = scope["path"].startswith(_POLLED_PATHS)
+        with (
+            bind_trace(trace),
+            nullcontext(INVALID_SPAN)
+            if is_polled
+            else _server_span(scope, method, headers) as span,
+        ):
             try:
                 await self._app(scope, receive, send_with_correlation_id)
             finally:
                 seconds = time.perf_counter() - started
                 active_requests.add(method, -1)
-                request_duration.observe((route_of(scope), method, status), seconds)
-                if not scope["path"].startswith(_UNLOGGED_PATHS):
+                labels = route_of(scope), method, status
+                request_duration.observe(labels, seconds, exemplar=tracing.exemplar())
+                if not is_polled:
                     log.info(
                         "request",
                         method=scope["method"],
@@ -66,10 +81,52 @@ class TracingMiddleware:
 
 
 def _trace_of(headers: Headers) -> Trace:
-    trace = trace_from(headers.get(CORRELATION_HEADER), headers.get("traceparent"))
+    trace = trace_from(headers.get(CORRELATION_HEADER))
     command_id, actor = headers.get(COMMAND_HEADER, ""), headers.get(ACTOR_HEADER, "")
     return replace(
         trace,
         command_id=command_id if _COMMAND_ID.fullmatch(command_id) else None,
         actor=actor if _ACTOR.fullmatch(actor) else None,
     )
+
+
+def _server_span(scope: Scope, method: str, headers: Headers) -> AbstractContextManager[Span]:
+    # Neither the query nor the client's address: either may be personal data.
+    def attributes() -> dict[str, str]:
+        known = {
+            "http.request.method": method,
+            "http.request.method_original": scope["method"] if method == "_OTHER" else "",
+            "url.scheme": scope.get("scheme", "http"),
+            "url.path": scope["path"],
+            "network.protocol.version": scope.get("http_version", ""),
+            "user_agent.original": headers.get("user-agent", ""),
+        }
+        return {name: value for name, value in known.items() if value}
+
+    name = _span_name(method, "")
+    return tracing.span(name, SpanKind.SERVER, parent=_context_of(headers), attributes=attributes)
+
+
+def _context_of(headers: Headers) -> Context | None:
+    """Return the caller's context; None without one, as long as tracing is off."""
+    if tracing.is_on():  # with the propagators of OTEL_PROPAGATORS
+        fields = propagate.get_global_textmap().fields
+        return propagate.extract({n: found for n in fields if (found := headers.getlist(n))})
+    if tracing.TRACEPARENT not in headers:
+        return None
+    names = (tracing.TRACEPARENT, tracing.TRACESTATE)
+    return tracing.remote_context({n: found for n in names if (found := headers.getlist(n))})
+
+
+def _describe_response(span: Span, method: str, route: str, status: int) -> None:
+    span.set_attribute("http.response.status_code", status)
+    if route:
+        span.update_name(_span_name(method, route))
+        span.set_attribute("http.route", route)
+    if status >= 500:
+        span.set_attribute("error.type", str(status))
+        span.set_status(StatusCode.ERROR)
+
+
+def _span_name(method: str, route: str) -> str:
+    return f"{'HTTP' if method == '_OTHER' else method} {route}".rstrip()

@@ -9,6 +9,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
+from app.platform import tracing
 from app.platform.events.envelope import Envelope
 from app.platform.events.event import (
     FIRST_VERSION,
@@ -24,8 +25,7 @@ from app.platform.tracing import Trace, trace_from
 # The client's own function, which is compiled, because it is called for every message.
 _size_of: Callable[..., int] = DefaultRecordBatchBuilder.estimate_size_in_bytes
 
-# The value of a header may be null in Kafka, like a key or a value.
-Header = tuple[str, bytes | None]
+Header = tracing.Header
 
 # CloudEvents 1.0, Kafka protocol binding, binary content mode.
 CE_ID = "ce_id"
@@ -37,7 +37,8 @@ CE_SUBJECT = "ce_subject"
 CE_DATASCHEMA = "ce_dataschema"
 CONTENT_TYPE = "content-type"
 
-TRACEPARENT = "traceparent"
+TRACEPARENT = tracing.TRACEPARENT
+TRACESTATE = tracing.TRACESTATE
 CORRELATION_ID = "correlation-id"
 CAUSATION_ID = "causation-id"
 
@@ -167,7 +168,7 @@ JSON = "application/json"
 
 
 def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
-    """Encode `event`, with the headers of its trace.
+    """Encode `event`, with the headers of `trace` and of the current context of OpenTelemetry.
 
     Raises LookupError for an event that is not registered.
     """
@@ -182,7 +183,7 @@ def encode(event: BaseEvent, registry: EventRegistry, trace: Trace) -> Message:
         CONTENT_TYPE: JSON,
         CORRELATION_ID: trace.correlation_id,
         CAUSATION_ID: trace.causation_id,
-        TRACEPARENT: trace.traceparent,
+        **tracing.carrier_of(),
     }
     if entry.subject is not None and (subject := getattr(event, entry.subject)) is not None:
         headers[CE_SUBJECT] = str(subject)
@@ -377,9 +378,4 @@ def _path_of(location: tuple[Any, ...]) -> str:
 
 def trace_of(headers: Iterable[Header], event_id: UUID | None) -> Trace:
     """Return the trace of a message's handler: the same correlation, caused by this event."""
-    headers = list(headers)
-    return trace_from(
-        header(headers, CORRELATION_ID),
-        header(headers, TRACEPARENT),
-        str(event_id) if event_id else None,
-    )
+    return trace_from(header(headers, CORRELATION_ID), str(event_id) if event_id else None)

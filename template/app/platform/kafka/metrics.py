@@ -1,12 +1,15 @@
 """Metrics of the producer and the consumers. The label `consumer` is a subscription's name."""
 
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.platform.metrics import LabelledHistogram
+from app.platform.tracing import exemplar
 
 send_failures = Counter(
     "kafka_send_failures_total", "Messages that were not acknowledged", ["topic", "error"]
@@ -101,7 +104,7 @@ class Deliveries(Collector):
 
     def add(self, topic: str, seconds: float, messages: int = 1) -> None:
         """Count `messages` that were acknowledged, each after `seconds`."""
-        self._latency.observe((topic,), seconds, messages)
+        self._latency.observe((topic,), seconds, messages, exemplar())
 
     def collect(self) -> Iterator[Metric]:
         sent = CounterMetricFamily(
@@ -115,6 +118,17 @@ class Deliveries(Collector):
 
 deliveries = Deliveries()
 REGISTRY.register(deliveries)
+
+
+@contextmanager
+def timing_handler(consumer: str, event_type: str) -> Iterator[None]:
+    """Measure the block as a handler call, with the trace of its span as the exemplar."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - started
+        handler_time.labels(consumer, event_type).observe(seconds, exemplar())
 
 
 def initialise_counters(consumer: str, source_topics: Mapping[str, str]) -> None:

@@ -195,7 +195,7 @@ class Processor:
             events = [delivery.event for delivery in part]
             with (
                 _trace_scope(part),
-                metrics.handler_time.labels(self._name, events[0].event_type).time(),
+                metrics.timing_handler(self._name, events[0].event_type),
             ):
                 await handler(events, uow)
 
@@ -203,7 +203,7 @@ class Processor:
         event = delivery.event
         with (
             _trace_scope([delivery]),
-            metrics.handler_time.labels(self._name, event.event_type).time(),
+            metrics.timing_handler(self._name, event.event_type),
         ):
             await self._subscription.handler(event)(event, uow)
 
@@ -313,9 +313,14 @@ def _trace_scope(deliveries: Sequence[Delivery]) -> AbstractContextManager[objec
     """Return the tracing context of handlers, so that their events refer to the handled one."""
     if len(deliveries) == 1:
         (only,) = deliveries
-        return tracing.bind_trace(trace_of(only.record.headers, only.event.event_id))
-    headers = {delivery.event.event_id: delivery.record.headers for delivery in deliveries}
-    return tracing.bind_batch(lambda id: trace_of(headers[id], id) if id in headers else None)
+        headers = only.record.headers
+        return tracing.bind_trace(
+            trace_of(headers, only.event.event_id), tracing.context_of(headers)
+        )
+    by_id = {delivery.event.event_id: delivery.record.headers for delivery in deliveries}
+    return tracing.bind_batch(
+        lambda id: (trace_of(by_id[id], id), tracing.context_of(by_id[id])) if id in by_id else None
+    )
 
 
 def _deduplicate(deliveries: Sequence[Delivery], new: set[UUID]) -> Sequence[Delivery]:

@@ -95,13 +95,14 @@ async def test_an_unregistered_event_fails_its_transaction(world: World) -> None
 
 async def test_the_row_holds_the_message_of_the_codec(world: World) -> None:
     event = Moved(name="k-\N{SNOWMAN}", number=1)
-    trace = Trace("story", "cause", tracing.child_traceparent(None))
-    with tracing.bind_trace(trace):
+    trace = Trace("story", "cause")
+    context = tracing.context_of_traceparent(f"00-{7:032x}-{9:016x}-01")
+    with tracing.bind_trace(trace, context):
         await world.write(event)
+        message = encode(event, world.registry, trace)
     buckets = [row["bucket"] for row in await world.rows()]
     async with world.database.engine.connect() as connection:
         (row,), _ = await oldest_rows(connection, buckets, 10, 1_000_000)  # type: ignore[arg-type]  # numbers
-    message = encode(event, world.registry, trace)
     assert (row.message.topic, row.message.key, row.message.value) == (
         message.topic,
         message.key,

@@ -1,0 +1,88 @@
+"""Spans of SQL statements, in traces that are recorded. Values of parameters are not in them."""
+
+import re
+from typing import Any
+
+from opentelemetry.trace import Span, SpanKind, get_current_span
+from sqlalchemy import Connection, ExceptionContext, ExecutionContext, event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.platform.tracing import Attributes, begin_span, fail_span
+
+# An INSERT of many rows repeats its placeholders for each of them.
+_MAX_CHARACTERS = 2_000
+
+_OPERATION = re.compile(r"\s*(\w+)")
+_TABLE = re.compile(r'\b(?:FROM|INTO|UPDATE)\s+"?(\w+)', re.IGNORECASE)
+_SPAN = "app_span"
+
+
+def trace_statements(engine: AsyncEngine) -> None:
+    """Make a span for each statement of `engine` from now on, as a child of the current span.
+
+    A statement without such a span, as those of background work, begins no trace.
+    """
+    event.listen(engine.sync_engine, "before_cursor_execute", _begin)
+    event.listen(engine.sync_engine, "after_cursor_execute", _end)
+    event.listen(engine.sync_engine, "handle_error", _fail)
+
+
+def _begin(
+    connection: Connection,
+    _cursor: object,
+    statement: str,
+    parameters: Any,
+    context: ExecutionContext | None,
+    is_many: bool,
+) -> None:
+    if context is None or not get_current_span().is_recording():
+        return
+    attributes = _attributes(connection, statement, len(parameters) if is_many else 1)
+    name = str(attributes["db.query.summary"])
+    vars(context)[_SPAN] = begin_span(name, SpanKind.CLIENT, attributes=attributes)
+
+
+def _end(
+    _connection: Connection,
+    _cursor: object,
+    _statement: str,
+    _parameters: object,
+    context: ExecutionContext | None,
+    _is_many: bool,
+) -> None:
+    if (span := _span_of(context)) is not None:
+        span.end()
+
+
+def _fail(error: ExceptionContext) -> None:
+    if (span := _span_of(error.execution_context)) is None:
+        return
+    cause = error.original_exception
+    code = getattr(cause, "sqlstate", None) or getattr(cause.__cause__, "sqlstate", None)
+    if code is not None:
+        span.set_attribute("db.response.status_code", code)
+    fail_span(span, cause)
+    span.end()
+
+
+def _span_of(context: ExecutionContext | None) -> Span | None:
+    """Return the span of a statement, once."""
+    return None if context is None else vars(context).pop(_SPAN, None)
+
+
+def _attributes(connection: Connection, statement: str, rows: int) -> Attributes:
+    operation = found[1].upper() if (found := _OPERATION.match(statement)) else "SQL"
+    table = found[1] if (found := _TABLE.search(statement)) else ""
+    url = connection.engine.url
+    known = {
+        "db.system.name": "postgresql",
+        "db.namespace": url.database,
+        "db.operation.name": operation,
+        "db.collection.name": table,
+        "db.query.summary": f"{operation} {table}".rstrip(),
+        "db.query.text": statement[:_MAX_CHARACTERS],
+        "db.operation.batch.size": rows if rows > 1 else None,
+        "server.address": url.host,
+        "server.port": url.port,
+    }
+    return {name: value for name, value in known.items() if value}
