@@ -79,8 +79,8 @@ class MeterSettings(EnvSettings):
 def test_a_service_has_what_its_components_have_in_their_order() -> None:
     first, second = APIRouter(), APIRouter()
     read, named = EventType(MeterRead), EventType(MeterNamed, service="shop")
-    meters = Component("meters", [first], [read], [READINGS], settings=[MeterSettings])
-    names = Component("names", [second], [named], [NAMES], streams=["named"])
+    meters = Component("meters", lambda: [first], [read], [READINGS], settings=[MeterSettings])
+    names = Component("names", lambda: [second], [named], [NAMES], streams=["named"])
     service = Service(part for part in [meters, names])
 
     assert service.components == (meters, names)

@@ -28,13 +28,12 @@ from app.orders.repository import (
     order_items,
 )
 from app.platform.database.unit_of_work import UnitOfWork
-from app.platform.errors import DuplicateCommand
+from app.platform.errors import DuplicateCommand, IdempotencyKeyReused
 from app.platform.event_store.category import Category, Data, EventType
 from app.platform.event_store.model import EventRow
 from app.platform.event_store.repository import EventSourcedRepository, Project
 from app.platform.event_store.store import NO_STREAM, ImportRefused
 from app.platform.event_store.streams import Imported, Repair, Sessions, Streams
-from app.platform.http.idempotency import IdempotencyKeyReused
 
 
 def order_placed_2(data: Data) -> Data:

@@ -121,6 +121,17 @@ class Unprocessable(ServiceError):
         )
 
 
+class IdempotencyKeyReused(Unprocessable):
+    title = "This Idempotency-Key belongs to another request"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this Idempotency-Key was sent before with another body: use a new one",
+            pointer="/Idempotency-Key",
+            location="header",
+        )
+
+
 class PreconditionRequired(ServiceError):
     status = 428
     title = "The request must say which version it is meant for"

@@ -6,9 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
-
-from fastapi import APIRouter
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from app.platform.config import EnvSettings
 from app.platform.database.unit_of_work import BindPublisher
@@ -18,7 +16,9 @@ from app.platform.kafka.producer import Producer
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # commands need no HTTP
+    from fastapi import APIRouter
+
     from app.platform.runtime import Runtime
 
 
@@ -37,6 +37,7 @@ def installed_version() -> str | None:
 
 
 Lifespan = Callable[["Runtime"], AbstractAsyncContextManager[None]]
+Routers: TypeAlias = "Sequence[APIRouter]"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Component:
     """A part of a service: a slice of the business, or a module of the platform."""
 
     name: str
-    routers: Sequence[APIRouter] = ()
+    routers: Callable[[], Routers] = lambda: ()
+    """Imports and returns them, in processes that serve HTTP: others are quick without."""
     events: Sequence[EventType] = ()
     """The events that it publishes or consumes."""
     subscriptions: Sequence[Subscription] = ()
@@ -85,8 +87,9 @@ class Service:
         self.publishing = own[0] if own else _AFTER_COMMIT
 
     @property
-    def routers(self) -> list[APIRouter]:
-        return [router for part in self.components for router in part.routers]
+    def routers(self) -> "list[APIRouter]":
+        """Import and return the routers of all components."""
+        return [router for part in self.components for router in part.routers()]
 
     @property
     def events(self) -> list[EventType]:

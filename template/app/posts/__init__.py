@@ -1,8 +1,14 @@
 """Posts of users."""
 
-from app.platform.service import Component
+from app.platform.service import Component, Routers
 from app.posts.events import EVENTS
 from app.posts.handlers import SUBSCRIPTIONS
-from app.posts.router import router
 
-component = Component("posts", routers=[router], events=EVENTS, subscriptions=SUBSCRIPTIONS)
+
+def routers() -> Routers:
+    from app.posts.router import router
+
+    return [router]
+
+
+component = Component("posts", routers=routers, events=EVENTS, subscriptions=SUBSCRIPTIONS)

@@ -119,6 +119,20 @@ assert gc.isenabled() and gc.get_freeze_count() > 10_000  # it works from now on
     assert done.returncode == 0, done.stderr
 
 
+def test_the_service_loads_without_http() -> None:
+    """Its routers are imported when HTTP is served."""
+    load = """
+import sys
+from app.wiring import service
+assert service.events and service.subscriptions
+assert sys.modules.keys().isdisjoint({"fastapi", "starlette", "uvicorn"}), "HTTP without need"
+assert service.routers and "fastapi" in sys.modules
+"""
+    done = subprocess.run((sys.executable, "-c", load), capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_command_that_is_not_there_is_refused() -> None:
     result = CliRunner().invoke(command_line(lambda: wiring.service), ["nosuch"])
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from app.platform.database.engine import Base
 from app.platform.database.retention import Retention
-from app.platform.errors import Unprocessable
+from app.platform.errors import IdempotencyKeyReused
 
 Work = Callable[[], Awaitable["StoredResponse"]]
 
@@ -104,17 +104,6 @@ class IdempotencyRepository:
 RETENTION = Retention(
     cast(Table, IdempotencyRecord.__table__), "created_at", timedelta(days=1), lock=0x1DE4
 )
-
-
-class IdempotencyKeyReused(Unprocessable):
-    title = "This Idempotency-Key belongs to another request"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "this Idempotency-Key was sent before with another body: use a new one",
-            pointer="/Idempotency-Key",
-            location="header",
-        )
 
 
 class Idempotency:

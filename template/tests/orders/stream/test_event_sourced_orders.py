@@ -14,11 +14,11 @@ from app.orders.repository import SqlOrderRepository
 from app.orders.service import OrderService
 from app.orders.stream import ORDERS
 from app.platform.database.engine import Database
-from app.platform.errors import DomainError
+from app.platform.errors import DomainError, IdempotencyKeyReused
 from app.platform.event_store.model import EventRow, SnapshotRow
 from app.platform.event_store.store import EventStore
 from app.platform.events.event import EventRegistry
-from app.platform.http.idempotency import IdempotencyKeyReused, IdempotencyRecord
+from app.platform.http.idempotency import IdempotencyRecord
 from app.platform.outbox.model import OutboxRow
 from app.platform.tracing import Trace, bind_trace
 from app.users.models import User
