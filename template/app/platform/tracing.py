@@ -299,9 +299,10 @@ def unsampled() -> AbstractContextManager[object]:
 
 def exemplar() -> dict[str, str] | None:
     """Return the labels of an exemplar that leads to the current trace; None if it is not sampled."""
-    if not is_sampled():
+    span = get_current_span()
+    if not (span.is_recording() and span.get_span_context().trace_flags.sampled):
         return None
-    return {"trace_id": format_trace_id(get_current_span().get_span_context().trace_id)}
+    return {"trace_id": format_trace_id(span.get_span_context().trace_id)}
 
 
 def _is_unsampled(context: Context | None) -> bool:

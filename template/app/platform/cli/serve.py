@@ -1,5 +1,6 @@
 """Processes: `app api`, `app worker`, `app dev`."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,24 @@ Port = Annotated[
         min=1,
         max=65535,
     ),
+]
+KafkaOf = Annotated[
+    Path | None,
+    typer.Option(help="Share the Kafka of the service in this folder.", metavar="FOLDER"),
+]
+Otlp = Annotated[
+    str | None,
+    typer.Option(
+        help="Send the traces to this collector, too: http://localhost:4318.", metavar="URL"
+    ),
+]
+Reload = Annotated[
+    bool,
+    typer.Option("--reload", help="Restart the application when app, migrations or .env change."),
+]
+ServersOnly = Annotated[
+    bool,
+    typer.Option("--servers-only", help="Run no application: only servers, schema, topics."),
 ]
 
 _PORTS = {"api": 8000, "worker": 8001, "relay": 8002}
@@ -77,21 +96,11 @@ def dev(
     broker: Annotated[
         Broker, typer.Option(help="A real Apache Kafka, or a mock inside the process.")
     ] = Broker.KAFKA,
-    kafka_of: Annotated[
-        Path | None,
-        typer.Option(help="Share the Kafka of the service in this folder.", metavar="FOLDER"),
-    ] = None,
+    kafka_of: KafkaOf = None,
+    otlp: Otlp = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the data first.")] = False,
-    reload: Annotated[
-        bool,
-        typer.Option(
-            "--reload", help="Restart the application when app, migrations or .env change."
-        ),
-    ] = False,
-    servers_only: Annotated[
-        bool,
-        typer.Option("--servers-only", help="Run no application: only servers, schema, topics."),
-    ] = False,
+    reload: Reload = False,
+    servers_only: ServersOnly = False,
 ) -> None:
     """Run everything on this machine, with a PostgreSQL and a Kafka of its own.
 
@@ -103,6 +112,21 @@ def dev(
 
     if reload and servers_only:
         raise typer.BadParameter("--reload and --servers-only exclude each other")
+    if otlp is not None:
+        _send_traces_to(otlp, servers_only)
     mode = Mode.RELOAD if reload else Mode.SERVERS_ONLY if servers_only else Mode.IN_PROCESS
     servers = ServerOptions(broker.value, kafka_of, fresh=fresh)
     run_dev(ctx.obj, port, servers, explain=user_message, mode=mode)
+
+
+def _send_traces_to(url: str, servers_only: bool) -> None:
+    """Set the variables that lead this process, and those that it starts, to the collector."""
+    if servers_only:
+        raise typer.BadParameter(
+            "--servers-only runs nothing that is traced: set OTEL_EXPORTER_OTLP_ENDPOINT for the"
+            " processes beside it, instead of --otlp"
+        )
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{url} is no address of a collector: give http://HOST:4318")
+    os.environ["OTEL_TRACES_EXPORTER"] = "otlp"
+    os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = f"{url.removesuffix('/')}/v1/traces"

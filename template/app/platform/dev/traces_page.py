@@ -136,7 +136,8 @@ class TraceBuffer(SpanProcessor):
 
 
 def install(app: FastAPI, buffer: TraceBuffer, is_on: bool) -> None:
-    """Serve the page, as JSON for those who accept only that."""
+    """Serve the page, as JSON for those who accept only that, and link it from `/docs`."""
+    app.description = f"{app.description}\n\n[Traces of the last requests](dev/traces)"
 
     @app.get(PATH, include_in_schema=False)
     async def listing(request: Request) -> Response:
@@ -185,6 +186,7 @@ def _list_page(traces: Iterable[StoredTrace], is_on: bool) -> str:
 def _list_row(trace: StoredTrace) -> str:
     return (
         f'<tr><td><a href="traces/{trace.trace_id}">{_text(trace.spans[0].name)}</a>'
+        f"{_path(trace.spans[0])}"
         f'{_badge(trace.has_error)}</td><td class="wide">{_clock(trace.started)}</td>'
         f'<td class="number">{len(trace.spans) + trace.left_out}</td>'
         f'<td class="number">{trace.milliseconds:.1f} ms</td></tr>'
@@ -193,13 +195,14 @@ def _list_row(trace: StoredTrace) -> str:
 
 def _trace_page(trace: StoredTrace) -> str:
     name = _text(trace.spans[0].name)
-    left_out = f", {trace.left_out} more left out" if trace.left_out else ""
+    count = len(trace.spans)
+    left_out = f", and {trace.left_out} more that were not kept" if trace.left_out else ""
     rows = "\n".join(_row(trace, depth, span) for depth, span in trace.tree())
     body = f"""\
 <h1>{name}{_badge(trace.has_error)}</h1>
 <p><a href="../traces">All traces</a></p>
-<p class="quiet">Trace {trace.trace_id}, started at {_clock(trace.started)} UTC,
-{trace.milliseconds:.1f} ms, {len(trace.spans)} spans{left_out}</p>
+<p class="quiet">Trace {trace.trace_id}{_path(trace.spans[0])}, started at {_clock(trace.started)} UTC,
+{trace.milliseconds:.1f} ms, {count} span{"" if count == 1 else "s"}{left_out}</p>
 {rows}"""
     return _PAGE.substitute(title=name, root="../../", body=body)
 
@@ -229,9 +232,13 @@ def _details(span: ReadableSpan) -> str:
     for event in span.events:
         entries.append(("event", f"{_text(event.name)} at {_clock(event.timestamp)}"))
         entries += [(name, _text(value)) for name, value in (event.attributes or {}).items()]
-    return (
-        f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{text}</dd>' for name, text in entries)}</dl>"
-    )
+    return f"<dl>{''.join(f'<dt>{_text(name)}</dt><dd>{text}</dd>' for name, text in entries)}</dl>"
+
+
+def _path(span: ReadableSpan) -> str:
+    """Return the path of a request where the name of its span has only the route."""
+    path = str((span.attributes or {}).get("url.path", ""))
+    return "" if span.name.endswith(path) else f' <span class="quiet">{_text(path)}</span>'
 
 
 def _badge(is_error: bool) -> str:
