@@ -100,6 +100,35 @@ def test_a_line_is_one_json_object_with_the_correlation_id(lines: list[dict[str,
     assert line["timestamp"].endswith("Z")
 
 
+TRACED = """
+import structlog
+from app.platform import logs
+from app.platform.tracing import Trace, bind_trace, context_of_traceparent
+
+resource = {"service_name": "shop", "service_version": "1.2.3"}
+logs.configure("INFO", "json", resource=resource)
+log = structlog.get_logger("app.shop")
+context = context_of_traceparent(f"00-{7:032x}-{9:016x}-01")
+with bind_trace(Trace("correlation-1"), context):
+    log.info("within")
+with bind_trace(Trace("correlation-1"), context_of_traceparent("nonsense")):
+    log.info("outside")
+"""
+
+
+def test_a_line_leads_to_its_span_and_its_service() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED], capture_output=True, check=True, timeout=30
+    )
+    within, outside = map(json.loads, done.stderr.splitlines())
+
+    assert (within["trace_id"], within["span_id"]) == (f"{7:032x}", f"{9:016x}")
+    assert "trace_id" not in outside
+    assert "span_id" not in outside
+    for line in (within, outside):
+        assert (line["service_name"], line["service_version"]) == ("shop", "1.2.3")
+
+
 def test_libraries_log_in_the_same_format(lines: list[dict[str, Any]]) -> None:
     line = line_of(lines, "careful with this")
 

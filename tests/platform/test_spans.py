@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from spans import Spans
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.platform import tracing
 from app.platform.database.engine import Database, DatabaseSettings
@@ -377,6 +377,27 @@ async def test_a_failed_statement_is_an_error(database: Database, spans: Spans) 
     assert made.status.status_code is StatusCode.ERROR
     assert attributes(made)["db.response.status_code"] == "42P01"
     assert spans.named("SELECT").status.status_code is StatusCode.UNSET
+
+
+async def test_a_commit_is_a_span_and_can_fail(database: Database, spans: Spans) -> None:
+    async with database.engine.begin() as connection:  # outside of any trace
+        await connection.execute(
+            text("CREATE TABLE things (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        )
+    insert = text("INSERT INTO things VALUES (1)")
+    with span("first"):
+        async with database.engine.begin() as connection:
+            await connection.execute(insert)
+    with pytest.raises(IntegrityError), span("second"):
+        async with database.engine.begin() as connection:
+            await connection.execute(insert)
+
+    committed, failed = [made for made in spans.finished() if made.name == "COMMIT"]
+    assert parent_id(committed) == spans.named("first").context.span_id
+    assert parent_id(failed) == spans.named("second").context.span_id
+    assert attributes(committed)["db.system.name"] == "postgresql"
+    statuses = [made.status.status_code for made in (committed, failed)]
+    assert statuses == [StatusCode.UNSET, StatusCode.ERROR]
 
 
 async def test_many_rows_are_one_short_statement(database: Database, spans: Spans) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from io import StringIO
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -32,11 +33,14 @@ _FILE_BYTES = 10_000_000
 
 
 def configure(
-    level: str = "INFO", log_format: LogFormat = "auto", file: Path | None = None
+    level: str = "INFO",
+    log_format: LogFormat = "auto",
+    file: Path | None = None,
+    resource: Mapping[str, str] | None = None,
 ) -> None:
     """Write the logs of the service and of its libraries to standard error, in one format.
 
-    They are appended to `file`, too, as JSON lines.
+    JSON lines have the fields of `resource`, too. They are appended to `file` as JSON, without those.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -52,20 +56,17 @@ def configure(
         cache_logger_on_first_use=True,
     )
     pretty = log_format == "pretty" or (log_format == "auto" and sys.stderr.isatty())
-    handlers: list[tuple[logging.Handler, bool]] = [(logging.StreamHandler(), pretty)]
+    renderers = _pretty_renderers() if pretty else _json_renderers(resource or {})
+    handlers: list[tuple[logging.Handler, list[Processor]]] = [(logging.StreamHandler(), renderers)]
     if file is not None:
         rotating = RotatingFileHandler(file, maxBytes=_FILE_BYTES, backupCount=1, encoding="utf-8")
-        handlers.append((rotating, False))
-    for handler, is_pretty in handlers:
-        handler.setFormatter(
-            structlog.stdlib.ProcessorFormatter(
-                foreign_pre_chain=shared,
-                processors=[
-                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    *_renderers(is_pretty),
-                ],
-            )
+        handlers.append((rotating, _json_renderers({})))
+    for handler, rendering in handlers:
+        remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+        formatter = structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[remove_meta, *rendering]
         )
+        handler.setFormatter(formatter)
     _replace_handlers([handler for handler, _ in handlers])
     logging.getLogger().setLevel(level)
     for name, library_level in _LIBRARY_LEVELS.items():
@@ -89,17 +90,23 @@ def _replace_handlers(handlers: list[logging.Handler]) -> None:
     root.handlers[:] = handlers
 
 
-def _renderers(pretty: bool) -> list[Processor]:
-    # Both traceback renderers show local variables by default, and so would show passwords.
-    if pretty:
-        return [
-            _escape_control_characters,
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
-                exception_formatter=_plain_traceback,
-            ),
-        ]
+# Both traceback renderers show local variables by default, and so would show passwords.
+def _pretty_renderers() -> list[Processor]:
     return [
+        _escape_control_characters,
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+            exception_formatter=_plain_traceback,
+        ),
+    ]
+
+
+def _json_renderers(resource: Mapping[str, str]) -> list[Processor]:
+    def add_resource(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        return {**event, **resource}
+
+    return [
+        add_resource,
         structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
         structlog.processors.EventRenamer("message"),
         structlog.processors.JSONRenderer(),

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 LOG = Path(".dev/app.log")
-_STANDARD_FIELDS = {"timestamp", "message", "level", "logger", "correlation_id", "exception"}
+_STANDARD_FIELDS = {
+    "timestamp",
+    "message",
+    "level",
+    "logger",
+    "correlation_id",
+    "trace_id",
+    "span_id",
+    "exception",
+}
 
 
 class Step(NamedTuple):

@@ -4,10 +4,18 @@ import re
 from typing import Any
 
 from opentelemetry.trace import Span, SpanKind, get_current_span
-from sqlalchemy import Connection, ExceptionContext, ExecutionContext, event
+from opentelemetry.util.types import AttributeValue
+from sqlalchemy import (
+    Connection,
+    Engine,
+    ExceptionContext,
+    ExecutionContext,
+    PoolProxiedConnection,
+    event,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.platform.tracing import Attributes, begin_span, fail_span
+from app.platform.tracing import Attributes, begin_span, fail_span, span
 
 # An INSERT of many rows repeats its placeholders for each of them.
 _MAX_CHARACTERS = 2_000
@@ -25,6 +33,22 @@ def trace_statements(engine: AsyncEngine) -> None:
     event.listen(engine.sync_engine, "before_cursor_execute", _begin)
     event.listen(engine.sync_engine, "after_cursor_execute", _end)
     event.listen(engine.sync_engine, "handle_error", _fail)
+    _trace_commits(engine.sync_engine)
+
+
+def _trace_commits(engine: Engine) -> None:
+    # SQLAlchemy has an event before a COMMIT, and none after it, where the time is spent.
+    commit = engine.dialect.do_commit
+
+    def do_commit(connection: PoolProxiedConnection) -> None:
+        if not get_current_span().is_recording():
+            return commit(connection)
+        with span(
+            "COMMIT", SpanKind.CLIENT, attributes=_target(engine) | {"db.operation.name": "COMMIT"}
+        ):
+            return commit(connection)
+
+    engine.dialect.do_commit = do_commit  # type: ignore[assignment]  # of this engine alone
 
 
 def _begin(
@@ -50,19 +74,19 @@ def _end(
     context: ExecutionContext | None,
     _is_many: bool,
 ) -> None:
-    if (span := _span_of(context)) is not None:
-        span.end()
+    if (ended := _span_of(context)) is not None:
+        ended.end()
 
 
 def _fail(error: ExceptionContext) -> None:
-    if (span := _span_of(error.execution_context)) is None:
+    if (failed := _span_of(error.execution_context)) is None:
         return
     cause = error.original_exception
     code = getattr(cause, "sqlstate", None) or getattr(cause.__cause__, "sqlstate", None)
     if code is not None:
-        span.set_attribute("db.response.status_code", code)
-    fail_span(span, cause)
-    span.end()
+        failed.set_attribute("db.response.status_code", code)
+    fail_span(failed, cause)
+    failed.end()
 
 
 def _span_of(context: ExecutionContext | None) -> Span | None:
@@ -73,16 +97,22 @@ def _span_of(context: ExecutionContext | None) -> Span | None:
 def _attributes(connection: Connection, statement: str, rows: int) -> Attributes:
     operation = found[1].upper() if (found := _OPERATION.match(statement)) else "SQL"
     table = found[1] if (found := _TABLE.search(statement)) else ""
-    url = connection.engine.url
     known = {
-        "db.system.name": "postgresql",
-        "db.namespace": url.database,
+        **_target(connection.engine),
         "db.operation.name": operation,
         "db.collection.name": table,
         "db.query.summary": f"{operation} {table}".rstrip(),
         "db.query.text": statement[:_MAX_CHARACTERS],
         "db.operation.batch.size": rows if rows > 1 else None,
-        "server.address": url.host,
-        "server.port": url.port,
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def _target(engine: Engine) -> dict[str, AttributeValue]:
+    known = {
+        "db.system.name": "postgresql",
+        "db.namespace": engine.url.database,
+        "server.address": engine.url.host,
+        "server.port": engine.url.port,
     }
     return {name: value for name, value in known.items() if value}

@@ -20,7 +20,7 @@ from app.platform import logs
 from app.platform.config import ConfigurationError, HttpSettings
 from app.platform.http.app import create_app
 from app.platform.runtime import Configuration
-from app.platform.service import Role, Service
+from app.platform.service import Role, Service, installed_version
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP"):
@@ -127,7 +127,9 @@ def serve(
     Raises ConfigurationError for wrong settings and for a port that is in use.
     """
     settings = configuration.service
-    logs.configure(settings.log_level, settings.log_format)
+    version = installed_version() or "unknown"
+    resource = {"service_name": settings.service_name, "service_version": version}
+    logs.configure(settings.log_level, settings.log_format, resource=resource)
     listener = listen(host, port)
     try:
         run(create_app(service, roles, configuration), listener, configuration.http)
