@@ -9,13 +9,15 @@ from typing import Any
 
 import asyncpg
 import pytest
+from alembic.config import Config
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
-from sqlalchemy import event, make_url, text
+from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.platform.config import ConfigurationError, load
+from app.platform.database import migrations
 from app.platform.database.engine import Connector, Database, DatabaseSettings, open_engine
 from app.platform.database.errors import (
     ConnectionPoolEmpty,
@@ -28,7 +30,7 @@ from app.platform.database.errors import (
 from app.platform.database.pool import pool_gauges
 from app.platform.database.url import async_url, parse_database_url
 from app.platform.health import CHECK_TIMEOUT_SECONDS, Health
-from tests.fixtures import temporary_database
+from tests.fixtures import database_settings, temporary_database
 
 
 @pytest.fixture(autouse=True)
@@ -589,3 +591,20 @@ async def test_a_connection_is_closed_when_its_setup_is_cancelled(
         await Connector("postgresql://127.0.0.1/none", 1, None, pooler=False)()
 
     assert opened.terminated
+
+
+async def test_the_migration_lock_survives_idle_limits(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(database_settings(url))
+    async with database.engine.begin() as connection:
+        name = await connection.scalar(text("SELECT quote_ident(current_database())"))
+        limit = "SET idle_in_transaction_session_timeout = '1s'"
+        await connection.execute(text(f"ALTER DATABASE {name} {limit}"))
+    await database.close()
+
+    def slow_migration(connection: Connection, _config: Config) -> None:
+        connection.execute(text("SELECT pg_sleep(2)"))
+
+    monkeypatch.setattr(migrations, "_upgrade", slow_migration)
+    await migrations.upgrade(url)

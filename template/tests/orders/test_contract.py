@@ -3,8 +3,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
+from app.orders.service import OrderReadSettings
 from tests.api import assert_problem, pointers, unique
 from tests.fixtures import eventually
 from tests.orders.api import change, new_order, place, sign_up
@@ -268,7 +270,11 @@ async def test_an_invalid_order_id_is_refused(client: AsyncClient, order_id: str
     assert_problem(await client.get(f"/orders/{order_id}"), 422)
 
 
-async def test_a_version_that_does_not_come_is_said_to_be_late(client: AsyncClient) -> None:
+async def test_a_version_that_does_not_come_is_said_to_be_late(
+    client: AsyncClient, live_app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = OrderReadSettings(orders_min_version_wait_seconds=0.2)
+    monkeypatch.setitem(live_app.state.runtime.settings, OrderReadSettings, quick)
     placed = await place(client)
     answer = await client.get(f"/orders/{placed.json()['id']}", params={"min_version": 2})
     assert_problem(answer, 503)

@@ -78,6 +78,12 @@ def through(network: LossyNetwork, command_seconds: float = 30.0) -> Database:
     )
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is asked several times a second."""
+    monkeypatch.setattr(commit_outcome, "_LONGEST_SECONDS", 0.1)
+
+
 @pytest.fixture
 async def ledger(migrated_database_url: str, database: Database) -> AsyncIterator[Ledger]:
     async with database.engine.begin() as connection:

@@ -28,7 +28,7 @@ from app.platform.database.migrations import (
 )
 from app.platform.database.revisions import RevisionError, find_changes
 from app.platform.database.url import async_url
-from tests.fixtures import database_settings, temporary_database
+from tests.fixtures import temporary_database
 from tests.world import run_cli, serving
 
 
@@ -88,23 +88,6 @@ async def test_upgrading_twice_changes_nothing(empty_database_url: str) -> None:
 async def test_simultaneous_upgrades_run_one_after_the_other(empty_database_url: str) -> None:
     await asyncio.gather(*(upgrade(empty_database_url) for _ in range(4)))
     assert "inbox" in await tables(empty_database_url)
-
-
-async def test_the_migration_lock_survives_idle_limits(
-    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    database = Database(database_settings(empty_database_url))
-    async with database.engine.begin() as connection:
-        name = await connection.scalar(text("SELECT quote_ident(current_database())"))
-        limit = "SET idle_in_transaction_session_timeout = '1s'"
-        await connection.execute(text(f"ALTER DATABASE {name} {limit}"))
-    await database.close()
-
-    def slow_migration(connection: Connection, _config: Config) -> None:
-        connection.execute(text("SELECT pg_sleep(2)"))
-
-    monkeypatch.setattr(migrate, "_upgrade", slow_migration)
-    await upgrade(empty_database_url)
 
 
 async def test_behind_a_pooler_migrations_keep_no_prepared_statement(
