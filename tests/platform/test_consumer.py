@@ -140,7 +140,7 @@ class EndlessProcessor:
     def __init__(self) -> None:
         self.stopped = False
 
-    async def process(self, batch: object, progress: object) -> None:
+    async def process(self, batch: object, progress: object, began: object) -> None:
         try:
             await asyncio.Event().wait()
         finally:

@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import REGISTRY, MeterRead
+from spans import Spans
 from typer.testing import CliRunner
 
 from app import wiring
+from app.platform import tracing
 from app.platform.cli import outbox
 from app.platform.config import ConfigurationError
 from app.platform.http.app import create_app
-from app.platform.kafka.codec import Message, encode
+from app.platform.kafka.codec import TRACEPARENT, TRACESTATE, Message, encode
 from app.platform.kafka.errors import (
     BrokerUnavailable,
     MessageRejected,
@@ -25,7 +27,9 @@ from app.platform.kafka.errors import (
     SendError,
     UnknownTopic,
 )
+from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.producer import Outcome
+from app.platform.kafka.spans import batch_span, creating
 from app.platform.outbox.batch import Batch, Unsendable
 from app.platform.outbox.model import (
     HEADER_COLUMNS,
@@ -40,7 +44,7 @@ from app.platform.outbox.model import (
 )
 from app.platform.outbox.store import PendingRow
 from app.platform.service import Role
-from app.platform.tracing import Trace, bind_trace, context_of_traceparent
+from app.platform.tracing import Trace, bind_trace, context_of, context_of_traceparent
 
 
 def row(number: int, key: str = "k", topic: str = "a.b.c", attempts: int = 0) -> PendingRow:
@@ -229,6 +233,27 @@ def test_a_header_without_a_column_is_kept_too() -> None:
     row = as_row(message, 320_000)
     assert row["headers"] == {"x-tenant": "\N{SNOWMAN}"}
     assert back(row).headers == message.headers
+
+
+async def test_a_trace_goes_on_from_the_row(spans: Spans) -> None:
+    """The relay may be another process: it has only the row."""
+    sent = [(TRACESTATE, b"vendor=value"), (TRACEPARENT, f"00-{7:032x}-{9:016x}-01".encode())]
+    with tracing.span("request", parent=context_of(sent)), creating(EVENT, REGISTRY):
+        row = as_row(encode(EVENT, REGISTRY, Trace("story")), 320_000)
+    message = back(row)
+    with batch_span("relay batch", [message.headers]):
+        await FakeProducer().send(message)
+
+    created, relayed = spans.named("create " + message.topic), spans.named("send " + message.topic)
+    assert created.context is not None
+    assert relayed.context is not None
+    assert relayed.parent is not None
+    assert relayed.parent.span_id == created.context.span_id
+    assert row["traceparent"] == dict(message.headers)[TRACEPARENT].decode()  # type: ignore[union-attr]  # it has one
+    assert relayed.context.trace_state.to_header() == "vendor=value"
+    batch = spans.named("relay batch").context
+    assert batch is not None
+    assert [link.context.span_id for link in relayed.links] == [batch.span_id]
 
 
 def test_every_header_that_differs_between_messages_has_a_column() -> None:

@@ -7,16 +7,21 @@ from contextlib import contextmanager
 
 import typer
 
+from app.platform import telemetry
 from app.platform.cli.dlq_outcomes import watching_replay
 from app.platform.kafka.codec import Message
 from app.platform.kafka.dead_letters import DeadLetter
 from app.platform.kafka.errors import BrokerUnavailable, SendError, TopicUnavailable
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.retry import discard_tombstone, replay_message
+from app.platform.kafka.spans import as_attempt, resending
 from app.platform.runtime import Context
 from app.platform.terminal import say
 
 _RETRY_SECONDS = 0.5
+
+# What the letters are, after each operation.
+_DONE = {"replay": "sent", "discard": "discarded"}
 
 Build = Callable[[DeadLetter], Sequence[Message]]
 
@@ -34,22 +39,21 @@ def replay(
     """
 
     def build(letter: DeadLetter) -> Sequence[Message]:
-        if to is None:
-            return [replay_message(letter.record)]
-        # From now on it is a message of the other consumer.
-        return [replay_message(letter.record, to), discard_tombstone(letter.record)]
+        message = as_attempt(replay_message(letter.record, to))
+        # With `to`, it is a message of the other consumer from now on.
+        return [message] if to is None else [message, discard_tombstone(letter.record)]
 
     async def run() -> bool:
         if max_wait is None:
-            await _send_all(context, letters, build, "sent", rate)
+            await _send_all(context, letters, build, "replay", rate)
             return True
         async with watching_replay(context, letters, to) as watch:
-            sent = await _send_all(context, letters, build, "sent", rate)
+            sent = await _send_all(context, letters, build, "replay", rate)
             outcome = await watch.wait(sent, max_wait)
         say(f"applied {outcome.applied}, failed again {outcome.failed}, pending {outcome.pending}")
         return outcome.applied == len(letters)
 
-    with _one_line_errors():
+    with telemetry.for_command(), _one_line_errors():
         succeeded = asyncio.run(run())
     if not succeeded:
         raise typer.Exit(1)
@@ -61,8 +65,8 @@ def discard(context: Context, letters: Sequence[DeadLetter]) -> None:
     def build(letter: DeadLetter) -> Sequence[Message]:
         return [discard_tombstone(letter.record)]
 
-    with _one_line_errors():
-        asyncio.run(_send_all(context, letters, build, "discarded"))
+    with telemetry.for_command(), _one_line_errors():
+        asyncio.run(_send_all(context, letters, build, "discard"))
 
 
 @contextmanager
@@ -81,17 +85,17 @@ async def _send_all(
     context: Context,
     letters: Sequence[DeadLetter],
     build: Build,
-    done: str,
+    operation: str,
     rate: float | None = None,
 ) -> list[DeadLetter]:
     """Send the messages for each letter, and print the numbers; return the letters that were sent."""
-    loop = asyncio.get_running_loop()
+    loop, done = asyncio.get_running_loop(), _DONE[operation]
     sent: list[DeadLetter] = []
     try:
         async with KafkaProducer(context.kafka).running() as producer:
             for letter in letters:
                 started = loop.time()
-                if await _send(context, producer, letter, build):
+                if await _send(context, producer, letter, build, operation):
                     sent.append(letter)
                     if rate is not None:
                         await asyncio.sleep(max(0.0, 1 / rate - (loop.time() - started)))
@@ -103,12 +107,17 @@ async def _send_all(
 
 
 async def _send(
-    context: Context, producer: KafkaProducer, letter: DeadLetter, build: Build
+    context: Context,
+    producer: KafkaProducer,
+    letter: DeadLetter,
+    build: Build,
+    operation: str,
 ) -> bool:
     """Send the messages for the letter; return False if they can never be sent."""
     try:
-        for message in build(letter):
-            await _send_with_retry(producer, message, context.kafka.kafka_send_timeout_seconds)
+        with resending(operation, letter.record):
+            for message in build(letter):
+                await _send_with_retry(producer, message, context.kafka.kafka_send_timeout_seconds)
     except BrokerUnavailable:
         raise
     except (ValueError, SendError) as error:  # the other letters can still be sent

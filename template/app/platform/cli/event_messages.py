@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from aiokafka import ConsumerRecord
 
-from app.platform import tracing
+from app.platform import telemetry, tracing
 from app.platform.cli.base import failure, unknown
 from app.platform.events.envelope import Received
 from app.platform.events.event import BaseEvent
@@ -29,6 +29,7 @@ from app.platform.kafka.codec import (
 from app.platform.kafka.decoding import EventDecoder
 from app.platform.kafka.errors import UndecodableMessage, UnknownTopic
 from app.platform.kafka.producer import KafkaProducer
+from app.platform.kafka.spans import creating
 from app.platform.kafka.topics import missing_foreign
 from app.platform.runtime import Context
 from app.platform.terminal import printable, say, say_block
@@ -105,8 +106,10 @@ def send_event(
         event = decode(topic, json.dumps(payload).encode(), context.registry)
     except UndecodableMessage as error:
         raise failure(str(error)) from error
-    message = encode(event, context.registry, tracing.current())
-    asyncio.run(send(context, message))
+    with telemetry.for_command():
+        with creating(event, context.registry):
+            message = encode(event, context.registry, tracing.current())
+        asyncio.run(send(context, message))
     return event, message
 
 

@@ -12,6 +12,7 @@ moment, when no writer is between position and commit.
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
@@ -35,6 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.platform import tracing
 from app.platform.errors import VersionConflict
 from app.platform.event_store.category import Category, E, S
 from app.platform.event_store.model import EventRow
@@ -204,6 +206,15 @@ class EventStore(Generic[E, S]):
             self._parameters(stream_id, version, event)
             for version, event in enumerate(events, start=expected_version)
         )
+        with self._span("append", stream_id):
+            row = await self._insert(stream_id, first, rest)
+        appended_events.labels(self._category.name).inc(len(events))
+        recorded_at, began_at = row
+        return Appended(began_at, recorded_at)
+
+    async def _insert(
+        self, stream_id: int, first: dict[str, Any], rest: Sequence[dict[str, Any]]
+    ) -> Sequence[datetime]:
         row = (await self._session.execute(_INSERT_FIRST, first)).one_or_none()
         if row is None:
             append_conflicts.labels(self._category.name).inc()
@@ -211,25 +222,22 @@ class EventStore(Generic[E, S]):
         # Winning the first version reserves the rest: no writer can append after a missing event.
         if rest:
             await self._session.execute(_INSERT_REST, rest)
-        appended_events.labels(self._category.name).inc(len(events))
-        recorded_at, began_at = row
-        return Appended(began_at, recorded_at)
+        return row
 
     async def load(self, stream_id: int, at_version: int | None = None) -> StreamState[S] | None:
         """Return the state at `at_version`, or the newest; None if the stream is shorter.
 
         Raises UnknownEvent and BrokenStream.
         """
-        found = await self._session.execute(
-            _LOAD,
-            {
-                "category": self._category.name,
-                "stream_id": stream_id,
-                "state_version": self._category.snapshot_version,
-                "at_version": _NEWEST if at_version is None else at_version,
-            },
-        )
-        loaded = _fold(self._category, stream_id, found)
+        keys = {
+            "category": self._category.name,
+            "stream_id": stream_id,
+            "state_version": self._category.snapshot_version,
+            "at_version": _NEWEST if at_version is None else at_version,
+        }
+        with self._span("load", stream_id):
+            found = await self._session.execute(_LOAD, keys)
+            loaded = _fold(self._category, stream_id, found)
         return None if loaded is None or loaded.version < (at_version or 0) else loaded
 
     async def load_many(self, stream_ids: Sequence[int]) -> list[StreamState[S]]:
@@ -327,6 +335,12 @@ class EventStore(Generic[E, S]):
         count = len(gone.all())
         await self._session.execute(text("SET LOCAL event_store.erasing = 'off'"))
         return count
+
+    def _span(self, operation: str, stream_id: int) -> AbstractContextManager[object]:
+        return tracing.span(
+            f"{operation} {self._category.name}",
+            attributes=lambda: {"app.event_store.stream_id": stream_id},
+        )
 
     def _parameters(self, stream_id: int, expected: int, new: NewEvent[E]) -> dict[str, Any]:
         event_type = self._category.type_of(new.event)

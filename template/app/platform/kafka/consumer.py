@@ -73,7 +73,13 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         self._owners = {topic: owner for topic, owner in owners.items() if owner is not None}
         initialise_counters(self.name, self._source_topics)
         self._processor = Processor(
-            subscription, registry, self._source_topics, units, producer, self.status
+            subscription,
+            registry,
+            self._source_topics,
+            units,
+            producer,
+            self.status,
+            group_of(self.name, settings),
         )
         self._positions = Positions(self.name, self._source_topics, settings)
         self._lag = AssignmentLag(self.status, settings)
@@ -151,13 +157,14 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 
     async def _consume(self, client: AIOKafkaConsumer) -> None:
         while not self._stopping.is_set():
+            began = time.time_ns()
             batch = await self._fetch(client)
             generation = self._generation
             self.status.record_progress()
             if time.monotonic() >= self._next_check:
                 await self._check(client, batch)
             if batch and generation == self._generation:
-                await self._process(client, batch)
+                await self._process(client, batch, began)
 
     async def _check(self, client: AIOKafkaConsumer, batch: Batch) -> None:
         """Look for missing topics, and commit positions that moved without a message."""
@@ -235,11 +242,14 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 
     # Processing
 
-    async def _process(self, client: AIOKafkaConsumer, batch: Batch) -> None:
+    async def _process(
+        self, client: AIOKafkaConsumer, batch: Batch, began: int | None = None
+    ) -> None:
         generation = self._generation
         tracker = self._tracker = OffsetTracker(batch)
         task = self._processing = asyncio.create_task(
-            self._process_and_commit(client, batch, tracker), name=f"consumer-{self.name}-batch"
+            self._process_and_commit(client, batch, tracker, began),
+            name=f"consumer-{self.name}-batch",
         )
         try:
             while not task.done():
@@ -259,9 +269,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         client.resume(*(client.paused() - set(self._buffer)))
 
     async def _process_and_commit(
-        self, client: AIOKafkaConsumer, batch: Batch, tracker: OffsetTracker
+        self, client: AIOKafkaConsumer, batch: Batch, tracker: OffsetTracker, began: int | None
     ) -> None:
-        await self._processor.process(batch, tracker)
+        await self._processor.process(batch, tracker, began)
         await self._committer.commit_all(client, tracker)
 
     async def _keep_alive(self, client: AIOKafkaConsumer, tracker: OffsetTracker) -> None:

@@ -12,6 +12,7 @@ from app.platform.kafka.errors import (
     UnknownTopic,
 )
 from app.platform.kafka.producer import BlockedKeys, Outcome
+from app.platform.kafka.spans import sending
 from app.platform.kafka.topics import FORWARDED_HEADROOM_BYTES
 
 
@@ -44,9 +45,11 @@ class FakeProducer:
     async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
         blocked = BlockedKeys()
         outcomes: list[Outcome] = []
-        for message in messages:
-            outcomes.append(blocked.error_for(message) or self._refusal(message))
-            blocked.record(message, outcomes[-1])
+        with sending(messages) as spans:
+            for message in messages:
+                outcomes.append(blocked.error_for(message) or self._refusal(message))
+                blocked.record(message, outcomes[-1])
+            spans.record(outcomes)
         self.sent += [m for m, refusal in zip(messages, outcomes, strict=True) if refusal is None]
         return outcomes
 

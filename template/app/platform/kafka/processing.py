@@ -6,7 +6,6 @@ after that commit, or once Kafka has confirmed it in a delay topic or dead lette
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from itertools import groupby
 from uuid import UUID
 
@@ -15,7 +14,6 @@ from aiokafka import ConsumerRecord, TopicPartition
 from prometheus_client import Counter
 from sqlalchemy.exc import DBAPIError
 
-from app.platform import tracing
 from app.platform.database.errors import (
     error_message,
     is_retryable,
@@ -25,7 +23,7 @@ from app.platform.database.errors import (
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import EventRegistry
 from app.platform.kafka import metrics
-from app.platform.kafka.codec import trace_of
+from app.platform.kafka.consumer_spans import ConsumerSpans
 from app.platform.kafka.decoding import EventDecoder
 from app.platform.kafka.delivery import Delivery, Undecodable
 from app.platform.kafka.errors import BrokerUnavailable, UndecodableMessage
@@ -61,6 +59,7 @@ class Processor:
         units: UnitOfWorkFactory,
         producer: Producer,
         status: ConsumerStatus,
+        group: str | None = None,
     ) -> None:
         self._subscription = subscription
         self._name = subscription.name
@@ -70,24 +69,28 @@ class Processor:
         self._status = status
         self._breaker = CircuitBreaker(subscription.overload)
         self._reporter = Reporter(subscription)
+        self._spans = ConsumerSpans(subscription.name, group, source_topics)
         self._forwarder = Forwarder(subscription, source_topics, producer, status, self._reporter)
         self._probing = asyncio.Lock()
 
     async def process(
-        self, batch: Mapping[TopicPartition, Sequence[ConsumerRecord]], tracker: OffsetTracker
+        self,
+        batch: Mapping[TopicPartition, Sequence[ConsumerRecord]],
+        tracker: OffsetTracker,
+        began: int | None = None,
     ) -> None:
-        """Apply `batch` in lanes, and mark in `tracker` what is done.
+        """Apply `batch` in lanes, and mark in `tracker` what is done; its fetch `began` at a time in ns.
 
         Returns early when the consumer drains, with the rest of the batch unmarked.
         """
         records = [record for part in batch.values() for record in part]
         metrics.batch_size.labels(self._name).observe(len(records))
         lanes = split_into_lanes(records, self._subscription.concurrency)
-        async with asyncio.TaskGroup() as group:
-            for number, lane in enumerate(lanes):
-                group.create_task(
-                    self._process_lane(lane, tracker), name=f"consumer-{self._name}-lane-{number}"
-                )
+        with self._spans.fetch(records, began):
+            async with asyncio.TaskGroup() as group:
+                for number, lane in enumerate(lanes):
+                    name = f"consumer-{self._name}-lane-{number}"
+                    group.create_task(self._process_lane(lane, tracker), name=name)
 
     async def _process_lane(
         self, records: Sequence[ConsumerRecord], tracker: OffsetTracker
@@ -160,19 +163,20 @@ class Processor:
     async def _apply_in_transaction(self, deliveries: Sequence[Delivery]) -> None:
         """Insert the inbox rows of all, then call the handlers, in order, for those that are new."""
         self._status.check_draining()
-        async with self._units.begin() as uow:
-            ids = [delivery.id for delivery in deliveries]
-            new = await self._claim(uow, ids)
-            fresh = _deduplicate(deliveries, new)
-            try:
-                await self._handle(fresh, uow)
-            except asyncio.CancelledError as error:
-                if _is_being_cancelled():
-                    raise
-                # Unconverted, it would silently end the lane: no attempt, no dead letter.
-                raise HandlerCancelled("the handler awaited something cancelled") from error
-        self._reporter.count_consumed(deliveries, fresh)
-        self._reporter.log_applied(fresh)
+        with self._spans.transaction(deliveries):
+            async with self._units.begin() as uow:
+                ids = [delivery.id for delivery in deliveries]
+                new = await self._claim(uow, ids)
+                fresh = _deduplicate(deliveries, new)
+                try:
+                    await self._handle(fresh, uow)
+                except asyncio.CancelledError as error:
+                    if _is_being_cancelled():
+                        raise
+                    # Unconverted, it would silently end the lane: no attempt, no dead letter.
+                    raise HandlerCancelled("the handler awaited something cancelled") from error
+            self._reporter.count_consumed(deliveries, fresh)
+            self._reporter.log_applied(fresh)
         self._status.record_progress()
 
     async def _claim(self, uow: UnitOfWork, ids: Sequence[UUID]) -> set[UUID]:
@@ -194,7 +198,7 @@ class Processor:
             part = list(run)
             events = [delivery.event for delivery in part]
             with (
-                _trace_scope(part),
+                self._spans.handling(part),
                 metrics.timing_handler(self._name, events[0].event_type),
             ):
                 await handler(events, uow)
@@ -202,7 +206,7 @@ class Processor:
     async def _handle_one(self, delivery: Delivery, uow: UnitOfWork) -> None:
         event = delivery.event
         with (
-            _trace_scope([delivery]),
+            self._spans.handling([delivery]),
             metrics.timing_handler(self._name, event.event_type),
         ):
             await self._subscription.handler(event)(event, uow)
@@ -257,6 +261,7 @@ class Processor:
 
     async def _give_up_undecodable(self, entry: Undecodable) -> None:
         self._status.check_draining()
+        self._spans.fail(entry)
         # Neither throttled nor a sign of overload, because waiting cannot help.
         self._reporter.record_failure(entry.record, entry.error, "permanent")
         metrics.messages_undecodable.labels(self._name, entry.record.topic).inc()
@@ -307,20 +312,6 @@ class Processor:
             self._status.overload = None
             metrics.paused.labels(self._name, "overload").set(0)
             log.info("subscription resumed", consumer=self._name)
-
-
-def _trace_scope(deliveries: Sequence[Delivery]) -> AbstractContextManager[object]:
-    """Return the tracing context of handlers, so that their events refer to the handled one."""
-    if len(deliveries) == 1:
-        (only,) = deliveries
-        headers = only.record.headers
-        return tracing.bind_trace(
-            trace_of(headers, only.event.event_id), tracing.context_of(headers)
-        )
-    by_id = {delivery.event.event_id: delivery.record.headers for delivery in deliveries}
-    return tracing.bind_batch(
-        lambda id: (trace_of(by_id[id], id), tracing.context_of(by_id[id])) if id in by_id else None
-    )
 
 
 def _deduplicate(deliveries: Sequence[Delivery], new: set[UUID]) -> Sequence[Delivery]:

@@ -22,6 +22,7 @@ from app.platform.kafka.errors import (
 )
 from app.platform.kafka.refusals import Fault, Obstacles, SendMonitor, fault_of, find_obstacles
 from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.spans import sending
 from app.platform.kafka.topics import forwarded_limit
 
 # At least so many messages get batches of their own, in which each costs half as much. Fewer messages
@@ -90,20 +91,23 @@ class KafkaProducer:
         await self._monitor.check()
 
     async def send(self, message: Message) -> None:
-        started = time.perf_counter()
-        outcome = await self._send(message)
-        self._monitor.record(message.topic, outcome, time.perf_counter() - started)
-        if outcome is not None:
-            raise outcome
+        with sending([message]):
+            started = time.perf_counter()
+            outcome = await self._send(message)
+            self._monitor.record(message.topic, outcome, time.perf_counter() - started)
+            if outcome is not None:
+                raise outcome
 
     async def send_all(self, messages: Sequence[Message]) -> list[Outcome]:
-        started = time.perf_counter()
-        if len(messages) == 1:
-            outcomes = [await self._send(messages[0])]
-        else:
-            outcomes = await self._send_all(messages)
-            await self._resend_rejected(messages, outcomes)
-        self._monitor.record_all(messages, outcomes, time.perf_counter() - started)
+        with sending(messages) as spans:
+            started = time.perf_counter()
+            if len(messages) == 1:
+                outcomes = [await self._send(messages[0])]
+            else:
+                outcomes = await self._send_all(messages)
+                await self._resend_rejected(messages, outcomes)
+            self._monitor.record_all(messages, outcomes, time.perf_counter() - started)
+            spans.record(outcomes)
         return outcomes
 
     async def _resend_rejected(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:

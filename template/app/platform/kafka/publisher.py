@@ -23,6 +23,7 @@ from app.platform.kafka.codec import Message, encode_within
 from app.platform.kafka.errors import BrokerUnavailable
 from app.platform.kafka.producer import Outcome, Producer
 from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.spans import creating
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +54,8 @@ class DirectPublisher:
 
     async def publish(self, event: BaseEvent) -> None:
         """Keep `event` until the commit. Raises MessageTooLarge, so that the transaction fails."""
-        message = encode_within(self._max_bytes, event, self._registry, tracing.current())
+        with creating(event, self._registry):
+            message = encode_within(self._max_bytes, event, self._registry, tracing.current())
         if not self._pending:
             self._tracker.track()
         self._pending.append(message)

@@ -18,6 +18,7 @@ from app.platform.kafka.codec import (
     keep_originals,
     with_headers,
 )
+from app.platform.kafka.consumer_spans import last_attempt
 from app.platform.kafka.subscription import OverloadPolicy, Subscription
 from app.platform.kafka.topics import (
     dead_letter_topic,
@@ -211,6 +212,8 @@ def _history(
         names.ERROR_TYPE: type(error).__name__,
         names.ERROR_MESSAGE: error_message(error)[:ERROR_MESSAGE_LENGTH],
     }
+    if (attempt := last_attempt(record)) is not None:
+        history[names.ATTEMPT_TRACEPARENT] = attempt
     if first_hop or header(record.headers, names.ORIGIN_OFFSET) is None:
         history |= {
             names.ORIGIN_TOPIC: origin,

@@ -16,6 +16,7 @@ from app.platform.events.event import BaseEvent, EventRegistry
 from app.platform.kafka.codec import Message, encode_within
 from app.platform.kafka.producer import Producer
 from app.platform.kafka.settings import KafkaSettings
+from app.platform.kafka.spans import creating
 from app.platform.outbox.model import OutboxRow, as_row, bucket_of
 from app.platform.outbox.settings import OutboxSettings
 
@@ -57,7 +58,8 @@ class OutboxPublisher:
 
     async def publish(self, event: BaseEvent) -> None:
         """Raise MessageTooLarge, so that a transaction whose event cannot be sent fails."""
-        message = encode_within(self._max_bytes, event, self._registry, tracing.current())
+        with creating(event, self._registry):
+            message = encode_within(self._max_bytes, event, self._registry, tracing.current())
         if not self._entries:
             self._listen()
         self._entries.append(_Entry(message, self._session.get_nested_transaction()))

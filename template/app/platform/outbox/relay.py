@@ -16,6 +16,7 @@ from app.platform.database.errors import is_unavailable, summary
 from app.platform.health import Unhealthy
 from app.platform.kafka.errors import BrokerUnavailable, SendError
 from app.platform.kafka.producer import Outcome, Producer
+from app.platform.kafka.spans import batch_span
 from app.platform.outbox import monitor, store
 from app.platform.outbox.batch import Batch, Unsendable
 from app.platform.outbox.bucket_queue import BucketQueue
@@ -156,8 +157,9 @@ class Relay:
                     return set()
                 rows = await self._read_rows(connection, locked, limit, size)
                 batch = Batch(rows, self._settings.outbox_max_attempts)
-                await self._send(batch)
-                await self._apply_outcomes(connection, batch)
+                with batch_span("relay batch", (row.message.headers for row in rows)):
+                    await self._send(batch)
+                    await self._apply_outcomes(connection, batch)
         if rows:
             self._report(batch, time.perf_counter() - started)
         if batch.outage:

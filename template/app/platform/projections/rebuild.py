@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.base import ExecutableOption
 
+from app.platform import tracing
 from app.platform.database.engine import DISABLE_TIMEOUTS, Database
 from app.platform.projections.projection import (
     REBUILD_LOCK,
@@ -141,12 +142,15 @@ class Rebuild(Generic[State]):
         Raises RebuildRefused if another rebuild of the projection runs. If it is interrupted, the
         live tables stay in place, and the shadow tables are dropped.
         """
+        name = self._projection.name
         async with exclusive_rebuild(self._database, self._projection):
             try:
-                await self.register()
-                while (progress := await self.fill()) is not None:
-                    report(progress)
-                return await self.swap()
+                with tracing.span(f"rebuild {name}"):
+                    await self.register()
+                    while (progress := await self.fill()) is not None:
+                        report(progress)
+                    with tracing.span(f"swap {name}"):
+                        return await self.swap()
             except RebuildSuperseded:
                 raise  # the registration belongs to another rebuild
             except BaseException:
@@ -165,6 +169,13 @@ class Rebuild(Generic[State]):
 
     async def fill(self) -> Progress | None:
         """Fill in the next batch; return None if nothing was left. Raises RebuildSuperseded."""
+        with tracing.span(f"fill {self._projection.name}") as span:
+            progress = await self._fill()
+            if progress is not None:
+                span.set_attribute("app.projection.done", progress.done)
+        return progress
+
+    async def _fill(self) -> Progress | None:
         async with self._database.sessions() as session, session.begin():
             # Read before the lock is taken, so that projectors wait only for the write. A state
             # that is outdated by then is skipped: the shadow already has the newer one.

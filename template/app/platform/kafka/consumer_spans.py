@@ -1,0 +1,276 @@
+"""Spans of a consumer: fetches, transactions, and attempts to handle a message.
+
+All attempts at a message are children of its creation, and each links to the one before. A
+transaction of many messages is a span beside their traces, with links to them.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from aiokafka import ConsumerRecord
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    get_current_span,
+    set_span_in_context,
+)
+
+from app.platform import tracing
+from app.platform.kafka.codec import CE_ID, header, trace_of
+from app.platform.kafka.delivery import Delivery, Undecodable
+from app.platform.kafka.spans import (
+    Attributes,
+    attributes_of,
+    content_attributes,
+    links_to,
+    links_to_attempt,
+    place_attributes,
+    sampling_of,
+)
+from app.platform.tracing import Trace
+
+
+@dataclass
+class _Fetch:
+    """The tracing of the messages of one fetch. They are known by the identities of their records."""
+
+    context: Context  # of the span of the fetch; empty without one
+    sampled: Mapping[int, Context]
+    unsampled: Collection[int]
+    attempts: dict[int, SpanContext] = field(default_factory=dict)
+    alone: set[int] = field(default_factory=set)  # in a transaction that is the attempt itself
+
+    def may_trace(self, record: ConsumerRecord) -> bool:
+        """Return whether an attempt has a span: in a sampled trace, or as the root of a new one."""
+        return id(record) not in self.unsampled
+
+    def context_of(self, record: ConsumerRecord) -> Context:
+        """Return the context of a message, which is parsed only once."""
+        return self.sampled.get(id(record)) or tracing.context_of(record.headers)
+
+    def remember(self, record: ConsumerRecord, attempt: Span) -> None:
+        if attempt.is_recording():
+            self.attempts[id(record)] = attempt.get_span_context()
+
+
+# Unset while tracing is off. The lanes of a fetch share it.
+_fetch: ContextVar[_Fetch | None] = ContextVar("fetch", default=None)
+
+
+def last_attempt(record: ConsumerRecord) -> str | None:
+    """Return the `traceparent` of the last attempt at a message in this process, if it has a span."""
+    fetch = _fetch.get()
+    attempt = None if fetch is None else fetch.attempts.get(id(record))
+    if attempt is None:
+        return None
+    return tracing.traceparent_of(set_span_in_context(NonRecordingSpan(attempt)))
+
+
+class ConsumerSpans:
+    """The spans of one consumer."""
+
+    def __init__(self, consumer: str, group: str | None, source_topics: Mapping[str, str]) -> None:
+        self._consumer = consumer
+        self._origins = source_topics
+        self._common: Attributes = {"app.consumer": consumer}
+        if group is not None:
+            self._common["messaging.consumer.group.name"] = group
+
+    # Fetches and transactions
+
+    @contextmanager
+    def fetch(self, records: Sequence[ConsumerRecord], began: int | None) -> Iterator[None]:
+        """Trace what becomes of `records`, whose fetch `began` at a time in nanoseconds."""
+        if not tracing.is_on():
+            yield
+            return
+        sampled: dict[int, Context] = {}
+        unsampled: set[int] = set()
+        for record in records:
+            if sampling := sampling_of(record.headers):
+                sampled[id(record)] = tracing.context_of(record.headers)
+            elif sampling is not None:
+                unsampled.add(id(record))
+        context = self._receive(records, links_to(sampled.values()), began)
+        token = _fetch.set(_Fetch(context, sampled, unsampled))
+        try:
+            yield
+        finally:
+            _fetch.reset(token)
+
+    def _receive(
+        self, records: Sequence[ConsumerRecord], links: Sequence[Link], began: int | None
+    ) -> Context:
+        if not links:
+            return Context()
+        span = tracing.begin_span(
+            f"receive {self._consumer}",
+            SpanKind.CLIENT,
+            parent=Context(),
+            links=links,
+            attributes=lambda: self._attributes_of_batch("receive", records),
+            start_time=began,
+        )
+        if span is None:
+            return Context()
+        span.end()
+        return set_span_in_context(span, Context())
+
+    def transaction(self, deliveries: Sequence[Delivery]) -> AbstractContextManager[object]:
+        """Return the span of a transaction: of its only message's attempt, or of the batch."""
+        fetch = _fetch.get()
+        if fetch is None:
+            return nullcontext()
+        records = [delivery.record for delivery in deliveries]
+        if len(records) == 1 and fetch.may_trace(records[0]):
+            return self._attempt_alone(fetch, deliveries[0])
+        sampled = (fetch.sampled.get(id(record)) for record in records)
+        links = links_to(context for context in sampled if context is not None)
+        if not links:
+            return tracing.unsampled()
+        return tracing.span(
+            f"process batch {self._consumer}",
+            SpanKind.CONSUMER,
+            parent=fetch.context,
+            links=links,
+            attributes=lambda: self._attributes_of_batch("process", records),
+        )
+
+    def _attributes_of_batch(self, operation: str, records: Sequence[ConsumerRecord]) -> Attributes:
+        topics = {record.topic for record in records}
+        found = attributes_of(operation, topics.pop() if len(topics) == 1 else None)
+        return {**found, **self._common, "messaging.batch.message_count": len(records)}
+
+    # Attempts
+
+    def handling(self, deliveries: Sequence[Delivery]) -> AbstractContextManager[object]:
+        """Return the scope of a handler's call, in which events refer to what is handled."""
+        fetch = _fetch.get()
+        if len(deliveries) > 1:
+            return self._handling_batch(fetch, deliveries)
+        (only,) = deliveries
+        if fetch is not None and fetch.may_trace(only.record):
+            alone = id(only.record) in fetch.alone
+            return nullcontext() if alone else self._attempt(fetch, only)
+        return tracing.bind_trace(_trace_of(only), tracing.context_of(only.record.headers))
+
+    def fail(self, undecodable: Undecodable) -> None:
+        """Record the attempt at a message that cannot be decoded."""
+        fetch, record = _fetch.get(), undecodable.record
+        if fetch is None or not fetch.may_trace(record):
+            return
+        with tracing.bind_trace(trace_of(record.headers, None)):
+            span = self._begin_attempt(fetch, record, header(record.headers, CE_ID))
+        if span is not None:
+            tracing.fail_span(span, undecodable.error)
+            span.end()
+
+    @contextmanager
+    def _attempt_alone(self, fetch: _Fetch, delivery: Delivery) -> Iterator[None]:
+        fetch.alone.add(id(delivery.record))
+        try:
+            with self._attempt(fetch, delivery):
+                yield
+        finally:
+            fetch.alone.discard(id(delivery.record))
+
+    @contextmanager
+    def _attempt(self, fetch: _Fetch, delivery: Delivery) -> Iterator[None]:
+        record = delivery.record
+        with (
+            tracing.bind_trace(_trace_of(delivery)),
+            tracing.span(
+                self._name_of_attempt(record),
+                SpanKind.CONSUMER,
+                parent=fetch.context_of(record),
+                links=self._links(fetch, record),
+                attributes=lambda: self._attributes(record, str(delivery.event.event_id)),
+            ) as span,
+        ):
+            fetch.remember(record, span)
+            yield
+
+    @contextmanager
+    def _handling_batch(
+        self, fetch: _Fetch | None, deliveries: Sequence[Delivery]
+    ) -> Iterator[None]:
+        spans = {} if fetch is None else self._begin_attempts(fetch, deliveries)
+        by_id = {delivery.event.event_id: delivery for delivery in deliveries}
+
+        def find_origin(id: UUID) -> tuple[Trace, Context] | None:
+            if (found := by_id.get(id)) is None:
+                return None
+            context = tracing.context_of(found.record.headers)
+            span = spans.get(id)
+            return _trace_of(found), context if span is None else set_span_in_context(span, context)
+
+        try:
+            with tracing.bind_batch(find_origin):
+                yield
+        except Exception as error:
+            for span in spans.values():
+                tracing.fail_span(span, error)
+            raise
+        finally:
+            for span in spans.values():
+                span.end()
+
+    def _begin_attempts(self, fetch: _Fetch, deliveries: Sequence[Delivery]) -> dict[UUID, Span]:
+        """Begin the spans of a batch handler's messages, by event id."""
+        spans = {}
+        for delivery in deliveries:
+            if fetch.may_trace(delivery.record):
+                id = delivery.event.event_id
+                with tracing.bind_trace(_trace_of(delivery)):
+                    span = self._begin_attempt(fetch, delivery.record, str(id))
+                if span is not None:
+                    spans[id] = span
+        return spans
+
+    def _begin_attempt(
+        self, fetch: _Fetch, record: ConsumerRecord, event_id: str | None
+    ) -> Span | None:
+        span = tracing.begin_span(
+            self._name_of_attempt(record),
+            SpanKind.CONSUMER,
+            parent=fetch.context_of(record),
+            links=self._links(fetch, record),
+            attributes=lambda: self._attributes(record, event_id),
+        )
+        if span is not None:
+            fetch.remember(record, span)
+        return span
+
+    def _name_of_attempt(self, record: ConsumerRecord) -> str:
+        """Name all attempts alike, from whichever of its topics the message comes."""
+        return f"process {self._origins[record.topic]}"
+
+    def _links(self, fetch: _Fetch, record: ConsumerRecord) -> list[Link]:
+        """Return the links to the batch of an attempt, and to the attempt before."""
+        batch = get_current_span()
+        links = [Link(batch.get_span_context())] if batch.is_recording() else []
+        if (before := fetch.attempts.get(id(record))) is not None:
+            return [*links, Link(before)]
+        if record.topic == self._origins[record.topic]:  # there the header is the sender's
+            return links
+        return [*links, *links_to_attempt(record.headers)]
+
+    def _attributes(self, record: ConsumerRecord, event_id: str | None) -> Attributes:
+        found = {
+            **attributes_of("process", record.topic),
+            **place_attributes(record),
+            **content_attributes(record.key, record.value),
+            **self._common,
+        }
+        return found if event_id is None else {**found, "messaging.message.id": event_id}
+
+
+def _trace_of(delivery: Delivery) -> Trace:
+    return trace_of(delivery.record.headers, delivery.event.event_id)
