@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
+from opentelemetry import baggage
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, ParentBased, TraceIdRatioBased
@@ -175,6 +176,19 @@ def test_an_unsampled_trace_stays_unsampled(spans: Spans) -> None:
     assert spans.finished() == []
 
 
+def test_no_sampler_outvotes_an_unsampled_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
+    eager, parent = Spans(), context_of_traceparent(UNSAMPLED)
+    with tracing.recording(eager.tracer):
+        with span("work", parent=parent):
+            pass
+        assert begin_span("send", parent=parent) is None
+        with span("root"):
+            pass
+
+    assert eager.names() == ["root"]
+
+
 def test_unsampled_work_sends_no_sampled_context(spans: Spans) -> None:
     with tracing.unsampled():
         with span("work"):
@@ -247,6 +261,10 @@ async def http() -> AsyncIterator[AsyncClient]:
             raise ValueError("broken")
         return carrier_of()
 
+    @app.get("/baggage")
+    async def show_baggage() -> dict[str, object]:
+        return dict(baggage.get_all())
+
     async with AsyncClient(transport=ASGITransport(app), base_url="http://service") as http:
         yield http
 
@@ -283,6 +301,13 @@ async def test_a_request_is_in_its_callers_trace(http: AsyncClient, spans: Spans
     assert parent_id(made) == int("b7ad6b7169203331", 16)
     assert answer.json()["tracestate"] == "a=1"
     assert answer.json()["traceparent"] != PARENT
+
+
+async def test_baggage_of_a_caller_is_there_and_not_sent(http: AsyncClient, spans: Spans) -> None:
+    headers = {"traceparent": PARENT, "baggage": "tenant=a"}
+
+    assert (await http.get("/baggage", headers=headers)).json() == {"tenant": "a"}
+    assert (await http.get("/orders/7", headers=headers)).json().keys() == {"traceparent"}
 
 
 async def test_an_unsampled_request_is_passed_on(http: AsyncClient, spans: Spans) -> None:
@@ -400,7 +425,7 @@ async def test_a_commit_is_a_span_and_can_fail(database: Database, spans: Spans)
     assert statuses == [StatusCode.UNSET, StatusCode.ERROR]
 
 
-async def test_many_rows_are_one_short_statement(database: Database, spans: Spans) -> None:
+async def test_many_rows_are_one_statement(database: Database, spans: Spans) -> None:
     async with database.engine.begin() as connection:
         await connection.execute(text("CREATE TEMPORARY TABLE things (name text)"))
         with span("work"):
@@ -408,9 +433,15 @@ async def test_many_rows_are_one_short_statement(database: Database, spans: Span
                 text("INSERT INTO things VALUES (:name)"), [{"name": "x"}] * 500
             )
 
-    found = attributes(spans.named("INSERT things"))
-    assert found["db.operation.batch.size"] == 500
-    assert len(found["db.query.text"]) <= 2_000
+    assert attributes(spans.named("INSERT things"))["db.operation.batch.size"] == 500
+
+
+async def test_a_long_statement_is_cut(database: Database, spans: Spans) -> None:
+    async with database.sessions() as session:
+        with span("work"):
+            await session.execute(text(f"SELECT 1 {'+ 1' * 1_000}"))
+
+    assert len(attributes(spans.named("SELECT"))["db.query.text"]) == 2_000
 
 
 # Exemplars

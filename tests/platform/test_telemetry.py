@@ -201,6 +201,39 @@ def test_tracing_ends_with_its_block() -> None:
     assert isinstance(get_tracer_provider(), TracerProvider)
 
 
+# In a process of its own, because the provider of libraries can be set once.
+REQUEST = """
+import asyncio
+from httpx import ASGITransport, AsyncClient
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from app.platform import telemetry
+from app.platform.config import TelemetrySettings, load
+from app.platform.http.app import create_app
+from app.platform.service import Role
+from app.wiring import service
+
+exporter = InMemorySpanExporter()
+processors = [SimpleSpanProcessor(exporter)]
+provider = telemetry.tracer_provider("shop", load(TelemetrySettings), processors)
+app = create_app(service, {Role.API}, tracer_provider=provider)
+
+async def ask():
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://service") as http:
+        await http.get("/openapi.json")
+
+with telemetry.exporting(provider):
+    asyncio.run(ask())
+print([span.name for span in exporter.get_finished_spans()])
+"""
+
+
+def test_a_request_has_one_server_span() -> None:
+    done = subprocess.run([sys.executable, "-c", REQUEST], capture_output=True, text=True)
+
+    assert done.stdout.splitlines()[-1] == "['GET']", done.stderr
+
+
 def test_a_silent_collector_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "FLUSH_SECONDS", 0.5)
     with socket.socket() as silent:

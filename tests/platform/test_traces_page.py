@@ -158,14 +158,20 @@ async def test_an_unknown_trace_is_not_found(page: Page) -> None:
     assert (await page.get(f"/dev/traces/{1:032x}")).status_code == 404
 
 
-async def test_requests_of_the_page_are_left_out() -> None:
+async def test_requests_of_the_page_are_left_out(page: Page) -> None:
+    for path in ("/dev/traces", f"/dev/traces/{7:032x}", "/orders"):
+        with span(f"GET {path}", attributes={"url.path": path}):
+            pass
+
+    assert [trace["name"] for trace in await page.traces()] == ["GET /orders"]
+
+
+async def test_everything_on_the_page_of_traces_is_the_services() -> None:
     app = create_dev_app(wiring.service)
-    provider = build_provider("shop", "1", [], [])
-    transport = ASGITransport(app)
-    async with AsyncClient(transport=transport, base_url="http://service") as http:
-        with tracing.recording(provider.get_tracer("app")):
-            assert (await http.get("/dev/traces")).status_code == 200
-            html = (await http.get("/dev/traces")).text
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://service") as http:
+        html = (await http.get("/dev/traces")).text
+        (icon,) = re.findall(r'<link rel="icon" href="([^"]+)"', html)
+        assert (await http.get(f"/dev/{icon}")).status_code == 200
 
     assert "No traces yet" in html
     assert re.findall(r'(?:src|href)="[a-z]+:', html) == []
