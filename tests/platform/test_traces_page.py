@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, Response
 from opentelemetry.context import Context
-from opentelemetry.trace import Link
+from opentelemetry.trace import Link, SpanKind
 from typer.testing import CliRunner
 
 from app import wiring
@@ -154,12 +154,20 @@ async def test_an_error_and_a_link_are_shown(page: Page) -> None:
     assert (await page.get(f"/dev/traces/{before['trace_id']}")).status_code == 200
 
 
+async def test_handling_is_shown_with_its_consumer(page: Page) -> None:
+    with span("process", SpanKind.CONSUMER, attributes={"app.consumer": "stock"}):
+        pass
+
+    ((trace_id),) = [trace["trace_id"] for trace in await page.traces()]
+    assert "consumer stock" in (await page.get(f"/dev/traces/{trace_id}")).text
+
+
 async def test_an_unknown_trace_is_not_found(page: Page) -> None:
     assert (await page.get(f"/dev/traces/{1:032x}")).status_code == 404
 
 
-async def test_requests_of_the_page_are_left_out(page: Page) -> None:
-    for path in ("/dev/traces", f"/dev/traces/{7:032x}", "/orders"):
+async def test_requests_of_pages_are_left_out(page: Page) -> None:
+    for path in ("/dev/traces", f"/dev/traces/{7:032x}", "/docs/assets/x.css", "/orders"):
         with span(f"GET {path}", attributes={"url.path": path}):
             pass
 

@@ -17,8 +17,11 @@ from starlette.responses import HTMLResponse, JSONResponse
 from app.platform.terminal import printable
 
 PATH = "/dev/traces"
-TRACES = 100
+TRACES = 200
 SPANS = 500  # of a trace; further ones are counted
+
+# Requests of these are left out: they say nothing about the service.
+_PAGES = (PATH, "/docs", "/openapi.json", "/asyncapi")
 
 _PAGE = Template("""\
 <!DOCTYPE html>
@@ -43,11 +46,10 @@ td.number, th.number { text-align: right; white-space: nowrap }
 .badge { color: var(--error); font-weight: 600 }
 .quiet { opacity: .7 }
 .number { text-align: right; font-variant-numeric: tabular-nums }
-summary, td, dd, pre, h1 { overflow-wrap: anywhere }
+summary, p, td, dd, h1 { overflow-wrap: anywhere }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) minmax(0, 1fr); gap: 0 1rem;
   margin: .3rem 0 .8rem; font-size: .9rem }
 dd { margin: 0; white-space: pre-wrap }
-pre { white-space: pre-wrap; margin: 0 }
 @media (max-width: 45rem) {
   .row { grid-template-columns: minmax(0, 1fr) 6rem }
   .track { grid-column: 1 / -1; grid-row: 2 }
@@ -108,8 +110,8 @@ class TraceBuffer(SpanProcessor):
         self._lock = Lock()  # a span may end in any thread
 
     def on_end(self, span: ReadableSpan) -> None:
-        if str((span.attributes or {}).get("url.path", "")).startswith(PATH):
-            return  # of this page itself
+        if str((span.attributes or {}).get("url.path", "")).startswith(_PAGES):
+            return
         trace_id = span.context.trace_id
         with self._lock:
             spans = self._found.setdefault(trace_id, [])
@@ -212,11 +214,12 @@ def _row(trace: StoredTrace, depth: int, span: ReadableSpan) -> str:
     begin = (_start(span) - trace.started) / 1e6
     length = _milliseconds(span)
     left, width = min(100 * begin / whole, 100), min(100 * length / whole, 100)
-    kind = span.kind.name.lower()
+    consumer = (span.attributes or {}).get("app.consumer")
+    kind = span.kind.name.lower() if consumer is None else f"{span.kind.name.lower()} {consumer}"
     return (
         f'<div class="row{" error" if _failed(span) else ""}">'
         f'<details style="margin-left: {min(depth, 20)}rem"><summary>{_text(span.name)}'
-        f' <span class="quiet">{kind if kind != "internal" else ""}</span>{_badge(_failed(span))}'
+        f' <span class="quiet">{_text(kind) if kind != "internal" else ""}</span>{_badge(_failed(span))}'
         f"</summary>{_details(span)}</details>"
         f'<div class="track"><div class="bar" style="left: {left:.2f}%; width: {width:.2f}%"></div>'
         f'</div><div class="number">{length:.1f} ms</div></div>'
