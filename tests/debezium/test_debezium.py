@@ -19,11 +19,11 @@ from app.platform.dev.kafka import KafkaCluster
 from app.platform.dev.postgres import PostgresServer
 from app.platform.events.event import EventRegistry
 from app.platform.kafka.admin import provision, read_to_end, reading
-from app.platform.kafka.codec import CAUSATION_ID, CE_ID, TRACEPARENT, Message, encode
+from app.platform.kafka.codec import CAUSATION_ID, CE_ID, TRACEPARENT, TRACESTATE, Message, encode
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.topics import required_topics
 from app.platform.outbox.model import as_row, bucket_of
-from app.platform.tracing import Trace
+from app.platform.tracing import Trace, bind_trace, context_of
 from app.users.events import UserCreated
 from debezium.connect import Connect, Relay
 
@@ -36,6 +36,9 @@ CALLS = re.findall(r"curl -X (PUT|DELETE) http://connect:8083(\S+)", PAGE)
 PASSWORD = "debezium-password"
 INTERVAL = int(CONNECTOR["config"]["heartbeat.interval.ms"]) / 1000
 KEYS = 3
+CONTEXT = context_of(
+    [(TRACESTATE, b"vendor=value"), (TRACEPARENT, f"00-{7:032x}-{9:016x}-01".encode())]
+)
 
 
 class LogicalPostgres(PostgresServer):
@@ -89,7 +92,8 @@ class Story:
                     user_id=user, email="a@example.com", username=f"n{number}", phone=None
                 )
                 trace = Trace(f"c{number}", f"e{number}" if number % 2 else None)
-                message = encode(event, self.registry, trace)
+                with bind_trace(trace, CONTEXT if number % 3 else None):
+                    message = encode(event, self.registry, trace)
                 row = as_row(message, bucket_of(message.topic, message.key or b"", 32))
                 row["headers"] = json.dumps(row["headers"])
                 columns, places = ", ".join(row), ", ".join(f"${n + 1}" for n in range(len(row)))
@@ -142,7 +146,7 @@ def headers(record: ConsumerRecord) -> dict[str, bytes]:
     return {
         name: value
         for name, value in record.headers
-        if not (value is None and name in (CAUSATION_ID, TRACEPARENT))
+        if not (value is None and name in (CAUSATION_ID, TRACEPARENT, TRACESTATE))
     }
 
 

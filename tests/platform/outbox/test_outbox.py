@@ -44,7 +44,7 @@ from app.platform.outbox.model import (
 )
 from app.platform.outbox.store import PendingRow
 from app.platform.service import Role
-from app.platform.tracing import Trace, bind_trace, context_of, context_of_traceparent
+from app.platform.tracing import Trace, bind_trace, context_of
 
 
 def row(number: int, key: str = "k", topic: str = "a.b.c", attempts: int = 0) -> PendingRow:
@@ -206,7 +206,9 @@ def test_the_bucket_of_a_key_never_changes() -> None:
 
 
 EVENT = MeterRead(meter_id="m-\N{SNOWMAN}", count=1)
-CONTEXT = context_of_traceparent(f"00-{7:032x}-{9:016x}-01")
+CONTEXT = context_of(
+    [(TRACESTATE, b"vendor=value"), (TRACEPARENT, f"00-{7:032x}-{9:016x}-01".encode())]
+)
 
 
 def back(row: dict[str, object]) -> Message:

@@ -57,11 +57,13 @@ def rebuild(ctx: typer.Context, name: Name, batch: BatchSize = BATCH) -> None:
 
     It can be interrupted, and starts over when repeated.
     """
+    from app.platform import telemetry
     from app.platform.projections.rebuild import RebuildRefused
 
     entry = _find(ctx, name)
     try:
-        done = asyncio.run(on_database(lambda database: _rebuild(entry, database, batch)))
+        with telemetry.for_command():
+            done = asyncio.run(on_database(lambda database: _rebuild(entry, database, batch)))
     except RebuildRefused as refusal:
         raise failure(str(refusal)) from refusal
     except KeyboardInterrupt:

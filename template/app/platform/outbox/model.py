@@ -67,6 +67,7 @@ _OWN = {
     names.CE_TIME: "ce_time",
     names.CORRELATION_ID: "correlation_id",
     names.CAUSATION_ID: "causation_id",
+    names.TRACESTATE: "tracestate",
     names.TRACEPARENT: "traceparent",
 }
 _SHARED = {names.CE_TYPE: "ce_type", names.CE_SOURCE: "ce_source"}
@@ -87,6 +88,7 @@ class MessageColumns:
     correlation_id: Mapped[str | None] = mapped_column(Text)
     causation_id: Mapped[str | None] = mapped_column(Text)
     traceparent: Mapped[str | None] = mapped_column(Text)
+    tracestate: Mapped[str | None] = mapped_column(Text)
     headers: Mapped[dict[str, str]] = mapped_column(JSONB, server_default="{}")
     attempts: Mapped[int] = mapped_column(Integer, server_default="0")
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
