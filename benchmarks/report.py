@@ -65,7 +65,7 @@ The projector adds to the floor the validation of events, and JSON columns writt
 states with the ORM, because a projection may compute anything in Python; it cannot be as fast as SQL alone.""",
     "commands": """\
 Nearly all of it is imports: Typer, Rich and pydantic for a help text, and the libraries of the whole service for a
-command that reads its events and consumers, because the slices that declare them also import their tables and routes.""",
+command that reads its events and consumers: SQLAlchemy, aiokafka and pydantic, with the tables and events of the slices.""",
     "generation": """\
 Copier's own start and its git clone of the template are a third of it. The rest is linear in the number of files, and
 nearly all of that is Copier's own cost of a file, even of one line (*the same paths*, *a file more*): a `git config`
