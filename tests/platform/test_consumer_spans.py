@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
@@ -18,6 +19,8 @@ from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.event import BaseEvent
 from app.platform.kafka import codec as names
 from app.platform.kafka.codec import Message, encode, header, with_headers
+from app.platform.kafka.consumer_spans import ConsumerSpans
+from app.platform.kafka.delivery import Delivery
 from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.offsets import OffsetTracker
@@ -373,6 +376,16 @@ async def test_a_failing_batch_handler_fails_each_attempt(spans: Spans) -> None:
     assert [linked(span)[-1:] for span in attempts(spans)[2:]] == [
         [id_of(span)] for span in attempts(spans)[:2]
     ]
+
+
+def test_events_of_one_id_have_an_attempt_each(spans: Spans) -> None:
+    """As two sources may give it, which the inbox tells apart."""
+    event = meter_read()
+    records = [sent(1, event=event), sent(2, event=event)]
+    own = ConsumerSpans("billing", None, {TOPIC: TOPIC})
+    with own.fetch(records, None), own.handling([Delivery(r, event, uuid4()) for r in records]):
+        assert attempts(spans) == []
+    assert [trace_ids(span) for span in attempts(spans)] == [(1, 1), (2, 2)]
 
 
 async def test_a_malformed_context_begins_a_trace(spans: Spans) -> None:

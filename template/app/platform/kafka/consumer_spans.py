@@ -201,7 +201,8 @@ class ConsumerSpans:
     def _handling_batch(
         self, fetch: _Fetch | None, deliveries: Sequence[Delivery]
     ) -> Iterator[None]:
-        spans = {} if fetch is None else self._begin_attempts(fetch, deliveries)
+        attempts = [] if fetch is None else self._begin_attempts(fetch, deliveries)
+        spans = dict(attempts)
         by_id = {delivery.event.event_id: delivery for delivery in deliveries}
 
         def find_origin(id: UUID) -> tuple[Trace, Context] | None:
@@ -215,23 +216,28 @@ class ConsumerSpans:
             with tracing.bind_batch(find_origin):
                 yield
         except Exception as error:
-            for span in spans.values():
+            for _, span in attempts:
                 tracing.fail_span(span, error)
             raise
         finally:
-            for span in spans.values():
+            for _, span in attempts:
                 span.end()
 
-    def _begin_attempts(self, fetch: _Fetch, deliveries: Sequence[Delivery]) -> dict[UUID, Span]:
-        """Begin the spans of a batch handler's messages, by event id."""
-        spans = {}
-        for delivery in deliveries:
-            if fetch.may_trace(delivery.record):
-                id = delivery.event.event_id
-                with tracing.bind_trace(_trace_of(delivery)):
-                    span = self._begin_attempt(fetch, delivery.record, str(id))
-                if span is not None:
-                    spans[id] = span
+    def _begin_attempts(
+        self, fetch: _Fetch, deliveries: Sequence[Delivery]
+    ) -> list[tuple[UUID, Span]]:
+        """Begin the spans of a batch handler's messages, each with the id of its event.
+
+        Two events from different sources may have one id.
+        """
+        traced = [each for each in deliveries if id(each.record) not in fetch.unsampled]
+        spans = []
+        for delivery in traced:
+            event_id = delivery.event.event_id
+            with tracing.bind_trace(_trace_of(delivery)):
+                span = self._begin_attempt(fetch, delivery.record, str(event_id))
+            if span is not None:
+                spans.append((event_id, span))
         return spans
 
     def _begin_attempt(
