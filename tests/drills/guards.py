@@ -16,7 +16,7 @@ FORWARDING = "app/platform/kafka/forwarding.py"
 PROCESSING = "app/platform/kafka/processing.py"
 REFUSALS = "app/platform/kafka/refusals.py"
 RELAY = "app/platform/outbox/relay.py"
-STORE = "app/platform/outbox/store.py"
+TRANSACTION = "app/platform/outbox/transaction.py"
 OUTBOX, READ_SIDE, EVENT_STORE = ("outbox",), ("cqrs",), ("outbox", "event_sourcing")
 
 
@@ -366,18 +366,18 @@ GUARDS = [
     Guard(
         "outbox-deleted-after-sending",
         RELAY,
-        "                await self._send(batch)\n                await self._apply_outcomes(connection, batch)\n",
-        "                await store.delete_sent(connection, [row.id for row in rows])\n"
-        "                await connection.commit()\n"
+        "                await self._send(batch)\n                await self._apply_outcomes(opened, batch)\n",
+        "                opened.delete([row.id for row in rows])\n"
+        "                await opened.commit()\n"
         "                await self._send(batch)\n",
         "test_relays_killed_at_random",
         OUTBOX,
     ),
     Guard(
         "outbox-one-relay-a-bucket",
-        STORE,
-        "WHERE bucket = ANY(:buckets) FOR UPDATE SKIP LOCKED",
-        "WHERE bucket = ANY(:buckets)",
+        TRANSACTION,
+        "WHERE bucket = ANY('{{{buckets}}}') FOR UPDATE SKIP LOCKED",
+        "WHERE bucket = ANY('{{{buckets}}}')",
         "test_relays_killed_at_random",
         OUTBOX,
     ),
@@ -411,9 +411,9 @@ GUARDS = [
     ),
     Guard(
         "outbox-frozen-is-hung-up-on",
-        STORE,
-        "set_config('idle_in_transaction_session_timeout', :idle, true)",
-        "set_config('application_name', :idle, true)",
+        TRANSACTION,
+        "set_config('idle_in_transaction_session_timeout', '{idle:.0f}', true)",
+        "set_config('application_name', '{idle:.0f}', true)",
         "test_a_relay_frozen_beyond_its_deadline",
         OUTBOX,
     ),
@@ -444,7 +444,7 @@ GUARDS = [
     Guard(
         "outbox-attempts-are-counted",
         RELAY,
-        "await store.count_attempt(connection, [row.id for row in batch.attempted])",
+        "await store.count_attempt(opened.connection, [row.id for row in batch.attempted])",
         "pass",
         "test_a_topic_that_is_not_there",
         OUTBOX,

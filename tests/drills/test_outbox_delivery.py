@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from app.drill import Ticked
 from app.platform import logs
+from app.platform.background import WakeUp
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.dev.kafka import KafkaCluster
@@ -55,7 +56,7 @@ class Writers:
         return UnitOfWorkFactory(
             self.database.sessions,
             lambda session: OutboxPublisher(
-                session, self.bench.registry, settings, limit, asyncio.Event()
+                session, self.bench.registry, settings, limit, WakeUp()
             ),
         )
 

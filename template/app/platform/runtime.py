@@ -1,10 +1,10 @@
 """The parts of a running process. `http/app.py` builds them; lifespans and dependencies receive them."""
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from app.platform.background import WakeUp
 from app.platform.config import (
     ConfigurationError,
     EnvSettings,
@@ -74,7 +74,8 @@ class Context:
 class Resources:
     """The resources of a process before components are plugged in.
 
-    A publisher that leaves sending to a background task sets `published` after a commit.
+    A publisher that leaves sending to a background task sets `published` after a commit; it may name
+    where the events are.
     """
 
     configuration: Configuration
@@ -82,7 +83,7 @@ class Resources:
     database: Database
     producer: Producer
     registry: EventRegistry
-    published: asyncio.Event = field(default_factory=asyncio.Event, kw_only=True)
+    published: WakeUp = field(default_factory=WakeUp, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A service and its components, which `app/wiring.py` lists."""
 
-import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from enum import StrEnum
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from app.platform.background import WakeUp
 from app.platform.config import EnvSettings
 from app.platform.database.unit_of_work import BindPublisher
 from app.platform.events.event import EventRegistry, EventType
@@ -44,7 +44,7 @@ Routers: TypeAlias = "Sequence[APIRouter]"
 class Publishing:
     """A way for events to reach Kafka. Processes with a role in `senders` need Kafka to be ready."""
 
-    bind: Callable[[KafkaSettings, EventRegistry, Producer, asyncio.Event], BindPublisher]
+    bind: Callable[[KafkaSettings, EventRegistry, Producer, WakeUp], BindPublisher]
     senders: frozenset[Role]
 
 

@@ -18,6 +18,7 @@ from app.heartbeats import storage
 from app.heartbeats.repository import Heartbeat, HeartbeatRepository
 from app.heartbeats.service import HeartbeatService
 from app.heartbeats.stream import SOURCES, EventSourcedHeartbeats, SourceHeard, SourceState, evolve
+from app.platform.background import WakeUp
 from app.platform.database.engine import Base, Database
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.errors import InvalidTransition
@@ -72,7 +73,7 @@ class Sensors:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        registry, published = EventRegistry("house", wiring.service.events), asyncio.Event()
+        registry, published = EventRegistry("house", wiring.service.events), WakeUp()
         options = OutboxSettings(_env_file=None)
         self.units = UnitOfWorkFactory(
             database.sessions,

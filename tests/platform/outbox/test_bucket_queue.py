@@ -64,3 +64,12 @@ async def test_close_ends_the_waiting_of_every_task() -> None:
     queue.close()
     async with asyncio.timeout(20):
         assert await asyncio.gather(*waiting) == [[], []]
+
+
+async def test_a_bucket_named_again_before_it_is_sent_is_sent_once() -> None:
+    queue = BucketQueue(tasks=1)
+    queue.add({OF_32[0]})
+    queue.add({OF_32[0]})
+    taken = await take(queue)
+    queue.release(taken, unfinished=())
+    assert queue.is_empty

@@ -42,7 +42,7 @@ from app.platform.outbox.model import (
     bucket_range,
     order_key,
 )
-from app.platform.outbox.store import PendingRow
+from app.platform.outbox.transaction import PendingRow
 from app.platform.service import Role
 from app.platform.tracing import Trace, bind_trace, context_of
 

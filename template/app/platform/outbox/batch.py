@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from app.platform.kafka.errors import NotSent, SendError, TopicUnavailable
 from app.platform.kafka.producer import Outcome
 from app.platform.outbox.model import OrderKey
-from app.platform.outbox.store import PendingRow
+from app.platform.outbox.transaction import PendingRow
 
 
 class Unsendable(SendError):

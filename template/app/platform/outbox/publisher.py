@@ -1,6 +1,5 @@
 """Publishing through the database: an event is a row of the transaction that publishes it."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from app.platform import tracing
+from app.platform.background import WakeUp
 from app.platform.config import load
 from app.platform.database.unit_of_work import BindPublisher
 from app.platform.events.event import BaseEvent, EventRegistry
@@ -27,9 +27,10 @@ _INSERT = insert(cast(Table, OutboxRow.__table__))
 
 @dataclass
 class _Entry:
-    """A message, the savepoint of its publishing, and the (sub)transaction that has its row."""
+    """A message, its bucket, the savepoint of its publishing, and the (sub)transaction with its row."""
 
     message: Message
+    bucket: int
     published_in: SessionTransaction | None
     written_in: SessionTransaction | None = None
 
@@ -47,7 +48,7 @@ class OutboxPublisher:
         registry: EventRegistry,
         settings: OutboxSettings,
         max_bytes: int,
-        published: asyncio.Event,
+        published: WakeUp,
     ) -> None:
         self._session = session.sync_session
         self._registry = registry
@@ -62,12 +63,13 @@ class OutboxPublisher:
             message = encode_within(self._max_bytes, event, self._registry, tracing.current())
         if not self._entries:
             self._listen()
-        self._entries.append(_Entry(message, self._session.get_nested_transaction()))
+        bucket = bucket_of(message.topic, message.key or b"", self._buckets)
+        self._entries.append(_Entry(message, bucket, self._session.get_nested_transaction()))
 
     async def after_commit(self) -> None:
         if not self._entries:
             return
-        self._published.set()
+        self._published.name(entry.bucket for entry in self._entries)
         for entry in self._entries:
             key = (entry.message.key or b"").decode("utf-8", "replace")
             log.info("event stored in the outbox", topic=entry.message.topic, key=key)
@@ -88,7 +90,7 @@ class OutboxPublisher:
         for entry in new:
             entry.written_in = transaction
         if new:
-            session.execute(_INSERT, [self._row(entry.message) for entry in new])
+            session.execute(_INSERT, [as_row(entry.message, entry.bucket) for entry in new])
 
     def _after_rollback(self, _session: Session, ended: SessionTransaction) -> None:
         if ended.parent is None:
@@ -98,9 +100,6 @@ class OutboxPublisher:
             if _is_within(entry.written_in, ended):
                 entry.written_in = None
 
-    def _row(self, message: Message) -> dict[str, object]:
-        return as_row(message, bucket_of(message.topic, message.key or b"", self._buckets))
-
 
 def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
     while inner is not None and inner is not outer:
@@ -109,7 +108,7 @@ def _is_within(inner: SessionTransaction | None, outer: SessionTransaction) -> b
 
 
 def bind(
-    kafka: KafkaSettings, registry: EventRegistry, _producer: Producer, published: asyncio.Event
+    kafka: KafkaSettings, registry: EventRegistry, _producer: Producer, published: WakeUp
 ) -> BindPublisher:
     """Return the function that makes a session publish through the outbox."""
     settings, max_bytes = load(OutboxSettings), kafka.kafka_max_message_bytes

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.platform.background import WakeUp
 from app.platform.backoff import Backoff, wait_for_event
 from app.platform.config import load
 from app.platform.database.errors import is_unavailable, summary
@@ -21,7 +22,7 @@ from app.platform.outbox import monitor, store
 from app.platform.outbox.batch import Batch, Unsendable
 from app.platform.outbox.bucket_queue import BucketQueue
 from app.platform.outbox.settings import OnPoison, OutboxSettings
-from app.platform.outbox.store import PendingRow
+from app.platform.outbox.transaction import PendingRow, RelayTransaction, transaction
 from app.platform.outbox.wakeup import listening
 from app.platform.runtime import Runtime
 
@@ -30,18 +31,26 @@ log = structlog.get_logger(__name__)
 # A send may take its whole deadline; the statements before and after it are quick.
 _MARGIN_SECONDS = 5.0
 _STATEMENT_TIMEOUT_SECONDS = 10.0
-# The pause between two polls: the shortest, and the longest while rows keep coming.
-_MIN_POLL_SECONDS = 0.01
-_BUSY_POLL_SECONDS = 0.05
-# A poll that takes long shows a busy process or database: after a longer pause, more commits share
-# a batch.
-_PAUSE_PER_POLL_TIME = 5
+# The pause between two looks for rows: the shortest, and the longest while rows keep coming that no
+# commit named.
+_MIN_LOOK_SECONDS = 0.01
+_BUSY_LOOK_SECONDS = 0.05
+# A look that takes long shows a busy process or database: after a longer pause, one finds more.
+_PAUSE_PER_LOOK_TIME = 5
+# The rest of a task after a batch, as a share of the time that it took, and the longest: the busier a
+# process is, the more commits share a batch.
+_REST_PER_BATCH_TIME = 1.0
+_MAX_REST_SECONDS = 0.05
 _OUTAGE_BACKOFF = (0.1, 5.0)
 _TOPIC_BACKOFF = (0.2, 5.0)
 
 
 class Relay:
-    """A poller that finds buckets with rows, and tasks that send the rows."""
+    """A finder of buckets with rows, and tasks that send the rows.
+
+    A commit names its buckets. Looking for others finds what no commit named: rows of a process that
+    died after the commit, or whose notification was lost.
+    """
 
     def __init__(
         self,
@@ -49,7 +58,7 @@ class Relay:
         producer: Producer,
         settings: OutboxSettings,
         send_timeout: float,
-        published: asyncio.Event,
+        published: WakeUp,
     ) -> None:
         self._engine = engine
         self._producer = producer
@@ -58,7 +67,10 @@ class Relay:
         self._published = published
         self._stopping = asyncio.Event()
         self._queue = BucketQueue(settings.outbox_relay_tasks)
-        self._made_progress = False  # since the last poll
+        self._known: set[int] = set()  # the buckets that can be locked
+        self._made_progress = False  # since the last look, as the next two
+        self._named = False
+        self._contended = False
         self._topics = _FailingTopics()
         self._broker_unavailable = False
         self._broker_backoff = _outage_backoff()
@@ -68,59 +80,76 @@ class Relay:
     @asynccontextmanager
     async def running(self, stop_seconds: float) -> AsyncIterator[list[asyncio.Task[None]]]:
         """Send during the block; then finish the batches in flight, or cancel them."""
-        poller = asyncio.create_task(self._poll_forever(), name="outbox-poller")
+        finder = asyncio.create_task(self._find_forever(), name="outbox-finder")
         senders = [
             asyncio.create_task(self._send_forever(), name=f"outbox-relay-{number}")
             for number in range(self._settings.outbox_relay_tasks)
         ]
         try:
-            yield [poller, *senders]
+            yield [finder, *senders]
         finally:
             self._stopping.set()
-            poller.cancel()
+            finder.cancel()
             self._queue.close()
             _, late = await asyncio.wait(senders, timeout=stop_seconds)
             for task in late:
                 log.warning("batch cancelled, its rows will be sent again", task=task.get_name())
                 task.cancel()
-            await asyncio.gather(poller, *senders, return_exceptions=True)
+            await asyncio.gather(finder, *senders, return_exceptions=True)
 
     # Finding work
 
-    async def _poll_forever(self) -> None:
+    async def _find_forever(self) -> None:
         longest = self._settings.outbox_poll_seconds
         pause, backoff = longest, _outage_backoff()
         while True:
-            self._published.clear()
-            made_progress, self._made_progress = self._made_progress, False
+            contended, unnamed = self._contended, self._made_progress and not self._named
+            self._contended = self._made_progress = self._named = False
             started = time.perf_counter()
             try:
-                await self._poll()
+                await self._look()
             except Exception as error:  # whatever the reason: nothing else finds the rows
                 await self._wait_for_database(error, backoff)
                 continue
             self._database_answered(backoff)
             # While known buckets are queued, new ones can wait a little.
-            pause = _BUSY_POLL_SECONDS if made_progress and self._queue.is_empty else pause * 2
-            pause = min(pause, longest)
-            rest = _PAUSE_PER_POLL_TIME * (time.perf_counter() - started)
-            await asyncio.sleep(min(max(rest, _MIN_POLL_SECONDS), _BUSY_POLL_SECONDS))
-            await wait_for_event(self._published, pause * random.uniform(0.5, 1.0))
+            quick = contended or (unnamed and self._queue.is_empty)
+            pause = min(_BUSY_LOOK_SECONDS if quick else pause * 2, longest)
+            rest = _PAUSE_PER_LOOK_TIME * (time.perf_counter() - started)
+            rest = min(max(rest, _MIN_LOOK_SECONDS), _BUSY_LOOK_SECONDS)
+            await self._queue_named(rest, max(rest, pause * random.uniform(0.5, 1.0)))
 
-    async def _poll(self) -> None:
+    async def _look(self) -> None:
         if self._broker_unavailable:
             return
         async with (
             asyncio.timeout(_STATEMENT_TIMEOUT_SECONDS),
-            self._engine.begin() as connection,
+            transaction(
+                self._engine, _STATEMENT_TIMEOUT_SECONDS, _STATEMENT_TIMEOUT_SECONDS
+            ) as opened,
         ):
-            await store.limit_transaction(
-                connection, _STATEMENT_TIMEOUT_SECONDS, _STATEMENT_TIMEOUT_SECONDS
-            )
-            found = await store.waiting_buckets(connection)
+            if not self._known:
+                self._known.update(await store.known_buckets(opened.connection))
+            found = await store.waiting_buckets(opened.connection)
+        self._known.update(found)
         if not found and not self._broker_unavailable:
             self.problem = None  # another relay has sent the rows
         self._queue.add(found)
+
+    async def _queue_named(self, rest: float, pause: float) -> None:
+        """Queue the buckets that commits name, until it is time to look again.
+
+        That is after `pause`, or after `rest` if an unknown bucket may have rows.
+        """
+        now = asyncio.get_running_loop().time
+        rested, until = now() + rest, now() + pause
+        while (left := until - now()) > 0 and await wait_for_event(self._published, left):
+            named = self._published.take()
+            if named is None or not named <= self._known:
+                until = min(until, rested)
+            elif not self._broker_unavailable:
+                self._named = True
+                self._queue.add(named)
 
     # Sending
 
@@ -131,6 +160,7 @@ class Relay:
             if not buckets:
                 return
             unfinished: set[int] = set()
+            started = time.perf_counter()
             try:
                 unfinished = await self._relay_batch(buckets)
                 self._database_answered(backoff)
@@ -139,27 +169,27 @@ class Relay:
             finally:
                 self._queue.release(buckets, unfinished)
             await self._wait_for_broker()
+            if not unfinished and not self._queue.exceeds_a_batch:
+                rest = _REST_PER_BATCH_TIME * (time.perf_counter() - started)
+                await wait_for_event(self._stopping, min(rest, _MAX_REST_SECONDS))
 
     async def _relay_batch(self, buckets: Sequence[int]) -> set[int]:
         """Send the oldest rows of these buckets; return the buckets that may have more."""
         started = time.perf_counter()
         limit = max(1, self._settings.outbox_batch_rows // len(buckets))
         size = max(1, self._settings.outbox_batch_bytes // len(buckets))
-        async with asyncio.timeout(self._send_seconds + 2 * _MARGIN_SECONDS):
-            async with self._engine.begin() as connection:
-                # The server disconnects a relay that is frozen in its transaction, and others take
-                # over. When it continues, its transaction is gone, so it cannot delete anything.
-                await store.limit_transaction(
-                    connection, _STATEMENT_TIMEOUT_SECONDS, self._send_seconds + _MARGIN_SECONDS
-                )
-                locked = await store.lock_buckets(connection, buckets)
-                if not locked:
-                    return set()
-                rows = await self._read_rows(connection, locked, limit, size)
-                batch = Batch(rows, self._settings.outbox_max_attempts)
-                with batch_span("relay batch", (row.message.headers for row in rows)):
-                    await self._send(batch)
-                    await self._apply_outcomes(connection, batch)
+        # The server disconnects a relay that is frozen in its transaction, and others take over. When
+        # it continues, its transaction is gone, so it cannot delete anything.
+        idle = self._send_seconds + _MARGIN_SECONDS
+        async with (
+            asyncio.timeout(self._send_seconds + 2 * _MARGIN_SECONDS),
+            transaction(self._engine, _STATEMENT_TIMEOUT_SECONDS, idle, buckets) as opened,
+        ):
+            rows = await self._read_rows(opened, limit, size)
+            batch = Batch(rows, self._settings.outbox_max_attempts)
+            with batch_span("relay batch", (row.message.headers for row in rows)):
+                await self._send(batch)
+                await self._apply_outcomes(opened, batch)
         if rows:
             self._report(batch, time.perf_counter() - started)
         if batch.outage:
@@ -169,20 +199,24 @@ class Relay:
         return behind | _full_buckets(rows, limit, size) if batch.made_progress else behind
 
     async def _read_rows(
-        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, size: int
-    ) -> list[PendingRow]:
+        self, opened: RelayTransaction, limit: int, size: int
+    ) -> Sequence[PendingRow]:
         skipped = self._topics.backing_off()
-        rows, any_parked = await store.oldest_rows(connection, buckets, limit, size, skipped)
+        locked, rows, any_parked = await opened.oldest_rows(limit, size, skipped)
+        if self._named and len(locked) < len(opened.buckets):
+            # The relay that has the others may have read their rows before the newest one.
+            self._contended = True
+            self._published.set()
         if not any_parked or self._settings.outbox_on_poison is not OnPoison.BLOCK:
             return rows
-        parked = await store.parked_keys(connection, rows)
+        parked = await store.parked_keys(opened.connection, rows)
         blocked = {
             row.id: "an earlier event of its key is parked"
             for row in rows
             if row.order_key in parked
         }
         if blocked:
-            await store.park(connection, blocked, blocked=True)
+            await store.park(opened.connection, blocked, blocked=True)
             self._made_progress = True
         return [row for row in rows if row.id not in blocked]
 
@@ -206,13 +240,12 @@ class Relay:
             late = BrokerUnavailable(f"no broker answered within {self._send_seconds:g} s")
             return [late] * len(wave)
 
-    async def _apply_outcomes(self, connection: AsyncConnection, batch: Batch) -> None:
-        if batch.sent:
-            await store.delete_sent(connection, [row.id for row in batch.sent])
+    async def _apply_outcomes(self, opened: RelayTransaction, batch: Batch) -> None:
+        opened.delete([row.id for row in batch.sent])
         if batch.unsendable:
-            await store.park(connection, batch.unsendable)
+            await store.park(opened.connection, batch.unsendable)
         if batch.attempted:
-            await store.count_attempt(connection, [row.id for row in batch.attempted])
+            await store.count_attempt(opened.connection, [row.id for row in batch.attempted])
 
     def _report(self, batch: Batch, seconds: float) -> None:
         monitor.batch_size.observe(len(batch.rows))

@@ -1,8 +1,7 @@
-"""The statements of relays and operators: lock, read, delete and park rows of the outbox."""
+"""The statements of relays and operators that find and park rows of the outbox."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
@@ -20,63 +19,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from app.platform.kafka.codec import Message
 from app.platform.outbox.model import (
     HEADER_COLUMNS,
     OrderKey,
     OutboxBucket,
     OutboxRow,
     ParkedRow,
-    as_message,
     bucket_count_of,
     bucket_of,
-    bucket_range,
     order_key,
 )
+from app.platform.outbox.transaction import PendingRow
 
 _HEADERS = ", ".join(HEADER_COLUMNS.values())
 _PARKED_COLUMNS = f"bucket, topic, key, value, headers, {_HEADERS}, attempts, created_at"
-# JSON as text: values that many rows share are parsed once.
-_READ_COLUMNS = (
-    f"id, attempts, bucket, topic, key, value, CAST(headers AS text) AS headers, {_HEADERS}"
-)
-
-
-class PendingRow(NamedTuple):
-    """A row of the outbox, with its message."""
-
-    id: int
-    bucket: int
-    attempts: int
-    order_key: OrderKey
-    message: Message
-
-
-# The table may be empty now and have a million rows in a second, so its statistics are always wrong:
-# every plan has to use the indexes, and no join may compare each row with each other.
-# If a crash of the server loses a relay's last commits, their rows are sent again, so a commit need
-# not wait for the disk.
-_TRANSACTION = text("""
-    SELECT set_config('statement_timeout', :statement, true),
-        set_config('idle_in_transaction_session_timeout', :idle, true),
-        set_config('synchronous_commit', 'off', true),
-        set_config('enable_seqscan', 'off', true),
-        set_config('enable_bitmapscan', 'off', true),
-        set_config('enable_nestloop', 'off', true),
-        set_config('jit', 'off', true)
-""")
-
-
-async def limit_transaction(
-    connection: AsyncConnection, statement_seconds: float, idle_seconds: float
-) -> None:
-    """Limit this transaction only, so that it also works behind a transaction pooler."""
-    limits = {
-        "statement": str(int(statement_seconds * 1000)),
-        "idle": str(int(idle_seconds * 1000)),
-    }
-    await connection.execute(_TRANSACTION, limits)
-
 
 # One step of the index for each bucket with rows, however many rows it has.
 _WAITING = text("""
@@ -105,115 +61,17 @@ async def waiting_buckets(connection: AsyncConnection) -> list[int]:
     return [row.bucket for row in found]
 
 
-_LOCK = text(
-    "SELECT bucket FROM outbox_buckets WHERE bucket = ANY(:buckets) FOR UPDATE SKIP LOCKED"
-).bindparams(bindparam("buckets", type_=ARRAY(Integer)))
+async def known_buckets(connection: AsyncConnection) -> list[int]:
+    """Return the buckets that can be locked."""
+    return list(await connection.scalars(select(OutboxBucket.bucket)))
 
 
-async def lock_buckets(connection: AsyncConnection, buckets: Sequence[int]) -> list[int]:
-    """Lock the buckets that no other relay has, until the transaction ends; return them.
-
-    Read their rows in a later statement: this one has the snapshot from before the lock.
-    """
-    return list((await connection.execute(_LOCK, {"buckets": list(buckets)})).scalars())
-
-
-def _oldest_rows(with_clause: str = "", restriction: str = "") -> str:
-    # Rows written with another number of buckets may hold earlier events of the same keys, so no
-    # younger row is taken before them.
-    return f"""
-        {with_clause}
-        SELECT r.*, EXISTS (SELECT FROM outbox_parked) AS any_parked
-        FROM unnest(:buckets) AS b (bucket)
-        CROSS JOIN LATERAL (
-            SELECT {_READ_COLUMNS}, sum(octet_length(value))
-                OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes
-            FROM outbox AS o
-            WHERE o.bucket = b.bucket
-              AND CASE WHEN EXISTS (SELECT FROM outbox WHERE bucket < :first)
-                         OR EXISTS (SELECT FROM outbox WHERE bucket >= :after)
-                  THEN o.id < (SELECT min(id) FROM outbox WHERE bucket < :first OR bucket >= :after)
-                  ELSE true END
-              {restriction}
-            ORDER BY id LIMIT :rows
-        ) AS r
-        WHERE r.bytes - octet_length(r.value) < :bytes
-        ORDER BY r.id
-    """
-
-
-# The first such row of a key decides for all rows behind it: many may wait for the same topic.
-_WAITING_KEYS = """
-    WITH waiting AS MATERIALIZED (
-        SELECT bucket, key, min(id) AS id FROM outbox
-        WHERE bucket = ANY(:buckets) AND topic = ANY(:backing_off)
-        GROUP BY bucket, key)
-"""
-_NOT_BACKING_OFF = """
-    AND o.topic <> ALL(:backing_off)
-    AND NOT EXISTS (
-        SELECT FROM waiting AS e WHERE e.bucket = o.bucket AND e.key = o.key AND e.id <= o.id)
-"""
-_BUCKETS = bindparam("buckets", type_=ARRAY(Integer))
-_OLDEST_ROWS = text(_oldest_rows()).bindparams(_BUCKETS)
-_OLDEST_OTHER_ROWS = text(_oldest_rows(_WAITING_KEYS, _NOT_BACKING_OFF)).bindparams(
-    _BUCKETS, bindparam("backing_off", type_=ARRAY(String))
-)
-
-
-async def oldest_rows(
-    connection: AsyncConnection,
-    buckets: Sequence[int],
-    rows: int,
-    size: int,
-    backing_off: Collection[str] = (),
-) -> tuple[list[PendingRow], bool]:
-    """Return the oldest rows of each bucket in the order of their ids, and whether any row is parked.
-
-    The buckets have the same count. At most `rows` rows and about `size` bytes are read of each.
-    A key with a row for a topic that is `backing_off` is left out from that row on.
-    """
-    first, after = bucket_range(buckets[0])
-    values: dict[str, Any] = {
-        "buckets": list(buckets),
-        "first": first,
-        "after": after,
-        "rows": rows,
-        "bytes": size,
-    }
-    if backing_off:
-        values["backing_off"] = list(backing_off)
-        found = await connection.execute(_OLDEST_OTHER_ROWS, values)
-    else:
-        found = await connection.execute(_OLDEST_ROWS, values)
-    rows_found = found.all()
-    return [_pending_row(tuple(row)) for row in rows_found], any(
-        row.any_parked for row in rows_found[:1]
-    )
-
-
-_HEADERS_FROM = 7
-_HEADERS_TO = _HEADERS_FROM + len(HEADER_COLUMNS)
-
-
-def _pending_row(row: tuple[Any, ...]) -> PendingRow:
-    number, attempts, bucket, topic, key, value, others = row[:_HEADERS_FROM]
-    message = as_message(topic, key, value, others, row[_HEADERS_FROM:_HEADERS_TO])
-    return PendingRow(number, bucket, attempts, order_key(topic, key), message)
-
-
-_DELETE = text("DELETE FROM outbox WHERE id = ANY(:ids)")
-_ATTEMPTED = text("UPDATE outbox SET attempts = attempts + 1 WHERE id = ANY(:ids)")
 _IDS = bindparam("ids", type_=ARRAY(BigInteger))
-
-
-async def delete_sent(connection: AsyncConnection, ids: Sequence[int]) -> None:
-    # By the ids that were sent, never by a range: a slower transaction may commit a lower id later.
-    await connection.execute(_DELETE.bindparams(_IDS), {"ids": list(ids)})
+_ATTEMPTED = text("UPDATE outbox SET attempts = attempts + 1 WHERE id = ANY(:ids)").bindparams(_IDS)
 
 
 async def count_attempt(connection: AsyncConnection, ids: Sequence[int]) -> None:
-    await connection.execute(_ATTEMPTED.bindparams(_IDS), {"ids": list(ids)})
+    await connection.execute(_ATTEMPTED, {"ids": list(ids)})
 
 
 _PARK = text(f"""
@@ -298,8 +156,7 @@ async def _lock_keys(connection: AsyncConnection, ids: Sequence[int]) -> set[Ord
     """Lock the buckets of these rows' keys against relays, until the transaction ends."""
     rows = await connection.execute(select(ParkedRow.topic, ParkedRow.key).where(_has_id(ids)))
     messages = {(topic, key) for topic, key in rows}
-    known = await connection.scalars(select(OutboxBucket.bucket))
-    counts = {bucket_count_of(bucket) for bucket in known}
+    counts = {bucket_count_of(bucket) for bucket in await known_buckets(connection)}
     buckets = {bucket_of(*message, count) for message in messages for count in counts}
     await connection.execute(
         select(OutboxBucket.bucket)

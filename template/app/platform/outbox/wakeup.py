@@ -1,18 +1,20 @@
 """Notifications of commits, from processes without a relay to those with one.
 
 They are sent by NOTIFY in a transaction of its own: in the writers' transactions it would make their
-commits wait for each other. One may be lost, because relays also poll.
+commits wait for each other. They name the buckets with new rows. One may be lost, because relays also
+look for rows themselves.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from contextlib import asynccontextmanager
 
 import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.platform.background import in_background
+from app.platform.background import WakeUp, in_background
 from app.platform.backoff import Backoff
 from app.platform.database.errors import is_unavailable, summary
 from app.platform.runtime import Runtime
@@ -21,8 +23,15 @@ from app.platform.service import Role
 log = structlog.get_logger(__name__)
 
 CHANNEL = "outbox"
-# Commits within this time share a notification.
-_MIN_INTERVAL_SECONDS = 0.01
+# If the server crashes, its connections end, and listeners look for rows again: a notification need not
+# wait for the disk.
+_NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
+_MAX_PAYLOAD = 7_999
+# The rest after a notification, as a multiple of the time that it took: the busier the process or the
+# database, the more commits share one.
+_REST_PER_NOTIFICATION_TIME = 3
+_MIN_REST_SECONDS = 0.001
+_MAX_REST_SECONDS = 0.01
 # A connection that was cut is only noticed by a query.
 _HEARTBEAT_SECONDS = 5.0
 _QUERY_TIMEOUT_SECONDS = 5.0
@@ -42,39 +51,55 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def notifying(engine: AsyncEngine, published: asyncio.Event) -> AsyncIterator[None]:
-    """Notify the listeners whenever `published` is set, and clear it."""
+async def notifying(engine: AsyncEngine, published: WakeUp) -> AsyncIterator[None]:
+    """Notify the listeners of what `published` names."""
 
     async def notify(connection: asyncpg.Connection) -> None:
         while True:
             await published.wait()
-            published.clear()
-            await connection.execute(f"NOTIFY {CHANNEL}", timeout=_QUERY_TIMEOUT_SECONDS)
-            await asyncio.sleep(_MIN_INTERVAL_SECONDS)
+            payload, started = _payload(published.take()), time.perf_counter()
+            await connection.execute(_NOTIFY, CHANNEL, payload, timeout=_QUERY_TIMEOUT_SECONDS)
+            rest = _REST_PER_NOTIFICATION_TIME * (time.perf_counter() - started)
+            await asyncio.sleep(min(max(rest, _MIN_REST_SECONDS), _MAX_REST_SECONDS))
 
     async with in_background(_keep_working(engine, notify), "outbox-notifier"):
         yield
 
 
 @asynccontextmanager
-async def listening(engine: AsyncEngine, published: asyncio.Event) -> AsyncIterator[None]:
-    """Set `published` at each notification of another process.
+async def listening(engine: AsyncEngine, published: WakeUp) -> AsyncIterator[None]:
+    """Set `published` at each notification of another process, for the buckets that it names.
 
     It does not work through a transaction pooler, which may give a notification to any client.
     """
 
-    def wake_up(*_notification: object) -> None:
-        published.set()
+    def wake_up(*notification: object) -> None:
+        buckets = _buckets(str(notification[-1]))
+        if buckets:
+            published.name(buckets)
+        else:
+            published.set()
 
     async def listen(connection: asyncpg.Connection) -> None:
         await connection.add_listener(CHANNEL, wake_up)
-        wake_up()  # for notifications before this one listened
+        published.set()  # for notifications before this one listened
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS)
             await connection.execute("SELECT 1", timeout=_QUERY_TIMEOUT_SECONDS)
 
     async with in_background(_keep_working(engine, listen), "outbox-listener"):
         yield
+
+
+def _payload(buckets: Set[int] | None) -> str:
+    named = ",".join(map(str, sorted(buckets or ())))
+    return named if len(named) <= _MAX_PAYLOAD else ""
+
+
+def _buckets(payload: str) -> set[int]:
+    """Return the buckets that a notification names; none if it names no buckets."""
+    numbers = payload.split(",")
+    return {int(number) for number in numbers} if all(map(str.isdecimal, numbers)) else set()
 
 
 async def _keep_working(engine: AsyncEngine, work: Work) -> None:

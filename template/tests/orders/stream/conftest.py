@@ -1,6 +1,5 @@
 """The order service on the event store, as it is wired, with the outbox, and the command line."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
@@ -17,6 +16,7 @@ from app.orders.domain import Order, OrderItem
 from app.orders.models import OrderItemRow, OrderRow
 from app.orders.service import OrderService
 from app.orders.stream import ORDERS
+from app.platform.background import WakeUp
 from app.platform.database.engine import Base, Database
 from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.event_store.store import EventStore
@@ -37,7 +37,7 @@ class Shop:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        registry, published = EventRegistry("shop", wiring.service.events), asyncio.Event()
+        registry, published = EventRegistry("shop", wiring.service.events), WakeUp()
         options = OutboxSettings(_env_file=None)
 
         def bind(session: AsyncSession) -> OutboxPublisher:

@@ -1,6 +1,5 @@
 """Fixtures of the outbox tests: events, a database, a broker or its fake, and any number of relays."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import ClassVar, Literal
 import pytest
 from sqlalchemy import text
 
+from app.platform.background import WakeUp
 from app.platform.database.engine import Database
 from app.platform.database.unit_of_work import UnitOfWorkFactory
 from app.platform.events.event import BaseEvent, EventRegistry, EventType
@@ -59,7 +59,7 @@ class World:
     database: Database
     producer: FakeProducer = field(default_factory=lambda: FakeProducer(TOPICS, MAX_BYTES))
     settings: OutboxSettings = field(default_factory=outbox_settings)
-    published: asyncio.Event = field(default_factory=asyncio.Event)
+    published: WakeUp = field(default_factory=WakeUp)
     registry: EventRegistry = field(
         default_factory=lambda: EventRegistry("shop", [EventType(Moved), EventType(Sold)])
     )

@@ -32,7 +32,8 @@ from app.platform.kafka.subscription import RetryPolicy, Subscription
 from app.platform.kafka.topics import required_topics
 from app.platform.outbox import monitor, relay, store
 from app.platform.outbox.monitor import Monitor
-from app.platform.outbox.store import oldest_rows
+from app.platform.outbox.store import waiting_buckets
+from app.platform.outbox.transaction import transaction
 from app.platform.runtime import Configuration
 from app.platform.service import Role
 from app.platform.tracing import Trace
@@ -100,9 +101,10 @@ async def test_the_row_holds_the_message_of_the_codec(world: World) -> None:
     with tracing.bind_trace(trace, context):
         await world.write(event)
         message = encode(event, world.registry, trace)
-    buckets = [row["bucket"] for row in await world.rows()]
-    async with world.database.engine.connect() as connection:
-        (row,), _ = await oldest_rows(connection, buckets, 10, 1_000_000)  # type: ignore[arg-type]  # numbers
+    async with world.database.engine.begin() as connection:
+        buckets = await waiting_buckets(connection)
+    async with transaction(world.database.engine, 5, 5, buckets) as opened:
+        _, (row,), _ = await opened.oldest_rows(10, 1_000_000)
     assert (row.message.topic, row.message.key, row.message.value) == (
         message.topic,
         message.key,

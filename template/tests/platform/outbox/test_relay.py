@@ -5,12 +5,13 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+import asyncpg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.platform.database.errors import is_unavailable
+from app.platform.background import WakeUp
+from app.platform.database.errors import DatabaseUnavailable
 from app.platform.kafka.codec import Message
 from app.platform.kafka.errors import BrokerUnavailable, MessageRejected
 from app.platform.kafka.fake_producer import FakeProducer
@@ -18,6 +19,7 @@ from app.platform.kafka.producer import Outcome
 from app.platform.outbox import relay, store, wakeup
 from app.platform.outbox.model import bucket_of
 from app.platform.outbox.store import ParkedFilter
+from app.platform.outbox.transaction import transaction
 from app.platform.outbox.wakeup import listening, notifying
 from tests.fixtures import eventually
 from tests.platform.outbox.conftest import (
@@ -96,16 +98,71 @@ async def test_a_commit_is_sent_at_once_in_its_process(world: World) -> None:
         assert time.monotonic() - started < 5
 
 
+async def test_a_named_bucket_is_sent_without_looking_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, look = [], store.waiting_buckets
+
+    async def counted(connection: AsyncConnection) -> list[int]:
+        looks.append(await look(connection))
+        return looks[-1]
+
+    monkeypatch.setattr(store, "waiting_buckets", counted)
+    world.settings = outbox_settings(outbox_poll_seconds=60)
+    await world.write(*moved(1))
+    async with world.relaying():
+        await world.is_empty()
+        await eventually(lambda: asyncio.sleep(0, looks))
+        for _ in range(3):
+            await world.write(*moved(1))
+            await world.is_empty()
+    assert len(looks) <= 2  # at the start, and for the commit before it
+
+
+async def test_a_named_bucket_that_was_locked_is_looked_at_soon(world: World) -> None:
+    await world.write(*moved(1))
+    async with world.relaying():
+        await world.is_empty()
+    world.settings = outbox_settings(outbox_poll_seconds=60)
+    theirs = {"bucket": bucket_of(MOVED, b"key-0", world.settings.outbox_buckets)}
+    async with world.relaying():
+        await asyncio.sleep(0.2)
+        async with world.database.engine.begin() as connection:
+            await connection.execute(
+                text("SELECT FROM outbox_buckets WHERE bucket = :bucket FOR UPDATE"), theirs
+            )
+            await world.write(*moved(1))
+            await asyncio.sleep(0.2)
+        await world.is_empty()
+
+
+async def test_a_read_only_server_replaces_the_pool(world: World) -> None:
+    engine = world.database.engine
+    await world.write(*moved(1))
+    async with engine.begin() as connection:
+        buckets = await store.waiting_buckets(connection)
+    async with engine.connect() as connection:
+        await connection.execute(text("SET default_transaction_read_only = on"))
+        await connection.commit()
+    before = engine.pool
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        async with transaction(engine, 5, 5, buckets):
+            pass
+    assert engine.pool is not before
+    async with transaction(engine, 5, 5, buckets) as opened:
+        assert (await opened.oldest_rows(10, 1_000_000)).locked == set(buckets)
+
+
 async def test_rows_of_other_processes_are_found_by_polling(world: World) -> None:
     async with world.relaying():
-        world.published = asyncio.Event()  # the writer's is not the relay's
+        world.published = WakeUp()  # the writer's is not the relay's
         await world.write(*moved(3))
         await world.is_empty()
 
 
 async def test_a_commit_is_sent_at_once_when_its_process_has_no_relay(world: World) -> None:
     world.settings = outbox_settings(outbox_poll_seconds=30)
-    engine, relays, writers = world.database.engine, world.published, asyncio.Event()
+    engine, relays, writers = world.database.engine, world.published, WakeUp()
     async with world.relaying(), listening(engine, relays), notifying(engine, writers):
         await asyncio.sleep(0.2)
         world.published = writers
@@ -120,7 +177,7 @@ async def test_notifications_resume_after_lost_connections(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wakeup, "_HEARTBEAT_SECONDS", 0.1)
-    engine, relays, writers = world.database.engine, asyncio.Event(), asyncio.Event()
+    engine, relays, writers = world.database.engine, WakeUp(), WakeUp()
 
     async def heard() -> bool:
         writers.set()
@@ -275,17 +332,16 @@ async def test_the_server_ends_a_frozen_transaction(world: World) -> None:
         (bucket,) = await store.waiting_buckets(connection)
 
     async def stand_still() -> None:
-        async with world.database.engine.begin() as frozen:
-            await store.limit_transaction(frozen, 5, 0.2)
-            assert await store.lock_buckets(frozen, [bucket]) == [bucket]
+        engine = world.database.engine
+        async with transaction(engine, 5, 0.2, [bucket]) as frozen:
             await asyncio.sleep(0.6)
-            async with world.database.engine.begin() as another:
-                assert await store.lock_buckets(another, [bucket]) == [bucket]
-            await store.delete_sent(frozen, [row["id"] for row in await world.rows()])  # type: ignore[misc]  # numbers
+            async with transaction(engine, 5, 5, [bucket]) as another:
+                locked, (row,), _ = await another.oldest_rows(10, 1_000_000)
+                assert locked == {bucket}
+            frozen.delete([row.id])
 
-    with pytest.raises(DBAPIError) as caught:
+    with pytest.raises(DatabaseUnavailable):
         await stand_still()
-    assert is_unavailable(caught.value)
     assert len(await world.rows()) == 1
 
 
@@ -516,10 +572,10 @@ async def test_the_backlog_of_a_topic_backing_off_is_skipped(world: World) -> No
     async with world.database.engine.begin() as connection:
         await connection.execute(backlog, {"bucket": bucket, "topic": SOLD})
         await connection.execute(other, {"bucket": bucket, "topic": MOVED})
-    async with world.database.engine.begin() as connection:
-        seconds = relay._STATEMENT_TIMEOUT_SECONDS
-        await store.limit_transaction(connection, seconds, seconds)
-        rows, _ = await store.oldest_rows(connection, [bucket], 10, 1_000_000, [SOLD])
+        buckets = await store.waiting_buckets(connection)
+    seconds = relay._STATEMENT_TIMEOUT_SECONDS
+    async with transaction(world.database.engine, seconds, seconds, buckets) as opened:
+        _, rows, _ = await opened.oldest_rows(10, 1_000_000, [SOLD])
     assert [row.message.topic for row in rows] == [MOVED]
 
 
