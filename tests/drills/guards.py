@@ -103,12 +103,12 @@ GUARDS = [
     Guard(
         "commit-after-effects",
         CONSUMER,
-        "        await self._processor.process(batch, tracker)\n",
+        "        await self._processor.process(batch, tracker, began)\n",
         "        for part in batch.values():\n"
         "            for record in part:\n"
         "                tracker.mark_done(record)\n"
         "        await self._committer.commit_all(client, tracker)\n"
-        "        await self._processor.process(batch, tracker)\n",
+        "        await self._processor.process(batch, tracker, began)\n",
         "test_worker_killed_ten_times",
     ),
     Guard(
