@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 from starlette.responses import HTMLResponse, JSONResponse
 
-from app.platform.terminal import printable
+from app.platform.terminal import one_line, printable
 
 PATH = "/dev/traces"
 TRACES = 200
@@ -241,7 +241,9 @@ def _details(span: ReadableSpan) -> str:
 def _path(span: ReadableSpan) -> str:
     """Return the path of a request where the name of its span has only the route."""
     path = str((span.attributes or {}).get("url.path", ""))
-    return "" if span.name.endswith(path) else f' <span class="quiet">{_text(path)}</span>'
+    return (
+        "" if span.name.endswith(path) else f' <span class="quiet">{_text(one_line(path))}</span>'
+    )
 
 
 def _badge(is_error: bool) -> str:
