@@ -30,12 +30,21 @@ from tests.shell import environment
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 # In a rendered service's environment; and one without servers, in this one.
-INSIDE = ["produce", "consume", "outbox", "orders", "event_store", "projection", "commands"]
+INSIDE = [
+    "produce",
+    "consume",
+    "outbox",
+    "orders",
+    "event_store",
+    "projection",
+    "tracing",
+    "commands",
+]
 AREAS = [*INSIDE, "generation"]
 PEERS = ["faststream", "faststream-outbox", "confluent-kafka", "eventsourcing"]
 VARIANTS = [[], ["outbox"], ["outbox", "cqrs"], ["outbox", "event_sourcing"]]
 # Settings that would replace the servers of the run.
-SERVERS = "KAFKA_|DATABASE_|SERVICE_NAME|OUTBOX_"
+SERVERS = "KAFKA_|DATABASE_|SERVICE_NAME|OUTBOX_|OTEL_"
 
 
 def main() -> int:
@@ -54,10 +63,15 @@ def main() -> int:
         help="only write the page and the plots again, from latest.json",
     )
     parser.add_argument("--into", type=Path, help="where to write results and plots")
+    parser.add_argument(
+        "--before",
+        help="the version or commit with which to compare, instead of the newest version",
+    )
     chosen = parser.parse_args()
     if chosen.page:
         write(json.loads((RESULTS / "latest.json").read_text()), RESULTS, PAGE)
         return 0
+    before = chosen.before or newest_version()
     if chosen.quick:
         chosen.rounds, chosen.scale = 1, 0.02
     complete = not chosen.area and not chosen.quick
@@ -70,7 +84,7 @@ def main() -> int:
         area
         for name in AREAS
         if not chosen.area or name in chosen.area
-        for area in [measure(name, work, chosen.rounds, chosen.scale)]
+        for area in [measure(name, work, chosen.rounds, chosen.scale, before)]
     ]
     found = results(
         areas,
@@ -80,6 +94,7 @@ def main() -> int:
         rounds=chosen.rounds,
         scale=chosen.scale,
         versions=versions(work),
+        before=before,
     )
     write(found, into.resolve(), PAGE if into == RESULTS else into / "benchmarks.md")
     failed = [f"{area.name}: {n}" for area in areas for n, s in area.sides.items() if s.failed]
@@ -101,7 +116,7 @@ def render_files(found: dict[str, object]) -> dict[str, str]:
     return {**{f"{area.name}.svg": svg(area) for area in areas}, PAGE.name: render_report(found)}
 
 
-def measure(area: str, work: Path, rounds: int, scale: float) -> Area:
+def measure(area: str, work: Path, rounds: int, scale: float, before: str) -> Area:
     output = work / f"{area}.json"
     if output.exists():
         return Area.of(json.loads(output.read_text()))
@@ -111,7 +126,7 @@ def measure(area: str, work: Path, rounds: int, scale: float) -> Area:
             measured = generation_peers.measure(folder, generator(work), rounds)
         output.write_text(json.dumps(measured.as_json()))
         return measured
-    python = service(work)
+    python = service(work, before)
     script = Path(__file__).with_name(f"{area}.py")
     subprocess.run(
         (python, script, "--rounds", str(rounds), "--scale", str(scale), "--json", output),
@@ -122,8 +137,8 @@ def measure(area: str, work: Path, rounds: int, scale: float) -> Area:
     return Area.of(json.loads(output.read_text()))
 
 
-def service(work: Path) -> Path:
-    """Render a service with every module and the peers; return its Python."""
+def service(work: Path, before: str) -> Path:
+    """Render a service with every module, the peers, and another version; return its Python."""
     folder = work / "service"
     python = folder / ".venv" / "bin" / "python"
     if not folder.exists():
@@ -133,9 +148,18 @@ def service(work: Path) -> Path:
         for variant in VARIANTS:
             into = work / "variants" / ("-".join(variant) or "base")
             rendering.render(template, into, {"modules": variant})
+        if before:
+            answers = {"modules": ["outbox"]}
+            rendering.render(ROOT, work / "variants" / "before", answers, version=before)
         uv("sync", "--no-python-downloads", "--python", sys.executable, cwd=folder)
         uv("pip", "install", "--python", python, "--group", f"{ROOT / 'pyproject.toml'}:bench")
     return python
+
+
+def newest_version() -> str:
+    """Return the newest version of the template, or '' if there is none yet."""
+    tags = git(ROOT, "tag", "--list", "v*", "--sort=-version:refname").split()
+    return tags[0] if tags else ""
 
 
 def generator(work: Path) -> Path:

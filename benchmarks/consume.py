@@ -37,7 +37,7 @@ from app.platform.database.unit_of_work import UnitOfWork, UnitOfWorkFactory
 from app.platform.events.event import BaseEvent, EventRegistry, EventType
 from app.platform.health import Health
 from app.platform.http.server import serve
-from app.platform.kafka.codec import decode, encode
+from app.platform.kafka.codec import Message, decode, encode
 from app.platform.kafka.consumers import consuming
 from app.platform.kafka.inbox import claim
 from app.platform.kafka.producer import KafkaProducer
@@ -130,11 +130,22 @@ class Bench:
         assert count == messages, f"{count} effects of {messages} messages"
 
 
-async def fill(producer: KafkaProducer, registry: EventRegistry, messages: int) -> None:
+Change = Callable[[Message, int], Message]
+
+
+def unchanged(message: Message, _number: int) -> Message:
+    return message
+
+
+async def fill(
+    producer: KafkaProducer, registry: EventRegistry, messages: int, change: Change = unchanged
+) -> None:
     events = counted(messages)
     for start in range(0, messages, 5_000):
-        part = events[start : start + 5_000]
-        outcomes = await producer.send_all([encode(e, registry, TRACE) for e in part])
+        part = enumerate(events[start : start + 5_000], start)
+        outcomes = await producer.send_all(
+            [change(encode(e, registry, TRACE), number) for number, e in part]
+        )
         assert not any(outcomes), outcomes
 
 
@@ -251,7 +262,11 @@ BATCH = service(subscription(many_rows, batch=True))
 
 # Workers in processes of their own
 
-WORK = {"quick": subscription(one_row), "slow": subscription(slow_row)}
+WORK = {
+    "quick": subscription(one_row),
+    "slow": subscription(slow_row),
+    "bulk": subscription(many_rows, batch=True),
+}
 
 
 def work(name: str, port: int) -> None:
@@ -262,30 +277,34 @@ def work(name: str, port: int) -> None:
 
 @asynccontextmanager
 async def workers(
-    bench: Bench, count: int, name: str, settings: KafkaSettings
+    bench: Bench, count: int, name: str, settings: KafkaSettings, **environment: str
 ) -> AsyncIterator[list[Running]]:
     """Run `count` worker processes that share the partitions."""
     command = [sys.executable, __file__, "--work", name]
     group = {"SERVICE_NAME": settings.kafka_group_id, "KAFKA_GROUP_ID": settings.kafka_group_id}
     async with AsyncExitStack() as stack:
         started = [
-            await stack.enter_async_context(process(bench.stage, *command, **group))
+            await stack.enter_async_context(process(bench.stage, *command, **group, **environment))
             for _ in range(count)
         ]
         await until_ready(*started)
         yield started
 
 
-def worker_processes(count: int, name: str) -> Measure:
+def worker_processes(
+    count: int, name: str, change: Change = unchanged, **environment: str
+) -> Measure:
+    """Handle messages that `change` has changed."""
+
     async def measure(bench: Bench, messages: int) -> Figures:
         settings, registry = await bench.empty_topic(WORK[name], kafka_topic_partitions=4)
         async with (
             KafkaProducer(settings).running() as producer,
-            workers(bench, count, name, settings) as started,
+            workers(bench, count, name, settings, **environment) as started,
         ):
             async with bench.connection.transaction():
                 await bench.connection.execute("LOCK TABLE inbox IN EXCLUSIVE MODE")
-                await fill(producer, registry, messages)
+                await fill(producer, registry, messages, change)
                 watch = Watch(*started)
             await bench.until_applied(messages)
             return watch.figures(messages)

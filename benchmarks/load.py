@@ -20,7 +20,10 @@ async def load(port: int, seconds: float, rate: int, operation: str) -> dict[str
         *(client(port, until, n, rate, request, waits) for n, request in enumerate(requests))
     )
     if not rate:
-        return {"rate": len(waits) / (time.perf_counter() - begun)}
+        return {
+            "rate": len(waits) / (time.perf_counter() - begun),
+            "requests": len(waits),
+        }
     steps = statistics.quantiles(waits, n=100)
     return {"p50": steps[49], "p95": steps[94], "p99": steps[98]}
 

@@ -23,13 +23,14 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
-from harness import Side, Stage, run
+import psutil
+from harness import Running, Side, Stage, run
 from results import Area, Comparison
 
 from app import wiring
@@ -154,10 +155,15 @@ SIGN_UP = f"""
 
 
 @asynccontextmanager
-async def process(stage: Stage, side: str, orders: int = 0) -> AsyncIterator[int]:
-    """A process of the service, with a database and topics of its own; its port. In the database
+async def process(
+    stage: Stage,
+    rendering: str,
+    command: Sequence[str],
+    orders: int = 0,
+    **environment: str,
+) -> AsyncIterator[Running]:
+    """A process of the service, with a database and topics of its own. In the database
     are users, and so many orders of theirs."""
-    rendering, roles, publisher = SIDES[side]
     name = f"bench_{secrets.token_hex(4)}"
     settings = stage.settings(name)
     await provision(
@@ -170,6 +176,7 @@ async def process(stage: Stage, side: str, orders: int = 0) -> AsyncIterator[int
     folder = VARIANTS / rendering
     environment = {
         **os.environ,
+        **environment,
         "SERVICE_NAME": name,
         "DATABASE_URL": url,
         "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
@@ -191,19 +198,17 @@ async def process(stage: Stage, side: str, orders: int = 0) -> AsyncIterator[int
     for statement in FILL if orders else []:
         await connection.execute(statement.format(orders=orders))
     await connection.close()
-    running = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(port), roles, publisher],
-        cwd=folder,
-        env=environment,
+    running = Running(
+        psutil.Popen([*command, "--port", str(port)], cwd=folder, env=environment), port
     )
     try:
         while not await answers(port):
-            assert running.poll() is None, f"the process of {side} has ended"
+            assert running.process.poll() is None, f"{command} in {rendering} has ended"
             await asyncio.sleep(0.05)
-        yield port
+        yield running
     finally:
-        running.terminate()
-        running.wait()
+        running.process.terminate()
+        running.process.wait()
 
 
 async def answers(port: int) -> bool:
@@ -233,9 +238,11 @@ async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
     async with AsyncExitStack() as stack:
 
         async def port(side: str, orders: int = 0) -> int:
-            found = await stack.enter_async_context(process(stage, side, orders))
-            await generated(found, 0.5)
-            return found
+            rendering, *how = SIDES[side]
+            command = [sys.executable, __file__, "--serve", *how]
+            found = await stack.enter_async_context(process(stage, rendering, command, orders))
+            await generated(found.port, 0.5)
+            return found.port
 
         def closed(name: str, port: int, operation: str = "post", rounds: int = 1_000) -> Side:
             async def measure() -> float:
@@ -300,9 +307,10 @@ COMPARISONS = [
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--serve", nargs=3, metavar=("PORT", "ROLES", "PUBLISHER"))
+    parser.add_argument("--serve", nargs=2, metavar=("ROLES", "PUBLISHER"))
+    parser.add_argument("--port", type=int)
     arguments, _ = parser.parse_known_args()
     if arguments.serve:
-        serve(int(arguments.serve[0]), arguments.serve[1], arguments.serve[2])
+        serve(arguments.port, *arguments.serve)
     else:
         run(Area("orders", "POST /orders", __doc__ or "", COMPARISONS), plan, turns=3)

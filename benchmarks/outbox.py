@@ -19,18 +19,27 @@ All sides work on the same rows of 200 and some bytes, one real Kafka and one re
 import asyncio
 import json
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from faststream import Context
 from faststream.kafka import KafkaBroker, KafkaResponse
 from faststream_outbox import OutboxBroker, make_outbox_table
-from harness import KEYS, Counted, Running, Side, Stage, Watch, process, run, until_ready
+from harness import (
+    APP,
+    KEYS,
+    Counted,
+    Running,
+    Side,
+    Stage,
+    Watch,
+    process,
+    run,
+    until_ready,
+)
 from results import Area, Comparison, Figures
 from sqlalchemy import MetaData, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -210,23 +219,27 @@ def relay(**options: int) -> Measure:
 
 
 @asynccontextmanager
-async def relay_process(stage: Stage) -> AsyncIterator[Running]:
+async def relay_process(stage: Stage, **environment: str) -> AsyncIterator[Running]:
     """Run `app relay`, and yield it once it is ready."""
-    command = str(Path(sys.executable).with_name("app"))
-    async with process(stage, command, "relay") as started:
+    async with process(stage, *APP, "relay", **environment) as started:
         await until_ready(started)
         yield started
 
 
-def relay_processes(count: int) -> Measure:
+def relay_processes(count: int, prepare: str = "", **environment: str) -> Measure:
+    """Relay rows that the statement `prepare` has changed."""
+
     async def measure(stage: Stage, rows: int) -> Figures:
         full = await filled(stage, rows)
+        if prepare:
+            await stage.connection.execute(prepare)
         await stage.connection.execute("CREATE TABLE kept AS SELECT * FROM outbox")
         await stage.truncate("outbox")
         try:
             async with AsyncExitStack() as stack:
                 relays = [
-                    await stack.enter_async_context(relay_process(stage)) for _ in range(count)
+                    await stack.enter_async_context(relay_process(stage, **environment))
+                    for _ in range(count)
                 ]
                 await stage.connection.execute(
                     f"INSERT INTO outbox ({COLUMNS}) SELECT {COLUMNS} FROM kept"

@@ -63,6 +63,9 @@ a load independent of the length of the stream.""",
     "projection": """\
 The projector adds to the floor the validation of events, and JSON columns written through SQLAlchemy. A rebuild reads the
 states with the ORM, because a projection may compute anything in Python; it cannot be as fast as SQL alone.""",
+    "tracing": """\
+Off, a message costs the look-up of a switch. On, one that is not sampled costs its context, which is read, passed on and
+written, and no span. A sampled one costs several spans and its share of an export, in a thread of the same process.""",
     "commands": """\
 Nearly all of it is imports: Typer, Rich and pydantic for a help text, and the libraries of the whole service for a
 command that reads its events and consumers: SQLAlchemy, aiokafka and pydantic, with the tables and events of the slices.""",
@@ -96,6 +99,7 @@ def run_of(results: Mapping[str, Any]) -> Iterator[str]:
             ["Rounds, scale", f"{results['rounds']}, {results['scale']:g}"],
             *([name.capitalize(), str(value)] for name, value in machine.items()),
             ["Beside", ", ".join(f"{name} {version}" for name, version in versions.items())],
+            *([["Last release", f"`{before[:12]}`"]] if (before := results.get("before")) else []),
         ],
     )
 

@@ -17,6 +17,7 @@ from tests.matrix import Variant
 from tests.rendering import ROOT
 
 FULL_SHA = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*")
+YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WORKFLOWS = sorted([*ROOT.glob(".github/workflows/*"), *ROOT.glob("template/.github/workflows/*")])
 each_workflow = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
 
@@ -81,6 +82,24 @@ def test_compose_gives_every_process_the_same_time_to_stop(rendered: Rendered) -
     services = yaml.safe_load(compose.read_text())["services"]
     given = {services[process]["stop_grace_period"] for process in ("api", "worker", "relay")}
     assert len(given) == 1
+
+
+def test_the_page_of_tracing_adds_a_collector_to_every_process(
+    rendered: Rendered, tmp_path: Path
+) -> None:
+    service = rendered(Variant(("outbox",)))
+    blocks = YAML.findall((service / "docs" / "tracing.md").read_text())
+    (override,) = [block for block in blocks if block.startswith("# compose.override.yaml\n")]
+    file = tmp_path / "compose.override.yaml"
+    file.write_text(override)
+    matches_schema("vendor.compose-spec", file)
+    added = yaml.safe_load(override)["services"]
+    (collector,) = [name for name, its in added.items() if "image" in its]
+    traced = {name: its["environment"] for name, its in added.items() if name != collector}
+    services = yaml.safe_load((service / "compose.yaml").read_text())["services"]
+    assert traced.keys() == {name for name, its in services.items() if "restart" in its}
+    addresses = {address for its in traced.values() for address in its.values()}
+    assert addresses == {f"http://{collector}:4318"}
 
 
 def test_compose_publishes_ports_to_this_machine_only(compose: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,8 @@ import pytest
 
 from tests import demo, matrix
 from tests.generated.conftest import Service
+from tests.generated.processes import running
 from tests.generated.test_round_trip import processes_in
-from tests.shell import environment
 
 SECONDS = 60
 HELD_SECONDS = 3
@@ -162,26 +161,3 @@ def test_servers_only_leaves_consuming_to_others(base: Service) -> None:
     assert servers.returncode == 0
     assert not addresses.exists()
     assert processes_in(base.path) == []
-
-
-@contextmanager
-def running(service: Service, *command: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A command of the service for the length of the block, ended by Ctrl-C with exit code 0."""
-    with (service.path / ("dev.log" if command[0] == "dev" else f"{command[0]}.log")).open(
-        "wb"
-    ) as output:
-        process = subprocess.Popen(
-            ("uv", "run", "--no-sync", "app", *command),
-            cwd=service.path,
-            env=environment("DATABASE_URL|KAFKA_"),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        code = process.wait(SECONDS)
-    assert code == 0, f"{command}: {code}"

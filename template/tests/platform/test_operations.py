@@ -20,6 +20,7 @@ MATCHER = re.compile(r'(\w+)(=|!=|=~|!~)"([^"]*)"')
 # Prometheus adds them to what it scrapes: name those that your configuration adds.
 OF_TARGETS = {"service", "job", "instance"}
 RECORDED = re.compile(r"^ +- record: (\S+)$", re.MULTILINE)
+YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
 
 
@@ -108,6 +109,19 @@ def test_promtool_accepts_the_rules(promtool: str, command: str) -> None:
     done = subprocess.run(
         [promtool, *command.split()], cwd=OPS, capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", ["operations.md", "tracing.md"])
+def test_promtool_accepts_the_configuration_of_a_page(
+    promtool: str, page: str, tmp_path: Path
+) -> None:
+    blocks = YAML.findall((ROOT / "docs" / page).read_text())
+    (configuration,) = [block for block in blocks if "scrape_configs:" in block]
+    file = tmp_path / "prometheus.yml"
+    file.write_text(configuration)
+    command = [promtool, "check", "config", "--syntax-only", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
