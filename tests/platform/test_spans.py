@@ -404,6 +404,30 @@ async def test_a_failed_statement_is_an_error(database: Database, spans: Spans) 
     assert spans.named("SELECT").status.status_code is StatusCode.UNSET
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO people VALUES (CAST(:value AS text))",
+        "SELECT CAST(:value AS int) FROM people",
+        "SELECT :value + 1",
+    ],
+)
+async def test_errors_of_statements_have_no_values(
+    database: Database, spans: Spans, statement: str
+) -> None:
+    person = {"value": "ada@example.com"}
+    async with database.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE people (email text UNIQUE)"))
+        await connection.execute(text("INSERT INTO people VALUES (:value)"), person)
+    with pytest.raises(DBAPIError), span("work"):
+        async with database.sessions() as session:
+            await session.execute(text(statement), person)
+
+    recorded = [made.to_json() for made in spans.finished()]
+    assert [len(made.events) for made in spans.finished()] == [1, 1]
+    assert "ada@" not in str(recorded)
+
+
 async def test_a_commit_is_a_span_and_can_fail(database: Database, spans: Spans) -> None:
     async with database.engine.begin() as connection:  # outside of any trace
         await connection.execute(

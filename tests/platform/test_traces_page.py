@@ -22,7 +22,7 @@ from app.platform.dev.traces_page import TraceBuffer, install
 from app.platform.http.app import create_app
 from app.platform.service import Role
 from app.platform.span_export import build_provider
-from app.platform.tracing import context_of_traceparent, span, traceparent_of
+from app.platform.tracing import context_of_traceparent, link_of, span, traceparent_of
 
 HOSTILE = "/<script>alert('1')</script>/\N{RIGHT-TO-LEFT OVERRIDE}\x1b[2J\"&"
 
@@ -152,6 +152,27 @@ async def test_an_error_and_a_link_are_shown(page: Page) -> None:
     assert "broken" in html
     assert f'<a href="{before["trace_id"]}">' in html
     assert (await page.get(f"/dev/traces/{before['trace_id']}")).status_code == 200
+
+
+async def test_a_batch_is_found_from_its_messages(page: Page) -> None:
+    with span("POST /orders") as request:
+        link = Link(request.get_span_context())
+    with span("relay batch", parent=Context(), links=[link]):
+        pass
+    elsewhere = link_of(context_of_traceparent(f"00-{7:032x}-{9:016x}-01"))
+    assert elsewhere is not None
+    with span("receive stock", parent=Context(), links=[elsewhere]):
+        pass
+
+    assert [trace["name"] for trace in await page.traces()] == [
+        "receive stock",
+        "relay batch",
+        "POST /orders",
+    ]
+    listed = re.findall(r'<a href="traces/\w+">([^<]+)</a>', (await page.get()).text)
+    assert listed == ["receive stock", "POST /orders"]
+    trace_id = f"{link.context.trace_id:032x}"
+    assert ">relay batch</a>" in (await page.get(f"/dev/traces/{trace_id}")).text
 
 
 async def test_handling_is_shown_with_its_consumer(page: Page) -> None:

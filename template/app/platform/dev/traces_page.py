@@ -86,6 +86,14 @@ class StoredTrace:
     def has_error(self) -> bool:
         return any(map(_failed, self.spans))
 
+    @property
+    def linked(self) -> set[str]:
+        """The traces that a batch has messages of; none for a trace that began with a request."""
+        first = self.spans[0]
+        if first.parent is not None:
+            return set()
+        return {format_trace_id(link.context.trace_id) for link in first.links}
+
     def tree(self) -> Iterator[tuple[int, ReadableSpan]]:
         """Yield each span after its parent, with its depth."""
         here = {span.context.span_id for span in self.spans}
@@ -154,7 +162,8 @@ def install(app: FastAPI, buffer: TraceBuffer, is_on: bool) -> None:
             raise HTTPException(404, f"this process has no trace {trace_id}, or no longer")
         if _wants_json(request):
             return JSONResponse(_trace_as_json(trace))
-        return HTMLResponse(_trace_page(trace))
+        batches = [other for other in buffer.traces() if trace.trace_id in other.linked]
+        return HTMLResponse(_trace_page(trace, batches))
 
 
 def _wants_json(request: Request) -> bool:
@@ -166,7 +175,7 @@ def _wants_json(request: Request) -> bool:
 
 
 def _list_page(traces: Iterable[StoredTrace], is_on: bool) -> str:
-    rows = "\n".join(map(_list_row, traces))
+    rows = "\n".join(map(_list_row, _without_batches(traces)))
     if not is_on:
         content = "<p>Tracing is off: OTEL_SDK_DISABLED is true.</p>"
     elif not rows:
@@ -180,9 +189,17 @@ def _list_page(traces: Iterable[StoredTrace], is_on: bool) -> str:
     body = f"""\
 <h1>Traces</h1>
 <p><a href="../docs">HTTP API</a></p>
-<p class="quiet">The last {TRACES} traces of this process, the newest first.</p>
+<p class="quiet">The last {TRACES} traces of this process, the newest first. Batches of messages are
+linked from the traces of their messages.</p>
 {content}"""
     return _PAGE.substitute(title="Traces", root="../", body=body)
+
+
+def _without_batches(traces: Iterable[StoredTrace]) -> list[StoredTrace]:
+    """Leave out the batches that the page of another trace names."""
+    traces = list(traces)
+    ids = {trace.trace_id for trace in traces if not trace.linked}
+    return [trace for trace in traces if trace.linked.isdisjoint(ids)]
 
 
 def _list_row(trace: StoredTrace) -> str:
@@ -195,17 +212,20 @@ def _list_row(trace: StoredTrace) -> str:
     )
 
 
-def _trace_page(trace: StoredTrace) -> str:
+def _trace_page(trace: StoredTrace, batches: Iterable[StoredTrace]) -> str:
     name = _text(trace.spans[0].name)
     count = len(trace.spans)
     left_out = f", and {trace.left_out} more that were not kept" if trace.left_out else ""
     rows = "\n".join(_row(trace, depth, span) for depth, span in trace.tree())
+    links = [f'<a href="{each.trace_id}">{_text(each.spans[0].name)}</a>' for each in batches]
+    sentence = f'<p class="quiet">Its messages were in: {", ".join(links)}</p>' if links else ""
     body = f"""\
 <h1>{name}{_badge(trace.has_error)}</h1>
 <p><a href="../traces">All traces</a></p>
 <p class="quiet">Trace {trace.trace_id}{_path(trace.spans[0])}, started at {_clock(trace.started)} UTC,
 {trace.milliseconds:.1f} ms, {count} span{"" if count == 1 else "s"}{left_out}</p>
-{rows}"""
+{rows}
+{sentence}"""
     return _PAGE.substitute(title=name, root="../../", body=body)
 
 
