@@ -216,7 +216,7 @@ def test_a_failed_message_stays_in_the_trace_of_its_request(services: Services) 
     history = [success]
     while before := [by_id[link] for _, link in history[-1].links if link in by_id]:
         history += before
-    assert [span.name for span in history][1] == f"replay {DEAD}"
+    assert [span.name for span in history[1:2]] == [f"replay {DEAD}"]
     assert len(history) == len(attempts) + 1
     assert {span.span_id for span in attempts} < {span.span_id for span in history}
     sent = [span for topic in (DELAYED, DEAD) for span in named(trace, f"send {topic}")]
