@@ -60,11 +60,11 @@ _BEGIN = """
 _LOCK = """
     SELECT set_config('outbox.locked', CAST(ARRAY(
         SELECT bucket FROM outbox_buckets
-        WHERE bucket = ANY('{{{buckets}}}') FOR UPDATE SKIP LOCKED
+        WHERE bucket = ANY({buckets}) FOR UPDATE SKIP LOCKED
     ) AS text), true);
 """
 # By the ids that were sent, never by a range: a slower transaction may commit a lower id later.
-_DELETE = "DELETE FROM outbox WHERE id = ANY('{{{ids}}}');"
+_DELETE = "DELETE FROM outbox WHERE id = ANY({ids});"
 
 _HEADERS = ", ".join(HEADER_COLUMNS.values())
 # JSON as text: values that many rows share are parsed once.
@@ -149,11 +149,11 @@ class RelayTransaction:
     async def begin(self, statement_seconds: float, idle_seconds: float) -> None:
         script = _BEGIN.format(statement=statement_seconds * 1000, idle=idle_seconds * 1000)
         if self.buckets:
-            script += _LOCK.format(buckets=_listed(self.buckets))
+            script += _LOCK.format(buckets=_array(self.buckets))
         await self._driver.execute(script)
 
     async def commit(self) -> None:
-        script = _DELETE.format(ids=_listed(self._sent)) if self._sent else ""
+        script = _DELETE.format(ids=_array(self._sent)) if self._sent else ""
         await self._driver.execute(f"{script} COMMIT;")
 
 
@@ -181,8 +181,8 @@ async def transaction(
             raise
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return ",".join(map(str, numbers))
+def _array(numbers: Sequence[int]) -> str:
+    return "'{" + ",".join(map(str, numbers)) + "}'"
 
 
 _HEADERS_FROM = 7
