@@ -376,8 +376,8 @@ GUARDS = [
     Guard(
         "outbox-one-relay-a-bucket",
         TRANSACTION,
-        "WHERE bucket = ANY('{{{buckets}}}') FOR UPDATE SKIP LOCKED",
-        "WHERE bucket = ANY('{{{buckets}}}')",
+        "WHERE bucket = ANY({buckets}) FOR UPDATE SKIP LOCKED",
+        "WHERE bucket = ANY({buckets})",
         "test_relays_killed_at_random",
         OUTBOX,
     ),
