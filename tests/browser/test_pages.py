@@ -20,6 +20,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])
 # Browsers and Swagger UI trust localhost more than other names.
 HOST = "service.test"
 
+
 @pytest.fixture(scope="module")
 def origin() -> Iterator[str]:
     """A service without its database and its Kafka, which the pages do not need."""
