@@ -1,6 +1,7 @@
 """Spans: when they are made, whose children they are, and what they say."""
 
 import asyncio
+import cProfile
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from opentelemetry.trace import (
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from spans import Spans
-from sqlalchemy import text
+from sqlalchemy import Engine, column, create_engine, insert, table, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.platform import tracing
@@ -360,7 +361,9 @@ async def test_faults_of_the_server_are_errors(
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
     database = Database(DatabaseSettings())
-    trace_statements(database.engine)
+    trace_statements(database.engine.sync_engine)
+    async with database.engine.connect():
+        pass  # the first connection has statements of its own
     yield database
     await database.close()
 
@@ -458,6 +461,34 @@ async def test_many_rows_are_one_statement(database: Database, spans: Spans) -> 
             )
 
     assert attributes(spans.named("INSERT things"))["db.operation.batch.size"] == 500
+
+
+async def test_rows_in_batches_are_a_span_each(database: Database, spans: Spans) -> None:
+    things = table("things", column("name"))
+    async with database.engine.begin() as connection:
+        await connection.execute(text("CREATE TEMPORARY TABLE things (name text)"))
+        with span("work"):
+            rows = [{"name": str(number)} for number in range(2_500)]
+            await connection.execute(insert(things).returning(things.c.name), rows)
+
+    made = [made for made in spans.finished() if made.name == "INSERT things"]
+    assert [parent_id(each) for each in made] == [spans.named("work").context.span_id] * 3
+
+
+def test_an_untraced_statement_costs_a_look(spans: Spans) -> None:
+    """While tracing is on, most statements are in no trace."""
+
+    def calls(engine: Engine) -> int:
+        with engine.connect() as connection, cProfile.Profile(builtins=False) as profile:
+            for _ in range(100):
+                connection.execute(text("SELECT 1"))
+        return sum(entry.callcount for entry in profile.getstats()) // 100
+
+    plain, traced = create_engine("sqlite://"), create_engine("sqlite://")
+    trace_statements(traced)
+    with span("work", parent=context_of_traceparent(UNSAMPLED)):
+        assert calls(traced) - calls(plain) < 12
+    assert spans.finished() == []
 
 
 async def test_a_long_statement_is_cut(database: Database, spans: Spans) -> None:

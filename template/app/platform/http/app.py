@@ -144,7 +144,7 @@ async def _open_resources(
     database = Database(configuration.database)
     stack.push_async_callback(database.close)
     if tracing.is_on():
-        trace_statements(database.engine)
+        trace_statements(database.engine.sync_engine)
     stack.enter_context(pool_gauges.exporting(database.engine))
     if producer is None:
         kafka = KafkaProducer(configuration.kafka)
