@@ -42,7 +42,7 @@ from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
 from app.platform.kafka.topics import Topic
 from app.platform.service import Component, Service
-from app.platform.tracing import Trace
+from app.platform.tracing import Trace, bind_trace, context_of
 
 runner = CliRunner()
 cli = command_line(lambda: wiring.service)
@@ -492,6 +492,19 @@ def test_every_topic_is_a_channel_with_its_message() -> None:
     assert message["payload"] == {"$ref": "#/components/schemas/MeterRead"}
     assert message["bindings"]["kafka"]["key"]["description"] == "The event's meter_id"
     assert channels[NAMED_TOPIC]["messages"]["meter.named"]["title"] == "meter.named 3.1.0"
+
+
+def test_every_header_of_a_message_is_described() -> None:
+    entry = EventType(MeterRead, subject="meter_id", dataschema="https://example.com/{type}.json")
+    registry = EventRegistry("shop", [entry])
+    (message,) = document(INFO, registry, [], settings())["channels"][TOPIC]["messages"].values()
+    headers = [("traceparent", f"00-{1:032x}-{1:016x}-01".encode()), ("tracestate", b"a=1")]
+    trace = Trace("correlation-1", causation_id="event-1")
+    with bind_trace(trace, context_of(headers)):
+        sent = {name for name, _ in encode(meter_read(), registry, trace).headers}
+
+    assert {"ce_subject", "ce_dataschema", "causation-id", "tracestate"} <= sent
+    assert set(message["headers"]["properties"]) == sent
 
 
 def test_own_topics_are_described_as_they_are_created() -> None:

@@ -143,7 +143,12 @@ def _headers(entry: EventType, registry: EventRegistry) -> Part:
     sometimes = {
         names.CAUSATION_ID: {"type": "string", "description": "The event that caused this one"},
         names.TRACEPARENT: {"type": "string", "description": "W3C Trace Context"},
+        names.TRACESTATE: {"type": "string", "description": "W3C Trace Context"},
     }
+    if entry.subject is not None:
+        sometimes[names.CE_SUBJECT] = {"type": "string"}
+    if entry.dataschema is not None:
+        sometimes[names.CE_DATASCHEMA] = {"type": "string", "format": "uri"}
     return {"type": "object", "properties": always | sometimes, "required": list(always)}
 
 
