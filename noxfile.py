@@ -76,7 +76,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Test rendering, answers, files and updates (eight minutes)."""
+    """Test rendering, answers, files and updates (nine minutes)."""
     install(session)
     # Tests that need a rendered service have sessions of their own.
     others = ("generated", "platform", "drills", "debezium", "browser")
