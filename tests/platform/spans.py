@@ -1,4 +1,4 @@
-"""The spans that a test makes: the fixture `spans`."""
+"""The spans that a test makes: the fixture `spans`, and what tests ask of a span."""
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -26,3 +26,19 @@ class Spans:
         """Return the only span of this name."""
         (found,) = [span for span in self.finished() if span.name == name]
         return found
+
+
+def place(span: ReadableSpan) -> tuple[int, int]:
+    """The trace of a span, and its parent."""
+    assert span.context is not None
+    return span.context.trace_id, span.parent.span_id if span.parent else 0
+
+
+def linked(span: ReadableSpan) -> list[int]:
+    return [link.context.span_id for link in span.links]
+
+
+def id_of(span: ReadableSpan) -> int:
+    assert span.context is not None
+    number: int = span.context.span_id
+    return number

@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, record
-from spans import Spans
+from spans import Spans, id_of, linked, place
 
 from app.platform import tracing
 from app.platform.database.errors import DatabaseUnavailable
@@ -132,22 +132,6 @@ def failing(times: int, error: Exception | None = None) -> Callable[..., Awaitab
     return handle
 
 
-def trace_ids(span: ReadableSpan) -> tuple[int, int]:
-    """The trace of a span, and its parent."""
-    assert span.context is not None
-    return span.context.trace_id, span.parent.span_id if span.parent else 0
-
-
-def linked(span: ReadableSpan) -> list[int]:
-    return [link.context.span_id for link in span.links]
-
-
-def id_of(span: ReadableSpan) -> int:
-    assert span.context is not None
-    number: int = span.context.span_id
-    return number
-
-
 def attempts(spans: Spans) -> list[ReadableSpan]:
     return [span for span in spans.finished() if span.name == f"process {TOPIC}"]
 
@@ -157,7 +141,7 @@ async def test_an_attempt_is_a_child_of_the_messages_creation(spans: Spans) -> N
     await Billing(succeed).process(sent(1, event=event))
 
     attempt = spans.named(f"process {TOPIC}")
-    assert trace_ids(attempt) == (1, 1)
+    assert place(attempt) == (1, 1)
     assert attempt.kind is SpanKind.CONSUMER
     assert attempt.status.status_code is StatusCode.UNSET
     assert dict(attempt.attributes or {}) == {
@@ -181,7 +165,7 @@ async def test_what_a_handler_publishes_is_a_child_of_its_attempt(spans: Spans) 
     await billing.process(sent(1))
 
     created = spans.named(f"create {TOPIC}")
-    assert trace_ids(created) == (1, id_of(spans.named(f"process {TOPIC}")))
+    assert place(created) == (1, id_of(spans.named(f"process {TOPIC}")))
     (message,) = billing.published
     assert header(message.headers, "traceparent") == f"00-{1:032x}-{id_of(created):016x}-01"
     assert header(message.headers, "tracestate") == STATE
@@ -204,11 +188,11 @@ async def test_a_batch_has_a_span_with_links_to_its_messages(spans: Spans) -> No
     assert linked(batch) == linked(received) == [1, 3]
     assert (batch.kind, received.kind) == (SpanKind.CONSUMER, SpanKind.CLIENT)
     assert received.parent is None
-    assert trace_ids(batch)[1] == id_of(received)
+    assert place(batch)[1] == id_of(received)
     assert batch.attributes is not None
     assert batch.attributes["messaging.batch.message_count"] == 3
     assert batch.attributes["messaging.destination.name"] == TOPIC
-    assert [trace_ids(attempt) for attempt in attempts(spans)] == [(1, 1), (3, 3)]
+    assert [place(attempt) for attempt in attempts(spans)] == [(1, 1), (3, 3)]
     assert [linked(attempt) for attempt in attempts(spans)] == [[id_of(batch)]] * 2
 
 
@@ -252,16 +236,16 @@ async def test_a_message_without_a_trace_begins_one(spans: Spans) -> None:
 
     first, second = attempts(spans)
     assert first.parent is second.parent is None
-    assert trace_ids(first)[0] != trace_ids(second)[0]
+    assert place(first)[0] != place(second)[0]
     created = [span for span in spans.finished() if span.name.startswith("create")]
-    assert [trace_ids(span)[1] for span in created] == [id_of(first), id_of(second)]
+    assert [place(span)[1] for span in created] == [id_of(first), id_of(second)]
 
 
 async def test_a_retry_in_place_links_to_the_attempt_before(spans: Spans) -> None:
     await Billing(failing(1)).process(sent(1))
 
     first, second = attempts(spans)
-    assert [trace_ids(span) for span in (first, second)] == [(1, 1)] * 2
+    assert [place(span) for span in (first, second)] == [(1, 1)] * 2
     assert (linked(first), linked(second)) == ([], [id_of(first)])
     assert (first.status.status_code, second.status.status_code) == (
         StatusCode.ERROR,
@@ -277,7 +261,7 @@ async def test_an_attempt_alone_links_to_that_of_the_batch(spans: Spans) -> None
     batch = spans.named("process batch billing")
     in_batch, first, second = attempts(spans)
     assert batch.status.status_code is in_batch.status.status_code is StatusCode.ERROR
-    assert [trace_ids(span)[0] for span in (in_batch, first, second)] == [1, 1, 2]
+    assert [place(span)[0] for span in (in_batch, first, second)] == [1, 1, 2]
     assert linked(first) == [id_of(in_batch)]
     assert linked(second) == []
 
@@ -302,9 +286,9 @@ async def test_a_delayed_message_links_to_the_attempt_before(spans: Spans) -> No
     assert header(delayed.headers, "traceparent") == traceparent(1)
     assert header(delayed.headers, "attempt-traceparent") == f"00-{1:032x}-{id_of(failed):016x}-01"
     sending = spans.named(f"send {DELAYED}")
-    assert trace_ids(sending) == (1, id_of(failed))
+    assert place(sending) == (1, id_of(failed))
     last = attempts(spans)[-1]
-    assert trace_ids(last) == (1, 1)
+    assert place(last) == (1, 1)
     assert linked(last) == [id_of(failed)]
     assert last.attributes is not None
     assert last.attributes["messaging.destination.name"] == DELAYED
@@ -316,7 +300,7 @@ async def test_a_dead_letter_names_the_attempt_before(spans: Spans) -> None:
 
     (letter,) = billing.producer.on(DLQ)
     failed = spans.named(f"process {TOPIC}")
-    assert trace_ids(spans.named(f"send {DLQ}")) == (1, id_of(failed))
+    assert place(spans.named(f"send {DLQ}")) == (1, id_of(failed))
     again = fetched(replay_message(fetched(letter)))
     await billing.process(again)
     last = attempts(spans)[-1]
@@ -330,9 +314,9 @@ async def test_an_undecodable_message_is_a_failed_attempt(spans: Spans) -> None:
     await billing.process(record(b"{", headers=sent(1).headers))
 
     attempt = spans.named(f"process {TOPIC}")
-    assert trace_ids(attempt) == (1, 1)
+    assert place(attempt) == (1, 1)
     assert attempt.status.status_code is StatusCode.ERROR
-    assert trace_ids(spans.named(f"send {DLQ}")) == (1, id_of(attempt))
+    assert place(spans.named(f"send {DLQ}")) == (1, id_of(attempt))
 
 
 async def test_a_senders_own_header_is_no_attempt(spans: Spans) -> None:
@@ -357,12 +341,12 @@ async def test_a_batch_handlers_messages_each_have_an_attempt(spans: Spans) -> N
     await billing.process(sent(1), sent(2, "00"), sent(3))
 
     batch = spans.named("process batch billing")
-    assert [(trace_ids(span), linked(span)) for span in attempts(spans)] == [
+    assert [(place(span), linked(span)) for span in attempts(spans)] == [
         ((1, 1), [id_of(batch)]),
         ((3, 3), [id_of(batch)]),
     ]
     created = [span for span in spans.finished() if span.name.startswith("create")]
-    assert [trace_ids(span)[1] for span in created] == [id_of(span) for span in attempts(spans)]
+    assert [place(span)[1] for span in created] == [id_of(span) for span in attempts(spans)]
     context = header(billing.published[1].headers, "traceparent") or ""
     assert (context[:36], context[-2:]) == (traceparent(2)[:36], "00")
 
@@ -385,14 +369,15 @@ def test_events_of_one_id_have_an_attempt_each(spans: Spans) -> None:
     own = ConsumerSpans("billing", None, {TOPIC: TOPIC})
     with own.fetch(records, None), own.handling([Delivery(r, event, uuid4()) for r in records]):
         assert attempts(spans) == []
-    assert [trace_ids(span) for span in attempts(spans)] == [(1, 1), (2, 2)]
+    assert [place(span) for span in attempts(spans)] == [(1, 1), (2, 2)]
 
 
-async def test_a_malformed_context_begins_a_trace(spans: Spans) -> None:
+@pytest.mark.parametrize("malformed", ["", "00-no-context-01", "x" * 54 + "1"])
+async def test_a_malformed_context_begins_a_trace(spans: Spans, malformed: str) -> None:
     message = sent(1)
-    message.headers = tuple(with_headers(message.headers, {"traceparent": "00-no-context-01"}))
+    message.headers = tuple(with_headers(message.headers, {"traceparent": malformed}))
     await Billing(succeed).process(message)
-    assert [span.parent for span in attempts(spans) if span.parent] == []
+    assert [span.parent for span in attempts(spans)] == [None]
 
 
 async def test_without_tracing_the_context_passes_through() -> None:

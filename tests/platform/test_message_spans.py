@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from samples import REGISTRY, TOPIC, meter_read, record
-from spans import Spans
+from spans import Spans, id_of, linked, place
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.platform import tracing
@@ -31,22 +30,6 @@ def traceparent(trace_id: int, span_id: int, flags: str = "01") -> tuple[str, by
 
 def message(trace_id: int, flags: str = "01", *more: Header) -> Message:
     return Message(TOPIC, b"m-1", b"{}", (STATE, traceparent(trace_id, trace_id, flags), *more))
-
-
-def place(span: ReadableSpan) -> tuple[int, int]:
-    """The trace of a span, and its parent."""
-    assert span.context is not None
-    return span.context.trace_id, span.parent.span_id if span.parent else 0
-
-
-def linked(span: ReadableSpan) -> list[int]:
-    return [link.context.span_id for link in span.links]
-
-
-def id_of(span: ReadableSpan) -> int:
-    assert span.context is not None
-    number: int = span.context.span_id
-    return number
 
 
 def publisher(producer: FakeProducer) -> DirectPublisher:

@@ -4,7 +4,7 @@ All attempts at a message are children of its creation, and each links to the on
 transaction of many messages is a span beside their traces, with links to them.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -42,18 +42,13 @@ class _Fetch:
     """The tracing of the messages of one fetch. They are known by the identities of their records."""
 
     context: Context  # of the span of the fetch; empty without one
-    sampled: Mapping[int, Context]
-    unsampled: Collection[int]
+    traced: Mapping[int, Context]  # of the messages whose attempts have spans, usually few
     attempts: dict[int, SpanContext] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)  # in a transaction that is the attempt itself
 
     def may_trace(self, record: ConsumerRecord) -> bool:
         """Return whether an attempt has a span: in a sampled trace, or as the root of a new one."""
-        return id(record) not in self.unsampled
-
-    def context_of(self, record: ConsumerRecord) -> Context:
-        """Return the context of a message, which is parsed only once."""
-        return self.sampled.get(id(record)) or tracing.context_of(record.headers)
+        return id(record) in self.traced
 
     def remember(self, record: ConsumerRecord, attempt: Span) -> None:
         if attempt.is_recording():
@@ -91,15 +86,13 @@ class ConsumerSpans:
         if not tracing.is_on():
             yield
             return
-        sampled: dict[int, Context] = {}
-        unsampled: set[int] = set()
-        for record in records:
-            if sampling := sampling_of(record.headers):
-                sampled[id(record)] = tracing.context_of(record.headers)
-            elif sampling is not None:
-                unsampled.add(id(record))
-        context = self._receive(records, links_to(sampled.values()), began)
-        token = _fetch.set(_Fetch(context, sampled, unsampled))
+        traced = {
+            id(record): tracing.context_of(record.headers)
+            for record in records
+            if sampling_of(record.headers) is not False
+        }
+        context = self._receive(records, links_to(traced.values()), began)
+        token = _fetch.set(_Fetch(context, traced))
         try:
             yield
         finally:
@@ -131,8 +124,7 @@ class ConsumerSpans:
         records = [delivery.record for delivery in deliveries]
         if len(records) == 1 and fetch.may_trace(records[0]):
             return self._attempt_alone(fetch, deliveries[0])
-        sampled = (fetch.sampled.get(id(record)) for record in records)
-        links = links_to(context for context in sampled if context is not None)
+        links = links_to(fetch.traced[id(each)] for each in records if fetch.may_trace(each))
         if not links:
             return tracing.unsampled()
         return tracing.span(
@@ -189,7 +181,7 @@ class ConsumerSpans:
             tracing.span(
                 self._name_of_attempt(record),
                 SpanKind.CONSUMER,
-                parent=fetch.context_of(record),
+                parent=fetch.traced[id(record)],
                 links=self._links(fetch, record),
                 attributes=lambda: self._attributes(record, str(delivery.event.event_id)),
             ) as span,
@@ -230,9 +222,10 @@ class ConsumerSpans:
 
         Two events from different sources may have one id.
         """
-        traced = [each for each in deliveries if id(each.record) not in fetch.unsampled]
         spans = []
-        for delivery in traced:
+        for delivery in deliveries:
+            if not fetch.may_trace(delivery.record):
+                continue
             event_id = delivery.event.event_id
             with tracing.bind_trace(_trace_of(delivery)):
                 span = self._begin_attempt(fetch, delivery.record, str(event_id))
@@ -246,7 +239,7 @@ class ConsumerSpans:
         span = tracing.begin_span(
             self._name_of_attempt(record),
             SpanKind.CONSUMER,
-            parent=fetch.context_of(record),
+            parent=fetch.traced[id(record)],
             links=self._links(fetch, record),
             attributes=lambda: self._attributes(record, event_id),
         )

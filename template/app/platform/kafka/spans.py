@@ -4,8 +4,8 @@ The context of a message's `create` span is in its `traceparent`, which nothing 
 Attributes are built only for spans that are made.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from aiokafka import ConsumerRecord
@@ -43,7 +43,7 @@ def sampling_of(headers: Sequence[Header]) -> bool | None:
     """
     for name, value in reversed(headers):
         if name == TRACEPARENT and value is not None:
-            return len(value) > _FLAGS_AT and value[_FLAGS_AT] in _SAMPLED
+            return value[_FLAGS_AT] in _SAMPLED if len(value) > _FLAGS_AT else None
     return None
 
 
@@ -206,12 +206,8 @@ def links_to_attempt(headers: Iterable[Header]) -> list[Link]:
     return links_to([tracing.context_of(_headers_of_attempt(headers, attempt))])
 
 
-@contextmanager
-def resending(operation: str, letter: ConsumerRecord) -> Iterator[None]:
-    """Make a span in which an operator's command sends what it makes of a dead letter."""
-    if not tracing.is_on():
-        yield
-        return
+def resending(operation: str, letter: ConsumerRecord) -> AbstractContextManager[object]:
+    """Return the span in which an operator's command sends what it makes of a dead letter."""
 
     def attributes() -> Attributes:
         content = content_attributes(letter.key, letter.value)
@@ -221,14 +217,13 @@ def resending(operation: str, letter: ConsumerRecord) -> Iterator[None]:
             **place_attributes(letter),
         }
 
-    with tracing.span(
+    return tracing.span(
         f"{operation} {letter.topic}",
         SpanKind.PRODUCER,
         parent=tracing.context_of(letter.headers),
         links=links_to_attempt(letter.headers),
         attributes=attributes,
-    ):
-        yield
+    )
 
 
 def as_attempt(message: Message) -> Message:
