@@ -54,7 +54,7 @@ class Component:
 
     name: str
     routers: Callable[[], Routers] = lambda: ()
-    """Imports and returns them, in processes that serve HTTP: others are quick without."""
+    """Imports and returns them. Only processes that serve HTTP call it: others start faster without."""
     events: Sequence[EventType] = ()
     """The events that it publishes or consumes."""
     subscriptions: Sequence[Subscription] = ()

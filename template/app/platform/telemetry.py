@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# At the end of a process, so long a collector that does not answer may take for the last spans.
+# The longest wait at the end of a process for a collector that does not answer.
 FLUSH_SECONDS = 5.0
 
 

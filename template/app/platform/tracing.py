@@ -186,7 +186,7 @@ def context_of_traceparent(traceparent: str | None) -> Context:
 
 
 def headers_of_context(context: Context | None = None) -> tuple[Header, ...]:
-    """Return the same as headers of a message."""
+    """Return `traceparent` and `tracestate` of `context` as headers of a message."""
     return tuple((name, value.encode()) for name, value in carrier_of(context).items())
 
 

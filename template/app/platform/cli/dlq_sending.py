@@ -20,7 +20,7 @@ from app.platform.terminal import say
 
 _RETRY_SECONDS = 0.5
 
-# What the letters are, after each operation.
+# The state of the letters after each operation.
 _DONE = {"replay": "sent", "discard": "discarded"}
 
 Build = Callable[[DeadLetter], Sequence[Message]]

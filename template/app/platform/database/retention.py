@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Retention:
-    """The time for which rows of a table are kept, counted from that in the column `since`.
+    """The time for which rows of a table are kept, counted from the time in the column `since`.
 
     `lock` is the number of an advisory lock, so that one process at a time deletes.
     """

@@ -247,7 +247,7 @@ def write_entity(project: Path, entity: Entity, service: Service) -> Mapping[Pat
 
 @contextmanager
 def undone_on_failure(project: Path, paths: Iterable[Path]) -> Iterator[None]:
-    """Bring `paths` back to what they are now if the block fails. Raises ScaffoldFailed for OSError."""
+    """Restore `paths` if the block fails. Raises ScaffoldFailed for OSError."""
     before = {path: _read(project / path) for path in paths}
     folders = {folder for path in before for folder in path.parents}
     new_folders = sorted(folder for folder in folders if not (project / folder).exists())

@@ -133,7 +133,7 @@ class TraceBuffer(SpanProcessor):
                 self._left_out.pop(oldest, None)
 
     def traces(self) -> list[StoredTrace]:
-        """Return the traces, that with the last span first."""
+        """Return the traces, the one with the latest span first."""
         with self._lock:
             return [self._stored(trace_id) for trace_id in reversed(self._found)]
 

@@ -143,7 +143,7 @@ class EventType:
 
     @cached_property
     def reads_bytes_differently(self) -> bool:
-        """Whether the model may read JSON in another way than the same, parsed before.
+        """Whether the model may read the bytes of a JSON body in another way than the parsed body.
 
         Strict fields take a text as a time or a UUID only in JSON, and a union of a text and such a
         type prefers the other member only there.
