@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 from app.platform.config import EnvSettings
 from app.platform.database.errors import (
+    NO_ANSWER,
     DatabaseReadOnly,
     DatabaseUnavailable,
     ErrorCategory,
@@ -330,4 +331,4 @@ def _report_timeout_as_unavailable(context: ExceptionContext) -> None:
     # wait separately for a host that has disappeared.
     if isinstance(context.original_exception, TimeoutError):
         context.invalidate_pool_on_disconnect = True
-        raise DatabaseUnavailable("PostgreSQL did not answer a statement in time")
+        raise DatabaseUnavailable(NO_ANSWER)

@@ -13,6 +13,8 @@ T = TypeVar("T")
 # How often a transaction runs that concurrent ones make fail, the first time included.
 MAX_TRANSACTION_ATTEMPTS = 5
 
+NO_ANSWER = "PostgreSQL did not answer a statement in time"
+
 
 class DatabaseUnavailable(Exception):
     """No connection to PostgreSQL could be made, or it did not answer in time."""

@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.platform.database.errors import DatabaseUnavailable, ErrorCategory, categorize
+from app.platform.database.errors import (
+    NO_ANSWER,
+    DatabaseUnavailable,
+    ErrorCategory,
+    categorize,
+)
 from app.platform.kafka.codec import Message
 from app.platform.outbox.model import (
     HEADER_COLUMNS,
@@ -176,6 +181,8 @@ async def transaction(
             await connection.invalidate()  # whatever its state is: the server rolls back
             if categorize(error) is ErrorCategory.READ_ONLY:
                 await engine.dispose()  # the other connections may lead to the same standby
+            if isinstance(error, TimeoutError):  # DATABASE_COMMAND_TIMEOUT_SECONDS
+                raise DatabaseUnavailable(NO_ANSWER) from error
             if isinstance(error, asyncpg.InterfaceError | OSError):
                 raise DatabaseUnavailable(f"the connection was lost: {error}") from error
             raise

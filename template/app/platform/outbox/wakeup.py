@@ -24,8 +24,11 @@ log = structlog.get_logger(__name__)
 
 CHANNEL = "outbox"
 # If the server crashes, its connections end, and listeners look for rows again: a notification need not
-# wait for the disk.
-_NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
+# wait for the disk. Without arguments, it is a single message: a pooler may give the second one of a
+# prepared statement to another connection.
+_NOTIFY = (
+    "SELECT set_config('synchronous_commit', 'off', true), pg_notify('{channel}', '{payload}')"
+)
 _MAX_PAYLOAD = 7_999
 # The rest after a notification, as a multiple of the time that it took: the busier the process or the
 # database, the more commits share one.
@@ -57,8 +60,9 @@ async def notifying(engine: AsyncEngine, published: WakeUp) -> AsyncIterator[Non
     async def notify(connection: asyncpg.Connection) -> None:
         while True:
             await published.wait()
-            payload, started = _payload(published.take()), time.perf_counter()
-            await connection.execute(_NOTIFY, CHANNEL, payload, timeout=_QUERY_TIMEOUT_SECONDS)
+            started = time.perf_counter()
+            statement = _NOTIFY.format(channel=CHANNEL, payload=_payload(published.take()))
+            await connection.execute(statement, timeout=_QUERY_TIMEOUT_SECONDS)
             rest = _REST_PER_NOTIFICATION_TIME * (time.perf_counter() - started)
             await asyncio.sleep(min(max(rest, _MIN_REST_SECONDS), _MAX_REST_SECONDS))
 
