@@ -386,11 +386,13 @@ GUARDS = [
         "app/platform/outbox/publisher.py",
         "        if not self._entries:\n            self._listen()\n",
         "        from sqlalchemy.ext.asyncio import AsyncEngine\n\n"
+        '        bucket = bucket_of(message.topic, message.key or b"", self._buckets)\n'
         "        async with AsyncEngine(self._session.get_bind()).begin() as own:\n"
-        "            await own.execute(_INSERT, [self._row(message)])\n"
+        "            await own.execute(_INSERT, [as_row(message, bucket)])\n"
         "        return\n",
         "test_relays_killed_at_random",
         OUTBOX,
+        words="events of transactions that were rolled back",
     ),
     Guard(
         "outbox-outage-counts-nothing",
@@ -442,12 +444,14 @@ GUARDS = [
         OUTBOX,
     ),
     Guard(
-        "outbox-attempts-are-counted",
-        RELAY,
-        "await store.count_attempt(opened.connection, [row.id for row in batch.attempted])",
-        "pass",
+        "outbox-a-missing-topic-parks-nothing",
+        "app/platform/outbox/batch.py",
+        "        if isinstance(error, TopicUnavailable):\n            self.refusing.add(topic)\n",
+        "        if isinstance(error, TopicUnavailable):\n"
+        "            self.unsendable[row.id] = str(error)\n",
         "test_a_topic_that_is_not_there",
         OUTBOX,
+        words=r"\d+ events parked",
     ),
     Guard(
         "newest-version-wins",

@@ -75,8 +75,10 @@ async def test_a_topic_that_is_not_there(bench_of: MakeBench) -> None:
             await writers.write(f"key-{number}")
         status, said = await eventually(running.readiness, lambda answer: answer[0] == 503)
         assert "app topics create" in said["checks"]["topics"], (status, said)
-        assert await parked(writers, False) == 0
         await bench.create_topics()
         bench.worker()
+        await eventually(writers.waiting, lambda rows: rows == 0)
+        count = await parked(writers, False)
+        assert count == 0, f"{count} events parked"
         await writers.settled()
         await writers.check()
