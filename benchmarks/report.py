@@ -48,9 +48,10 @@ what PostgreSQL and Kafka leave of the cores, which on two cores is little.""",
     "outbox": """\
 One relay process is limited by its own processor time: to read a row, make a message of it, settle its
 outcome and delete it. Sending costs it less than plain aiokafka's, message by message. Several relays gain little here:
-one of them, PostgreSQL and Kafka keep both cores busy. A commit, also one of another process, wakes a relay. Then the
-relay rests for 10 to 50 ms, the longer the busier it is, so that more commits share a batch: that is most of the time
-from commit to consumer. Memory does not grow with the backlog.""",
+one of them, PostgreSQL and Kafka keep both cores busy. A commit, also one of another process, names its buckets to a
+relay, which sends them at once in three round trips to PostgreSQL and one to Kafka. Then a task rests for as long as its
+batch took, 50 ms at most, so that more commits share a batch: an event that comes meanwhile waits for another task or for
+the end of the rest. Memory does not grow with the backlog.""",
     "orders": """\
 A request costs its SQL statements and the web framework. The outbox adds one insert in the same transaction and the
 encoding of the event; without it, the request waits for the broker's acknowledgement after the commit. The load
