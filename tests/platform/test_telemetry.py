@@ -1,12 +1,15 @@
 """OpenTelemetry's variables switch tracing on, and set it up."""
 
+import http.server
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -248,6 +251,42 @@ def test_a_silent_collector_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyP
 
     assert [entry["event"] for entry in logs] == ["last spans not sent"]
     assert time.monotonic() - ended < 30
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """A collector that gives the next of its answers to each request."""
+
+    answers: ClassVar[Iterator[int]]
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(next(self.answers))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_failing_collector_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Collector, "answers", iter([400, 404, 401, 200, 200]), raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        set_variables(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+        found = provider()
+        assert found is not None
+        with capture_logs() as logs, telemetry.exporting(found):
+            for _ in range(5):
+                with span("work"):
+                    pass
+                found.force_flush()
+        server.shutdown()
+
+    failed, mended = logs
+    assert (failed["event"], failed["log_level"]) == ("spans not sent", "warning")
+    assert "400" in failed["reason"]
+    assert (mended["event"], mended["lost"]) == ("spans sent again", 3)
+    assert caplog.records == []  # of the exporter itself
 
 
 def test_a_command_is_traced_if_it_is_asked_for() -> None:

@@ -3,15 +3,17 @@
 Imported by `telemetry`, and only while tracing is on.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from uuid import uuid4
 
+import structlog
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import (
     Link,
@@ -27,6 +29,9 @@ from app.platform.config import ConfigurationError
 
 _GROUP = "opentelemetry_traces_exporter"
 _PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
+_EXPORTERS_LOGGER = "opentelemetry.exporter"
+
+log = structlog.get_logger(__name__)
 
 
 def build_provider(
@@ -78,6 +83,47 @@ class LinkedSampler(Sampler):
         return f"LinkedSampler({self._sampler.get_description()})"
 
 
+class ReportedExporter(SpanExporter):
+    """An exporter that logs when it begins to fail, and when it succeeds again.
+
+    Those of OpenTelemetry log each attempt at each batch.
+    """
+
+    def __init__(self, exporter: SpanExporter, name: str) -> None:
+        self._exporter, self._name = exporter, name
+        self._lost = 0
+        self._complaints = _Complaints()
+        logger = logging.getLogger(_EXPORTERS_LOGGER)
+        logger.addHandler(self._complaints)
+        logger.propagate = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._complaints.first = None
+        result = self._exporter.export(spans)
+        if result is not SpanExportResult.SUCCESS:
+            if not self._lost:
+                reason = self._complaints.first
+                log.warning("spans not sent", exporter=self._name, reason=reason)
+            self._lost += len(spans)
+        elif self._lost:
+            log.info("spans sent again", exporter=self._name, lost=self._lost)
+            self._lost = 0
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+
+class _Complaints(logging.Handler):
+    """The first message of a library about a batch, which has the reason."""
+
+    first: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            self.first = self.first or record.getMessage()
+
+
 def _resource(service_name: str, version: str) -> Resource:
     ours = {
         "service.name": service_name,
@@ -97,7 +143,7 @@ def _processor(name: str) -> SpanProcessor:
             f" there are: {known}"
         )
     try:
-        return BatchSpanProcessor(found.load()())
+        return BatchSpanProcessor(ReportedExporter(found.load()(), entry))
     except (ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"wrong configuration: OTEL_EXPORTER_* or OTEL_BSP_*: {error}"
