@@ -1,13 +1,18 @@
 """OpenTelemetry's variables switch tracing on, and set it up."""
 
 import http.server
+import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +26,7 @@ from structlog.testing import capture_logs
 from app import wiring
 from app.platform import telemetry, tracing
 from app.platform.config import ConfigurationError, TelemetrySettings, load
+from app.platform.dev.process import free_port
 from app.platform.http.app import create_app
 from app.platform.service import Role
 from app.platform.tracing import span
@@ -254,25 +260,45 @@ def test_a_silent_collector_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyP
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
-    """A collector that gives the next of its answers to each request."""
+    """A collector that gives the next of its answers to each request, and keeps the bodies."""
 
     answers: ClassVar[Iterator[int]]
+    bodies: ClassVar[list[bytes]]
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        self.bodies.append(self.rfile.read(int(self.headers["content-length"])))
         self.send_response(next(self.answers))
         self.end_headers()
 
     def log_message(self, *_: object) -> None: ...
 
 
-def test_a_failing_collector_is_logged_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(Collector, "answers", iter([400, 404, 401, 200, 200]), raising=False)
+@contextmanager
+def collecting(*answers: int) -> Iterator[list[bytes]]:
+    """A collector for the processes of the block, as the bodies that it is sent. Its last answer is repeated."""
+    Collector.answers, Collector.bodies = chain(answers, repeat(answers[-1])), []
     with http.server.HTTPServer(("127.0.0.1", 0), Collector) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         set_variables(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+        yield Collector.bodies
+        server.shutdown()
+
+
+class Records(logging.Handler):
+    """Messages of libraries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(record.getMessage())
+
+
+def test_a_failing_collector_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records()  # not caplog, which also sees what is kept from the log
+    monkeypatch.setattr(logging.getLogger(), "handlers", [records])
+    with collecting(400, 404, 401, 200):
         found = provider()
         assert found is not None
         with capture_logs() as logs, telemetry.exporting(found):
@@ -280,13 +306,49 @@ def test_a_failing_collector_is_logged_once(
                 with span("work"):
                     pass
                 found.force_flush()
-        server.shutdown()
 
     failed, mended = logs
     assert (failed["event"], failed["log_level"]) == ("spans not sent", "warning")
     assert "400" in failed["reason"]
     assert (mended["event"], mended["lost"]) == ("spans sent again", 3)
-    assert caplog.records == []  # of the exporter itself
+    assert records.found == []
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+def test_a_signal_sends_the_last_spans(role: str, tmp_path: Path) -> None:
+    port = str(free_port())
+    set_variables(
+        DATABASE_URL="postgresql://postgres@127.0.0.1:1/none",
+        KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1",
+        OTEL_BSP_SCHEDULE_DELAY="3600000",
+    )
+    command = [sys.executable, "-m", "app", role, "--port", port]
+    said = tmp_path / "said"
+    with (
+        collecting(200) as bodies,
+        said.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 60
+            while not answers(f"http://127.0.0.1:{port}/openapi.json"):
+                assert process.poll() is None, said.read_text()
+                assert time.monotonic() < deadline, said.read_text()
+                time.sleep(0.1)
+            assert bodies == []
+        finally:
+            process.terminate()
+        assert process.wait(60) == 0, said.read_text()
+
+        assert any(b"/openapi.json" in body for body in bodies), said.read_text()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
 
 
 def test_a_command_is_traced_if_it_is_asked_for() -> None:
