@@ -9,6 +9,8 @@ from random import Random
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from pydantic import (
     AnyUrl,
     AwareDatetime,
@@ -53,6 +55,26 @@ NESTED = {
     **{"tuple": (), "optional": (), "union": (), "tagged": (), "recursive": ()},
 }
 SEVERAL = ("tuple", "union", "tagged", "model")
+
+
+def drawn_pairs(count: int = 1000) -> list[tuple[Shape, Shape, Random]]:
+    """Let Hypothesis draw pairs, the same in each run, each with the source of its messages."""
+    found: list[tuple[Shape, Shape, Random]] = []
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.randoms(use_true_random=True))
+    def draw(random: Random) -> None:
+        found.append((*pair(random), Random(random.getrandbits(64))))
+
+    draw()
+    return found
 
 
 def pair(random: Random) -> tuple[Shape, Shape]:

@@ -11,7 +11,10 @@ from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 import pytest
-from pydantic import ValidationError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import AliasPath, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
 from samples import EVENT_ID, MeterNamed, MeterRead, named_2, named_3, record
 
 from app.platform.events.envelope import Decoder, Envelope, Received, event_id_of, message_id
@@ -162,9 +165,36 @@ def test_the_data_of_an_unknown_type_is_not_looked_at(
     assert EventDecoder(registry(decoder)).decode(message, TOPIC) is None
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"{}}", b'{"a":1}x', b'{"a":"}', b'{"a":1,}', b"{,}"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"{}}", b'{"a":1}x', b'{"a":"}', b'{"a":1,}', b"{,}", b'{"a":{}']
+)
 def test_fields_are_appended_to_json_objects_only(body: bytes) -> None:
     assert "not JSON" in refused(PlainJson(), body)
+
+
+class Unparsed:
+    """A decoder that leaves the bytes as they are."""
+
+    def open(self, message: Received) -> Envelope:
+        return Envelope(message.value, id=str(EVENT_ID))
+
+
+PARTS = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b" ", b"1", b"null", b'"event_id"']
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=12).map(b"".join))
+def test_a_body_is_read_as_if_it_were_parsed_first(text: bytes) -> None:
+    parsed = PlainJson(id=lambda *_: str(EVENT_ID))
+    for body in (text, b'{"meter_id":"m-1","count":3,"note":%b}' % text):
+        message = record(body, topic=TOPIC)
+        found: list[Decoded | None] = []
+        for decoder in (Unparsed(), parsed):
+            try:
+                found.append(EventDecoder(registry(decoder)).decode(message, TOPIC))
+            except UndecodableMessage:
+                found.append(None)
+        assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("body", [b"{}", b" { } \n", b'{"a": "}"}'])
@@ -530,3 +560,39 @@ def test_a_record_without_a_time_keeps_its_id() -> None:
     decoder = EventDecoder(registry(PlainJson()))
 
     assert decoder.identify(waited, TOPIC) == decoder.identify(first, TOPIC)
+
+
+class Camel(BaseEvent):
+    """An event whose owner writes its fields in camel case."""
+
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True)
+    key_field: ClassVar[str] = "meter_id"
+    event_type: Literal["meter.camel"] = "meter.camel"
+    meter_id: str
+    tariff: str | int = ""
+
+
+@pytest.mark.parametrize("decoder", [PlainJson(), PlainJson(time=lambda *_: "2024-05-01T12:00Z")])
+def test_the_envelope_counts_whatever_the_names_of_fields(decoder: Decoder) -> None:
+    entry = EventType(Camel, service="meters", topic=EventTopic(TOPIC, decoder))
+    theirs = {"eventId": "7", "eventType": "x", "event_id": None, "version": 3, "timestamp": "soon"}
+    message = record(json.dumps(theirs | {"meterId": "m-1", "tariff": 5}).encode(), topic=TOPIC)
+    events = EventDecoder(EventRegistry("shop", [entry]))
+
+    first, again = events.decode(message, TOPIC), events.decode(message, TOPIC)
+
+    assert first is not None
+    assert again == first
+    assert isinstance(first.event, Camel)
+    assert (first.event.meter_id, first.event.tariff, first.event.version) == ("m-1", 5, "1.0.0")
+    assert first.event.event_id == first.id == events.identify(message, TOPIC)
+
+
+def test_a_field_of_every_event_has_a_name() -> None:
+    class Hidden(BaseEvent):
+        key_field: ClassVar[str] = "event_id"
+        event_type: Literal["meter.hidden"] = "meter.hidden"
+        event_id: UUID = Field(validation_alias=AliasPath("meta", "id"))
+
+    with pytest.raises(ValueError, match="the alias of event_id is a path: use a name"):
+        EventRegistry("shop", [EventType(Hidden)])

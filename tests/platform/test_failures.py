@@ -31,6 +31,7 @@ from app.platform.kafka.dead_letters import (
     dead_letter_topics,
     is_decodable,
 )
+from app.platform.kafka.decoding import EventDecoder
 from app.platform.kafka.retry import (
     ERROR_MESSAGE_LENGTH,
     CircuitBreaker,
@@ -632,9 +633,11 @@ def test_a_discarded_letter_that_fails_again_counts_again() -> None:
 @pytest.mark.parametrize("value", [b"\xff", b"[]", b'{"count": "many"}'])
 def test_a_letter_without_an_event_cannot_be_read(value: bytes) -> None:
     for readable in (body(meter_read()), None):  # None is a tombstone
-        assert is_decodable(letter_of(record(readable), offset=0), REGISTRY)
-    assert not is_decodable(letter_of(record(value), offset=0), REGISTRY)
-    assert not is_decodable(raw(value=body(meter_read())), REGISTRY)  # it does not say whose
+        assert is_decodable(letter_of(record(readable), offset=0), EventDecoder(REGISTRY))
+    assert not is_decodable(letter_of(record(value), offset=0), EventDecoder(REGISTRY))
+    assert not is_decodable(
+        raw(value=body(meter_read())), EventDecoder(REGISTRY)
+    )  # it does not say whose
 
 
 def test_letters_without_an_origin_are_each_counted() -> None:

@@ -37,7 +37,6 @@ from app.platform.events.event import (
 from app.platform.kafka.codec import (
     Header,
     Message,
-    build_event,
     decode,
     decode_event,
     encode,
@@ -47,6 +46,7 @@ from app.platform.kafka.codec import (
     trace_of,
     with_headers,
 )
+from app.platform.kafka.decoding import build_event
 from app.platform.kafka.errors import UndecodableMessage
 from app.platform.tracing import Trace, bind_trace, context_of_traceparent
 
@@ -573,7 +573,9 @@ def test_an_event_is_read_alike_in_all_ways(event: MeterSet) -> None:
 
     assert decode_event(body(event), entry) == event
     assert decode_event(old, entry) == event
-    assert build_event(entry, Envelope(fields), event.event_id, event.timestamp) == event
+    assert (
+        build_event(entry, Envelope(fields, time=event.timestamp), str(event.event_id), 0) == event
+    )
 
 
 def test_an_old_event_that_looks_like_a_new_one_is_still_upcast() -> None:

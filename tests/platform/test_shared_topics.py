@@ -10,10 +10,13 @@ from aiokafka import ConsumerRecord, TopicPartition
 from prometheus_client import REGISTRY as METRICS
 from samples import FakeUnits, MeterNamed, MeterRead, body, meter_read, named_2, named_3, record
 
+from app.platform.events.envelope import Decoder, Envelope, Received
 from app.platform.events.event import BaseEvent, EventRegistry, EventTopic, EventType
 from app.platform.kafka import codec as names
 from app.platform.kafka.asyncapi import document
 from app.platform.kafka.codec import Message, decode, encode, header
+from app.platform.kafka.debezium import DebeziumChanges, DebeziumOutbox
+from app.platform.kafka.envelopes import CloudEvents, PlainJson
 from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.offsets import OffsetTracker
 from app.platform.kafka.processing import Processor
@@ -85,9 +88,9 @@ def on(topic: str, value: bytes | None, offset: int = 0, ce_type: str | None = N
     return record(value, topic=topic, offset=offset, headers=headers)
 
 
-def skipped(topic: str, consumer: str = "billing") -> float:
+def skipped(topic: str, consumer: str = "billing", metric: str = "messages") -> float:
     labels = {"consumer": consumer, "topic": topic}
-    return METRICS.get_sample_value("kafka_messages_skipped_total", labels) or 0.0
+    return METRICS.get_sample_value(f"kafka_{metric}_skipped_total", labels) or 0.0
 
 
 def test_several_events_share_the_topic_of_their_entity() -> None:
@@ -205,6 +208,20 @@ async def test_a_single_event_on_a_foreign_topic_is_told_by_its_type() -> None:
     assert billing.producer.sent == []
 
 
+async def test_an_event_without_data_that_is_skipped_is_no_tombstone() -> None:
+    topic = EventTopic("Meters_All.v1", CloudEvents())
+    entry = EventType(MeterRead, service="shop", topic=topic, type="com.acme.MeterRead")
+    billing = Billing(EventRegistry("accounts", [entry]))
+    attributes = [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("ce_source", b"/shop")]
+    sold = record(None, topic="Meters_All.v1", headers=[*attributes, ("ce_type", b"sold")])
+    tombstone = record(None, topic="Meters_All.v1", headers=attributes, offset=1)
+    before = skipped("Meters_All.v1"), skipped("Meters_All.v1", metric="tombstones")
+    await billing.process(sold, tombstone)
+
+    after = skipped("Meters_All.v1"), skipped("Meters_All.v1", metric="tombstones")
+    assert after == (before[0] + 1, before[1] + 1)
+
+
 def test_a_body_alone_is_decoded_by_its_event_type() -> None:
     event = meter_read(count=4)
 
@@ -227,6 +244,44 @@ def test_the_document_has_a_channel_with_all_messages_of_a_topic() -> None:
     assert set(found["channels"]["shop.meter"]["messages"]) == {"meter.read", "meter.named"}
     (received,) = [op for name, op in found["operations"].items() if name.startswith("receive.")]
     assert received["messages"] == [{"$ref": "#/channels/shop.meter/messages/meter.read"}]
+
+
+class Own:
+    """A decoder that does not describe its messages."""
+
+    def open(self, message: Received) -> Envelope:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("decoder", "content_type", "headers"),
+    [
+        (CloudEvents(), "application/json", ["ce_specversion", "ce_id", "ce_source", "ce_type"]),
+        (PlainJson(), "application/json", None),
+        (DebeziumChanges(), "application/json", None),
+        (DebeziumOutbox(), "application/json", ["id"]),
+        (Own(), "application/octet-stream", None),
+    ],
+)
+def test_the_document_shows_messages_as_they_are_sent(
+    decoder: Decoder, content_type: str, headers: list[str] | None
+) -> None:
+    topic = EventTopic("Meters_All.v1", decoder)
+    foreign = EventType(MeterRead, service="shop", topic=topic, type="com.acme.MeterRead")
+    ours = EventType(MeterNamed, UPCASTERS)
+    registry, settings = EventRegistry("accounts", [foreign, ours]), KafkaSettings(_env_file=None)
+    found = document({"title": "a", "version": "1"}, registry, [], settings)
+    message = found["channels"]["Meters_All.v1"]["messages"]["meter.read"]
+    schemas = found["components"]["schemas"]
+
+    assert message["contentType"] == content_type
+    assert message.get("headers", {}).get("required") == headers
+    assert not {"bindings", "correlationId"} & message.keys()
+    assert message["payload"] == {"$ref": "#/components/schemas/MeterRead"}
+    assert schemas["MeterRead"]["required"] == ["meter_id", "count"]
+    assert not set(BaseEvent.model_fields) & schemas["MeterRead"]["properties"].keys()
+    assert set(BaseEvent.model_fields) <= schemas["MeterNamed"]["properties"].keys()
+    assert list(found["operations"]) == ["send.meter.named"]
 
 
 class Renamed(BaseEvent):

@@ -12,10 +12,11 @@ from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.event import BaseEvent, EventRegistry, EventTopic, EventType, Tombstone
 from app.platform.kafka.admin import State, TopicAdmin
 from app.platform.kafka.codec import Message
-from app.platform.kafka.dead_letters import DeadLetter, inbox_id, is_decodable
+from app.platform.kafka.dead_letters import DeadLetter, decoder_of, inbox_id, is_decodable
 from app.platform.kafka.decoding import EventDecoder
+from app.platform.kafka.envelopes import CloudEvents
 from app.platform.kafka.errors import UndecodableMessage
-from app.platform.kafka.retry import replay_message
+from app.platform.kafka.retry import dead_letter_message, replay_message
 from app.platform.kafka.subscription import Handler, RetryPolicy, Subscription
 from app.platform.kafka.topics import required_topics
 from tests.world import Counted, World, record_effect
@@ -68,11 +69,12 @@ async def test_a_failed_tombstone_is_delayed_and_replayed(compacted: World) -> N
         (found,) = await compacted.dead_letters("counter", 1)
         assert (found.key, found.value) == (b"a", None)
         letter = DeadLetter.of(found)
-        assert is_decodable(letter, compacted.registry)
+        decoder = decoder_of("counter", compacted.registry, [subscribed()])
+        assert is_decodable(letter, decoder)
         await compacted.producer.send(replay_message(found))
         assert await compacted.has_effects(1) == [("a", -1)]
 
-    assert {attempt.event_id for attempt in attempts} == {inbox_id(letter, compacted.registry)}
+    assert {attempt.event_id for attempt in attempts} == {inbox_id(letter, decoder)}
 
 
 @pytest.mark.parametrize(("key", "words"), [(b"\xff", "is no text"), (None, "deletes nothing")])
@@ -132,3 +134,33 @@ def test_a_consumer_of_tombstones_alone_skips_the_events() -> None:
     event = record(b"{}", topic="shop.thing.counted")
 
     assert EventDecoder(registry, [], [Counted]).decode(event, event.topic) is None
+
+
+ATTRIBUTES = [
+    ("ce_specversion", b"1.0"),
+    ("ce_id", b"6f1c9a3e-3f0b-4c55-9d3e-0a1b2c3d4e5f"),
+    ("ce_source", b"/things"),
+    ("ce_type", b"com.acme.Counted"),
+]
+
+
+def test_commands_see_the_tombstones_that_the_consumer_sees() -> None:
+    """A CloudEvent without data is an event for a consumer that handles no tombstones."""
+    topic = EventTopic("Things.v1", CloudEvents())
+    entry = EventType(Counted, service="others", topic=topic, type="com.acme.Counted")
+    registry = EventRegistry("shop", [entry])
+    message = record(None, b"a", topic="Things.v1", headers=ATTRIBUTES, offset=4)
+    letter = dead_letter_message(message, subscribed(), "Things.v1", 1, ValueError("no"))
+    found = DeadLetter.of(record(letter.value, b"a", topic=letter.topic, headers=letter.headers))
+    subscriptions = [subscribed(), Subscription("reader", {Counted: record_effect})]
+    handled = EventDecoder(registry, [Counted], [Counted]).decode(message, "Things.v1")
+    by_counter, by_reader = (
+        decoder_of(each.name, registry, subscriptions) for each in subscriptions
+    )
+
+    assert handled is not None
+    assert isinstance(handled.event, Tombstone)
+    assert inbox_id(found, by_counter) == handled.id
+    assert is_decodable(found, by_counter)
+    assert inbox_id(found, by_reader) not in (None, handled.id)
+    assert not is_decodable(found, by_reader)  # as an event, it lacks fields

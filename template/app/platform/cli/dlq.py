@@ -113,7 +113,7 @@ def replay(
     code is 1 unless all were applied.
     """
     from app.platform.cli import dlq_letters, dlq_sending
-    from app.platform.kafka.dead_letters import Filter, is_decodable
+    from app.platform.kafka.dead_letters import Filter
 
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
     context = context_of(ctx)
@@ -122,7 +122,7 @@ def replay(
     found = asyncio.run(dlq_letters.find(context, only, undecodable, to))
     say(dlq_letters.summary(found.letters, found.applied))
     chosen = dlq_letters.choose(context, found, to)
-    letters = [x for x in chosen if undecodable or is_decodable(x, context.registry)]
+    letters = [x for x in chosen if undecodable or dlq_letters.can_be_read(context, x, to)]
     if len(letters) < len(chosen):
         say(dlq_letters.skipped_undecodable(len(chosen) - len(letters)))
     if dry_run:

@@ -14,6 +14,7 @@ from app.platform.kafka.dead_letters import (
     Identity,
     current_letters,
     dead_letter_topics,
+    decoder_of,
     is_decodable,
     read_dead_letters,
 )
@@ -45,12 +46,16 @@ async def find(context: Context, only: Filter, undecodable: bool, to: str | None
     letters = [
         letter
         for letter in current_letters(everything)
-        if only.matches(letter) and not (undecodable and is_decodable(letter, context.registry))
+        if only.matches(letter) and not (undecodable and can_be_read(context, letter, to))
     ]
-    applied = await on_database(
-        lambda database: find_applied(database, context.registry, letters, to)
-    )
+    applied = await on_database(lambda database: find_applied(database, context, letters, to))
     return Found(letters, applied)
+
+
+def can_be_read(context: Context, letter: DeadLetter, to: str | None = None) -> bool:
+    """Return whether the letter's consumer, or the one it goes `to`, can decode it."""
+    reader = to or letter.consumer
+    return is_decodable(letter, decoder_of(reader, context.registry, context.subscriptions))
 
 
 def _refuse_unknown(context: Context, only: Filter, orphans: Sequence[FailureTopic]) -> None:

@@ -1,39 +1,36 @@
 """The outcomes of dead letters: which were applied, and which of the replayed ones failed again."""
 
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer
 
 from app.platform.cli.base import on_database
 from app.platform.database.engine import Database
-from app.platform.events.event import EventRegistry
 from app.platform.kafka import inbox
 from app.platform.kafka.admin import POLL_SECONDS, reading, seek_to
-from app.platform.kafka.dead_letters import DeadLetter, Identity, inbox_id
+from app.platform.kafka.dead_letters import DeadLetter, Identity, decoder_of, inbox_id
 from app.platform.kafka.topics import dead_letter_topic
 from app.platform.runtime import Context
 
 
 async def find_applied(
-    database: Database,
-    registry: EventRegistry,
-    letters: Iterable[DeadLetter],
-    to: str | None = None,
+    database: Database, context: Context, letters: Collection[DeadLetter], to: str | None = None
 ) -> set[Identity]:
     """Return the letters whose events the inbox has, for their consumer or the one they go `to`."""
-    known = [(letter, id) for letter in letters if (id := inbox_id(letter, registry))]
-    applied: set[tuple[str, UUID]] = set()
+    found: set[Identity] = set()
     async with database.sessions() as session:
-        for consumer in {letter.consumer for letter, _ in known}:
-            ids = [id for letter, id in known if letter.consumer == consumer]
+        for consumer in {letter.consumer for letter in letters}:
+            those = [letter for letter in letters if letter.consumer == consumer]
             for name in {consumer, to or consumer}:
-                found = await inbox.applied(session, name, ids)
-                applied.update((consumer, event_id) for event_id in found)
-    return {letter.identity for letter, id in known if (letter.consumer, id) in applied}
+                decoder = decoder_of(name, context.registry, context.subscriptions)
+                ids = [inbox_id(letter, decoder) for letter in those]
+                applied = await inbox.applied(session, name, [id for id in ids if id])
+                pairs = zip(those, ids, strict=True)
+                found |= {letter.identity for letter, id in pairs if id in applied}
+    return found
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,9 @@ class Outcome:
 class ReplayWatch:
     """A view of the dead letter topics, from the moment before a replay."""
 
-    def __init__(self, client: AIOKafkaConsumer, registry: EventRegistry, to: str | None) -> None:
+    def __init__(self, client: AIOKafkaConsumer, context: Context, to: str | None) -> None:
         self._client = client
-        self._registry = registry
+        self._context = context
         self._to = to
 
     async def wait(self, letters: Sequence[DeadLetter], seconds: float) -> Outcome:
@@ -67,7 +64,7 @@ class ReplayWatch:
                     if before is not None and letter.replays > before.replays:
                         failed += 1
                         del pending[letter.identity]
-                applied = await find_applied(database, self._registry, pending.values(), self._to)
+                applied = await find_applied(database, self._context, pending.values(), self._to)
                 for identity, letter in list(pending.items()):
                     if letter.identity in applied:
                         del pending[identity]
@@ -92,4 +89,4 @@ async def watching_replay(
     async with reading(context.kafka, sorted(topics)) as client:
         if client.assignment():
             await seek_to(client, from_beginning=False)
-        yield ReplayWatch(client, context.registry, to)
+        yield ReplayWatch(client, context, to)

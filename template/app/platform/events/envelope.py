@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha1
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID, SafeUUID
 
 # Another one would change the ids, and so forget what the inbox knows.
 _NAMESPACE = UUID("d3f4b1c6-5a0e-5c1b-9b57-6f5f0e2f8a11").bytes
-_IS_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE).fullmatch
+# The digit of a UUID that says which kind it is, by that of the hash.
+_VARIANTS = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+_set, _UNKNOWN = object.__setattr__, SafeUUID.unknown  # looked up once
+_HEX = "[0-9a-fA-F]"
+_IS_UUID = re.compile(f"{_HEX}{{8}}-(?:{_HEX}{{4}}-){{3}}{_HEX}{{12}}").fullmatch
 
 
 class Received(NamedTuple):
@@ -64,6 +68,14 @@ class Envelope(NamedTuple):
     problem: str | None = None
 
 
+class Description(NamedTuple):
+    """Messages in a decoder's format, for the AsyncAPI document. `headers` is a JSON Schema."""
+
+    content_type: str
+    headers: dict[str, Any] | None = None
+    text: str | None = None
+
+
 class Decoder(Protocol):
     """Opens the messages of a topic. It is asked for every message, in the order of their lane."""
 
@@ -72,8 +84,17 @@ class Decoder(Protocol):
         ...
 
 
-def event_id_of(message: Received, envelope: Envelope) -> tuple[UUID | str, int]:
-    """Return the id of the event, and the mask that `message_id` needs.
+@runtime_checkable
+class Described(Protocol):
+    """A decoder that can describe its messages, which `app asyncapi` shows. It need not."""
+
+    def describe(self, type: str) -> Description:
+        """Describe the messages of `type`."""
+        ...
+
+
+def event_id_of(message: Received, envelope: Envelope) -> tuple[str, int]:
+    """Return the id of the event as text, and the mask that `message_id` needs.
 
     The event's id is that of the envelope if it is a UUID, and otherwise made of source and id, or of
     the position. That alone would return when a topic is deleted and made anew, so the time belongs to
@@ -82,11 +103,16 @@ def event_id_of(message: Received, envelope: Envelope) -> tuple[UUID | str, int]
     id = envelope.id
     if id is None:
         position = f"{message.partition}@{message.offset}@{message.timestamp}"
-        return UUID(bytes=_hash(f"{message.topic}\n{position}"), version=5), 0
+        return _made_of(f"{message.topic}\n{position}"), 0
     source = envelope.source or message.topic
     if _IS_UUID(id):
         return id, _mask(source)
-    return UUID(bytes=_hash(f"{source}\n{id}"), version=5), 0
+    return _made_of(f"{source}\n{id}"), 0
+
+
+def position_id(message: Received) -> UUID:
+    """Return the id of a message that nothing but its position identifies."""
+    return UUID(event_id_of(message, Envelope(None))[0])
 
 
 def message_id(event_id: UUID, mask: int) -> UUID:
@@ -100,16 +126,19 @@ def message_id(event_id: UUID, mask: int) -> UUID:
 @lru_cache(maxsize=1024)
 def _mask(source: str) -> int:
     """Return a number that keeps apart the UUIDs of different sources."""
-    return int.from_bytes(_hash(source), "big")
+    digest = sha1(_NAMESPACE + source.encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:16], "big")
 
 
-def _hash(text: str) -> bytes:
-    return sha1(_NAMESPACE + text.encode(), usedforsecurity=False).digest()[:16]
+def _made_of(text: str) -> str:
+    """Return a UUID of version 5, as text: to make one costs more than its hash."""
+    digits = sha1(_NAMESPACE + text.encode(), usedforsecurity=False).hexdigest()
+    return f"{digits[:12]}5{digits[13:16]}{_VARIANTS[digits[16]]}{digits[17:32]}"
 
 
 def _uuid(number: int) -> UUID:
     """Make a UUID as pydantic does: the constructor's checks take longer than all else here."""
     made = object.__new__(UUID)
-    object.__setattr__(made, "int", number)
-    object.__setattr__(made, "is_safe", SafeUUID.unknown)
+    _set(made, "int", number)
+    _set(made, "is_safe", _UNKNOWN)
     return made

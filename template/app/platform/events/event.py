@@ -1,5 +1,6 @@
 """Events, their versions, and the registry of events and topics."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,16 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 from uuid import UUID, uuid4
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    field_validator,
+)
 
 from app.platform.events.envelope import Decoder
 
@@ -150,6 +160,38 @@ class EventType:
         """
         return _is_other_in_json(self.model.__pydantic_core_schema__)
 
+    @cached_property
+    def read_json(self) -> Callable[[bytes], BaseEvent]:
+        """The model's compiled reader of JSON. Its own method takes half a microsecond longer."""
+        return TypeAdapter(self.model).validator.validate_json
+
+    @cached_property
+    def read_parsed(self) -> Callable[[Payload], BaseEvent]:
+        """The model's compiled reader of parsed JSON."""
+        return TypeAdapter(self.model).validator.validate_python
+
+    @cached_property
+    def base_aliases(self) -> dict[str, str]:
+        """The names in JSON of those fields of BaseEvent that have another one there."""
+        aliases = ((name, _alias_of(self.model, name)) for name in BaseEvent.model_fields)
+        return {name: alias for name, alias in aliases if isinstance(alias, str) and alias != name}
+
+    @cached_property
+    def base_fields(self) -> tuple[str, str, str]:
+        """The fields of BaseEvent as the end of a JSON object: the parts around the id and the time."""
+        names = ("event_id", "timestamp", "event_type", "version")
+        id, time, type_, version = (json.dumps(self.base_aliases.get(name, name)) for name in names)
+        end = f",{type_}:{json.dumps(self.name)},{version}:{json.dumps(self.version)}}}"
+        return f',{id}:"', f'",{time}:', end
+
+    def check_aliases(self) -> None:
+        """Raise ValueError if a field of BaseEvent has a path as its alias."""
+        for name in BaseEvent.model_fields:
+            if isinstance(_alias_of(self.model, name), AliasPath):
+                raise ValueError(
+                    f"{self.model.__name__}: the alias of {name} is a path: use a name"
+                )
+
     def check_upcasters(self) -> None:
         """Raise ValueError unless upcasters lead from every major version to the newest."""
         missing = [str(major) for major in range(1, self.major) if major not in self.upcasters]
@@ -158,6 +200,13 @@ class EventType:
                 f"{self.name} {self.version}: no upcaster from version {', '.join(missing)}:"
                 " add one to its EventType"
             )
+
+
+def _alias_of(model: type[BaseEvent], name: str) -> str | AliasPath | None:
+    if model.model_config.get("validate_by_alias") is False:
+        return None
+    alias = model.model_fields[name].validation_alias
+    return alias.choices[0] if isinstance(alias, AliasChoices) else alias
 
 
 def _is_other_in_json(schema: Any) -> bool:
@@ -265,6 +314,7 @@ class EventRegistry:
             check_kafka_name(name)
             check_event_name(event_type.name)
         event_type.check_upcasters()
+        event_type.check_aliases()
         topic = self._topics.setdefault(name, TopicEvents(name, event_type.service, declared))
         name_in_messages = self.type_of(event_type)
         if topic.types:

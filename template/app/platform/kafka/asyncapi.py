@@ -3,12 +3,13 @@
 https://www.asyncapi.com/docs/reference/specification/v3.1.0, and the bindings for Kafka, 0.5.0.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from app.platform.events.event import EventRegistry, EventType
+from app.platform.events.envelope import Decoder, Described
+from app.platform.events.event import BaseEvent, EventRegistry, EventType
 from app.platform.kafka import codec as names
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
@@ -36,17 +37,14 @@ def document(
     Failure topics are internal, and omitted.
     """
     events = list(registry)
-    payloads, schemas = models_json_schema(
-        [(entry.model, "serialization") for entry in events],
-        ref_template="#/components/schemas/{model}",
-    )
+    payloads, schemas = _schemas(registry)
     bindings = _channel_bindings(settings, registry)
     channels = {
         topic.name: {
             "address": topic.name,
             "bindings": {"kafka": bindings[topic.name]},
             "messages": {
-                entry.name: _message(entry, registry, payloads[entry.model, "serialization"])
+                entry.name: _message(entry, registry, payloads[entry.model])
                 for entry in topic.types.values()
             },
         }
@@ -61,9 +59,43 @@ def document(
         "servers": _servers(settings, security),
         "channels": channels,
         "operations": _sends(events, registry) | _receives(subscriptions, registry, group_id),
-        "components": {"schemas": schemas["$defs"]}
-        | ({"securitySchemes": security} if security else {}),
+        "components": {"schemas": schemas} | ({"securitySchemes": security} if security else {}),
     }
+
+
+def _schemas(registry: EventRegistry) -> tuple[dict[type[BaseEvent], Part], Part]:
+    """Return the payload of each event, and the schemas that they refer to.
+
+    A decoder's messages lack the fields of BaseEvent, which come from their envelope.
+    """
+    modes: dict[type[BaseEvent], JsonSchemaMode] = {
+        entry.model: "validation" if _decoder(entry, registry) else "serialization"
+        for entry in registry
+    }
+    found, definitions = models_json_schema(
+        list(modes.items()), ref_template="#/components/schemas/{model}"
+    )
+    payloads = {model: found[model, mode] for model, mode in modes.items()}
+    schemas: Part = definitions["$defs"]
+    for entry in registry:
+        if _decoder(entry, registry):
+            name = payloads[entry.model]["$ref"].rsplit("/", 1)[1]
+            from_envelope = {*BaseEvent.model_fields, *entry.base_aliases.values()}
+            schemas[name] = _without(from_envelope, schemas[name])
+    return payloads, schemas
+
+
+def _decoder(entry: EventType, registry: EventRegistry) -> Decoder | None:
+    """Return the decoder of a foreign event; this service writes its own format."""
+    topic = registry.events_on(registry.topic(entry.model))
+    return None if topic is None or topic.owner is None else topic.decoder
+
+
+def _without(names: Collection[str], schema: Part) -> Part:
+    """Return the schema of an object without the fields `names`."""
+    properties = {name: of for name, of in schema["properties"].items() if name not in names}
+    required = [name for name in schema.get("required", []) if name in properties]
+    return schema | {"properties": properties, "required": required}
 
 
 def _servers(settings: KafkaSettings, security: Part) -> Part:
@@ -115,16 +147,33 @@ def _configuration(topic: Topic) -> Part:
 
 
 def _message(entry: EventType, registry: EventRegistry, payload: Part) -> Part:
-    key = {"type": "string", "description": f"The event's {entry.model.key_field}"}
+    decoder = _decoder(entry, registry)
     return {
         "name": entry.name,
         "title": f"{entry.name} {entry.version}",
+        **(_of_others(decoder, registry.type_of(entry)) if decoder else _of_ours(entry, registry)),
+        "payload": payload,
+    }
+
+
+def _of_ours(entry: EventType, registry: EventRegistry) -> Part:
+    key = {"type": "string", "description": f"The event's {entry.model.key_field}"}
+    return {
         "contentType": names.JSON,
         "correlationId": {"location": f"$message.header#/{names.CORRELATION_ID}"},
         "headers": _headers(entry, registry),
-        "payload": payload,
         "bindings": {"kafka": {"key": key, "bindingVersion": BINDING_VERSION}},
     }
+
+
+def _of_others(decoder: Decoder, type_: str) -> Part:
+    """Describe the messages of a decoder; the payload alone is that of the event."""
+    if not isinstance(decoder, Described):
+        text = f"In a format that {type(decoder).__name__} reads. The payload is what it finds."
+        return {"contentType": "application/octet-stream", "description": text}
+    found = decoder.describe(type_)
+    parts = {"contentType": found.content_type, "headers": found.headers, "description": found.text}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _headers(entry: EventType, registry: EventRegistry) -> Part:

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from app.platform import tracing
-from app.platform.events.envelope import Envelope
 from app.platform.events.event import (
     FIRST_VERSION,
     BaseEvent,
@@ -235,7 +234,7 @@ def decode(topic: str, value: bytes | None, registry: EventRegistry) -> BaseEven
 
 def type_in_body(value: bytes | None) -> str | None:
     """Return the `event_type` in the body; None if it has none. Raises UndecodableMessage."""
-    name = _parse(value).get("event_type")
+    name = parse_body(value).get("event_type")
     return name if isinstance(name, str) else None
 
 
@@ -245,7 +244,7 @@ def decode_event(value: bytes | None, event_type: EventType) -> BaseEvent:
     if event is not None:
         return event
     try:
-        return _decode_payload(_parse(value), event_type)
+        return decode_payload(parse_body(value), event_type)
     except UndecodableMessage:
         raise
     except Exception as error:
@@ -254,53 +253,27 @@ def decode_event(value: bytes | None, event_type: EventType) -> BaseEvent:
         raise UndecodableMessage(f"{event_type.name}: cannot be read: {error!r}") from error
 
 
-def build_event(
-    event_type: EventType, envelope: Envelope, event_id: UUID | str, time: datetime | str
-) -> BaseEvent:
-    """Build an event from its envelope, and upcast it to the newest version.
-
-    Raises UndecodableMessage.
-    """
-    body, version = envelope.body, envelope.version
-    if envelope.problem is not None:
-        raise UndecodableMessage(f"{event_type.name}: {envelope.problem}")
-    if isinstance(body, bytes):
-        body = _parse(body)
-    if not isinstance(body, dict):
-        raise UndecodableMessage(f"not a JSON object but {type(body).__name__}")
-    body["event_id"] = event_id
-    body["timestamp"] = time
-    body["event_type"] = event_type.name
-    body["version"] = event_type.version if version is None else version
-    try:
-        if version is None:
-            return _validate(body, event_type)
-        return _decode_payload(body, event_type)
-    except ValidationError as error:
-        raise UndecodableMessage(f"{event_type.name}: {_explain(error)}") from error
-    except UndecodableMessage:
-        raise
-    except Exception as error:  # as in decode_event
-        raise UndecodableMessage(f"{event_type.name}: cannot be read: {error!r}") from error
-
-
-def _decode_payload(payload: Payload, event_type: EventType) -> BaseEvent:
+def decode_payload(payload: Payload, event_type: EventType) -> BaseEvent:
+    """Upcast a parsed body, and validate it. Raises UndecodableMessage."""
     payload = _upcast(payload, event_type)
     # Both have defaults for new events; without them a duplicate could not be recognised.
     missing = [name for name in ("event_id", "timestamp") if name not in payload]
     if missing:
         raise UndecodableMessage(f"{event_type.name}: {' and '.join(missing)} missing")
+    return validate(payload, event_type)
+
+
+def validate(payload: Payload, event_type: EventType) -> BaseEvent:
+    """Read a parsed body as its bytes would be read. Raises UndecodableMessage."""
+    for name, alias in event_type.base_aliases.items():
+        if name in payload:
+            payload[alias] = payload[name]
     try:
-        return _validate(payload, event_type)
+        if event_type.reads_bytes_differently:
+            return event_type.read_json(to_json(payload, inf_nan_mode="constants"))
+        return event_type.read_parsed(payload)
     except ValidationError as error:
         raise UndecodableMessage(f"{event_type.name}: {_explain(error)}") from error
-
-
-def _validate(payload: Payload, event_type: EventType) -> BaseEvent:
-    """Read a parsed body as its bytes would be read."""
-    if event_type.reads_bytes_differently:
-        return event_type.model.model_validate_json(to_json(payload, inf_nan_mode="constants"))
-    return event_type.model.model_validate(payload)
 
 
 _REQUIRED = {"event_id", "timestamp", "version"}
@@ -312,7 +285,7 @@ def _decode_newest(value: bytes | None, event_type: EventType) -> BaseEvent | No
     if value is None:
         return None
     try:
-        event = event_type.model.model_validate_json(value)
+        event = event_type.read_json(value)
         same = event.version == event_type.version or major_of(event.version) == event_type.major
         newest = same and event.model_fields_set >= _REQUIRED
     except Exception:  # the slow path reports it
@@ -320,7 +293,8 @@ def _decode_newest(value: bytes | None, event_type: EventType) -> BaseEvent | No
     return event if newest else None
 
 
-def _parse(value: bytes | None) -> Payload:
+def parse_body(value: bytes | None) -> Payload:
+    """Parse a JSON object. Raises UndecodableMessage."""
     if value is None:
         raise UndecodableMessage("the message has no value")
     try:

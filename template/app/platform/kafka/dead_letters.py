@@ -115,13 +115,19 @@ class DeadLetter:
         return None
 
 
-def inbox_id(letter: DeadLetter, registry: EventRegistry) -> UUID | None:
+def inbox_id(letter: DeadLetter, decoder: EventDecoder) -> UUID | None:
     """Return the id that the inbox would have of the letter's message; None if it has none."""
-    events = registry.events_on(letter.origin)
-    is_own = events is None or events.decoder is None
-    if is_own and letter.record.value is not None:
+    if decoder.reads_own_format(letter.origin) and letter.record.value is not None:
         return letter.event_id
-    return EventDecoder(registry).identify(letter.record, letter.origin)
+    return decoder.identify(letter.record, letter.origin)
+
+
+def decoder_of(
+    consumer: str, registry: EventRegistry, subscriptions: Iterable[Subscription]
+) -> EventDecoder:
+    """Return a decoder of all events, which knows the tombstones that `consumer` handles."""
+    handled = [each.tombstones for each in subscriptions if each.name == consumer]
+    return EventDecoder(registry, tombstones=handled[0] if handled else ())
 
 
 @dataclass(frozen=True)
@@ -196,10 +202,10 @@ def current_letters(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
     ]
 
 
-def is_decodable(letter: DeadLetter, registry: EventRegistry) -> bool:
+def is_decodable(letter: DeadLetter, decoder: EventDecoder) -> bool:
     """Return whether this version of the service can decode the event, so that a replay makes sense."""
     try:
-        return EventDecoder(registry).decode(letter.record, letter.origin) is not None
+        return decoder.decode(letter.record, letter.origin) is not None
     except UndecodableMessage:
         return False
 

@@ -3,11 +3,14 @@
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from pydantic_core import from_json
 
-from app.platform.events.envelope import Envelope, Received
+from app.platform.events.envelope import Description, Envelope, Received
+from app.platform.kafka.codec import JSON
 from app.platform.kafka.envelopes import Body, Finder, as_object, parse_object
 
 # Of a change's source, what another delivery of the same change may have differently.
@@ -30,15 +33,17 @@ class DebeziumChanges:
         source = change.get("source")
         if "op" not in change or not isinstance(source, dict):
             raise ValueError("not a change event of Debezium: no op or no source")
-        position = {k: v for k, v in sorted(source.items()) if k not in _NOT_POSITION}
         key = message.key
         return Envelope(
             change,
             type=None if self.type is None else self.type(change, message),
-            id=None if key is None else json.dumps([position, change["op"], key.hex()]),
+            id=None if key is None else _id(source, change["op"], key),
             source=f"debezium:{source.get('name')}",
             time=_time(source),
         )
+
+    def describe(self, type: str) -> Description:
+        return Description(JSON, text="A change event of Debezium.")
 
 
 @dataclass(frozen=True)
@@ -53,17 +58,43 @@ class DebeziumOutbox:
     type: str = "eventType"
 
     def open(self, message: Received) -> Envelope:
-        event_id = _unquoted(message.header(self.id))
+        headers = {name: value for name, value in message.headers if value is not None}
+        event_id = _unquoted(headers.get(self.id))
         if not event_id:
             raise ValueError(f"no header {self.id}, which the outbox event router writes")
         body, problem = _payload(message.value)
-        type = _unquoted(message.header(self.type))
-        return Envelope(body, type=type, id=event_id, problem=problem)
+        type_ = _unquoted(headers.get(self.type))
+        return Envelope(body, type_, event_id, None, None, None, problem)
+
+    def describe(self, type: str) -> Description:
+        headers = {self.id: {"type": "string"}, self.type: {"type": "string", "const": type}}
+        return Description(
+            JSON,
+            {"type": "object", "properties": headers, "required": [self.id]},
+            "An event of Debezium's outbox event router.",
+        )
+
+
+def _id(source: Body, op: Any, key: bytes) -> str:
+    """Return what `json.dumps` makes of the position, `op` and the key, in half the time."""
+    position = [f"{name}: {_json(source[field])}" for field, name in _position_fields(*source)]
+    return f'[{{{", ".join(position)}}}, {_json(op)}, "{key.hex()}"]'
+
+
+@lru_cache(maxsize=64)
+def _position_fields(*fields: str) -> list[tuple[str, str]]:
+    return [(field, json.dumps(field)) for field in sorted({*fields} - _NOT_POSITION)]
+
+
+def _json(value: Any) -> str:
+    if type(value) is int:
+        return str(value)
+    return encode_basestring_ascii(value) if type(value) is str else json.dumps(value)
 
 
 def _payload(value: bytes) -> tuple[Any, str | None]:
     """Return the payload, or why there is none. Converters put it into a string, or beside a schema."""
-    if value[:1] == b"{" and b'"schema"' not in value:
+    if value[:1] == b"{" and b'"schema"' not in value[:16]:  # Connect writes it first
         return value, None
     try:
         found = from_json(value)
@@ -78,9 +109,12 @@ def _without_schema(body: Body) -> Any:
     return body["payload"] if body.keys() == {"schema", "payload"} else body
 
 
-def _unquoted(text: str | None) -> str | None:
+def _unquoted(value: bytes | None) -> str | None:
+    if value is None:
+        return None
+    text = value.decode()
     # As a JSON converter for headers writes it.
-    return text[1:-1] if text and len(text) > 1 and text[0] == text[-1] == '"' else text
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def _time(source: Body) -> datetime | None:

@@ -121,7 +121,7 @@ class Processor:
         found = []
         for record in records:
             if (entry := self._decode(record)) is None:
-                is_tombstone = record.value is None
+                is_tombstone = self._decoder.is_tombstone(record, self._origin(record))
                 counter = metrics.tombstones_skipped if is_tombstone else metrics.messages_skipped
                 self._skip(record, tracker, counter)
             else:
