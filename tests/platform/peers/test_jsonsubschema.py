@@ -12,43 +12,45 @@ from jsonschema.exceptions import SchemaError
 from jsonsubschema import isSubschema
 from jsonsubschema.exceptions import UnsupportedRecursiveRef
 from pydantic import BaseModel, ValidationError
-from random_models import model_of, pair, value
+from random_models import Shape, drawn_pairs, model_of, value
 
 from app.platform.events.compatibility import obstacles
 from app.platform.events.json_schema import ExactJsonSchema
 from app.platform.events.keywords import Obstacle, Schema
 
-PAIRS = 300
 MESSAGES = 200
-PATIENCE = 3  # seconds; for some patterns it needs minutes
+PATIENCE = 2  # seconds; for some patterns it needs minutes
 # docs/decisions/0034-compatibility.md explains each.
 EXPLAINED = {
     "both say yes",
     "both say no",
     "it cannot follow recursive models",
     "it makes an invalid schema, and fails",
+    "it fails at a union of numbers without a lower limit",
     "it accepts what the model refuses",
     "it ignores formats",
     "it ignores keys, and rules without a keyword",
+    "it ignores formats and rules inside a union",
+    "it takes false for 0",
     "it looks at the items of arrays that must be empty",
     "it takes too long",
 }
 
 
-class TooLong(Exception):
-    pass
+class TooLong(BaseException):
+    """No Exception, because the library's own code catches those."""
 
 
 def test_every_difference_from_jsonsubschema_is_explained() -> None:
-    seen = Counter(verdicts(Random(seed)) for seed in range(PAIRS))
+    pairs = drawn_pairs()
+    seen = Counter(verdicts(*pair) for pair in pairs)
     assert set(seen) <= EXPLAINED, seen
-    assert seen["both say yes"] > PAIRS / 10, seen
+    assert seen["both say yes"] > len(pairs) / 10, seen
     assert seen["it accepts what the model refuses"], seen
-    assert sum(seen.values()) == PAIRS
+    assert sum(seen.values()) == len(pairs) == 1000
 
 
-def verdicts(random: Random) -> str:
-    old, new = pair(random)
+def verdicts(old: Shape, new: Shape, random: Random) -> str:
     reader, writer = model_of(old), model_of(new)
     schemas = [
         model.model_json_schema(schema_generator=ExactJsonSchema, mode="serialization")
@@ -64,6 +66,10 @@ def verdicts(random: Random) -> str:
         return "it takes too long"
     except SchemaError:
         return "it makes an invalid schema, and fails"
+    except ValueError as error:
+        if "truth value of a bound" not in str(error):
+            raise
+        return "it fails at a union of numbers without a lower limit"
     if theirs != bool(found):
         return "both say yes" if theirs else "both say no"
     if not theirs:
@@ -71,7 +77,7 @@ def verdicts(random: Random) -> str:
     messages = (value(random, new) for _ in range(MESSAGES))
     if any(is_refused(message, writer, reader) for message in messages):
         return "it accepts what the model refuses"
-    return reason(found)
+    return reason(found, schemas[1])
 
 
 def is_refused(message: Any, writer: type[BaseModel], reader: type[BaseModel]) -> bool:
@@ -86,11 +92,16 @@ def is_refused(message: Any, writer: type[BaseModel], reader: type[BaseModel]) -
     return False
 
 
-def reason(found: list[Obstacle]) -> str:
-    if all("{" in one.path or one.subject.startswith("x-") for one in found):
-        return "it ignores keys, and rules without a keyword"
+def reason(found: list[Obstacle], read: Schema) -> str:
     if all(one.subject == "format" for one in found):
         return "it ignores formats"
+    if all("{" in one.path or one.subject.startswith(("x-", "format")) for one in found):
+        return "it ignores keys, and rules without a keyword"
+    if not any(one.subject for one in found):
+        if any("boolean" in one.written for one in found):
+            return "it takes false for 0"
+        if "'x-" in str(read) or "'format'" in str(read):
+            return "it ignores formats and rules inside a union"
     return f"? {found}"
 
 
@@ -131,9 +142,9 @@ def limited(seconds: int) -> Iterator[None]:
         raise TooLong
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)  # again, if a destructor swallows it
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
