@@ -2,11 +2,11 @@
 
 from collections.abc import Collection
 from datetime import UTC, datetime
-from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
+from pydantic_core import to_json
 
 from app.platform.events.envelope import (
     Decoder,
@@ -32,7 +32,7 @@ from app.platform.kafka.codec import (
 from app.platform.kafka.envelopes import CloudEvents, is_binary
 from app.platform.kafka.errors import UndecodableMessage
 
-# Pydantic reads a larger number as milliseconds, and others as seconds.
+# Pydantic reads a larger number as milliseconds.
 _MOST_SECONDS = 20_000_000_000
 
 
@@ -173,21 +173,14 @@ class EventDecoder:
 def received(record: ConsumerRecord, origin: str) -> Received:
     """Return the message of `record` as its sender wrote it to `origin`."""
     if record.topic == origin:
-        timestamp = record.timestamp
-        # For every message: the constructor of a named tuple takes twice as long.
-        return tuple.__new__(
-            Received,
-            (
-                origin,
-                record.partition,
-                record.offset,
-                timestamp
-                if timestamp and timestamp > 0
-                else 0,  # -1 is none; headers have 0 for it
-                record.key,
-                record.value or b"",
-                record.headers,
-            ),
+        return Received(
+            origin,
+            record.partition,
+            record.offset,
+            max(record.timestamp or 0, 0),  # -1 is none; headers have 0 for it
+            record.key,
+            record.value or b"",
+            record.headers,
         )
     return Received(
         origin,
@@ -236,9 +229,6 @@ def _type_of(record: ConsumerRecord, events: TopicEvents) -> tuple[EventType | N
     return events.only, None
 
 
-# A foreign event
-
-
 def build_event(
     event_type: EventType, envelope: Envelope, event_id: str, milliseconds: int
 ) -> BaseEvent:
@@ -285,16 +275,18 @@ def _build_newest(
     """
     if not body.endswith(b"}"):
         return None
-    if not time:
-        text = str(milliseconds if milliseconds > _MOST_SECONDS else milliseconds / 1000)
-    else:
-        text = encode_basestring_ascii(time if isinstance(time, str) else time.isoformat())
     before_id, before_time, after = event_type.base_fields
-    fields = f"{before_id}{event_id}{before_time}{text}{after}"
     try:
+        moment = to_json(time).decode() if time else _epoch_time(milliseconds)
+        fields = f"{before_id}{event_id}{before_time}{moment}{after}"
         return event_type.read_json(body[:-1] + fields.encode())
     except Exception:  # the slow path reports it, or adds the fields to an empty object
         return None
+
+
+def _epoch_time(milliseconds: int) -> int | float:
+    """Return the time as a number that pydantic reads: a large one as milliseconds, or as seconds."""
+    return milliseconds if milliseconds > _MOST_SECONDS else milliseconds / 1000
 
 
 def _time_of(milliseconds: int) -> datetime:

@@ -56,10 +56,14 @@ class CloudEvents:
         id, source, type_, time = get("ce_id"), get("ce_source"), get("ce_type"), get("ce_time")
         if version != _SPECVERSION or not (id and source and type_):
             raise ValueError(_what_is_wrong(headers))
-        body: Any = message.value or {}  # an event may have no data
-        at = time.decode() if time else None
-        fields = (body, type_.decode(), id.decode(), source.decode(), at, None, problem)
-        return tuple.__new__(Envelope, fields)  # the constructor takes twice as long
+        return Envelope(
+            message.value or {},  # an event may have no data
+            type_.decode(),
+            id.decode(),
+            source.decode(),
+            time.decode() if time else None,
+            problem=problem,
+        )
 
     def describe(self, type: str) -> Description:
         text = {"type": "string", "minLength": 1}
@@ -102,8 +106,8 @@ def _structured(value: bytes) -> Envelope:
     problem = None
     if content_type is not None and content_type != JSON:
         problem = _problem_of(str(content_type).encode())
-    fields = ({} if data is None else data, type_, id, source, get("time"), None, problem)
-    return tuple.__new__(Envelope, fields)
+    body = {} if data is None else data
+    return Envelope(body, type_, id, source, get("time"), problem=problem)
 
 
 def _what_is_wrong_inside(event: Body) -> str:
