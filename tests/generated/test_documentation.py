@@ -19,13 +19,18 @@ from tests.generated.workspace import Workspace
 LIST_SETTINGS = Path(__file__).with_name("list_settings.py")
 LIST_METRICS = Path(__file__).with_name("list_metrics.py")
 CHECK_COMMANDS = Path(__file__).with_name("check_commands.py")
+DESCRIBE_FOREIGN = Path(__file__).with_name("describe_foreign.py")
 PARSER = "@asyncapi/parser@3.6.3"
-# Prints what the parser says about the document on standard input.
+# Prints what the parser says about each of the documents on standard input.
 PARSE = """
 import { readFileSync } from "node:fs";
 import { Parser } from "@asyncapi/parser";
-const { diagnostics } = await new Parser().parse(readFileSync(0, "utf8"));
-console.log(JSON.stringify(diagnostics.map(({ code, message, path }) => ({ code, message, path }))));
+const said = [];
+for (const document of JSON.parse(readFileSync(0, "utf8"))) {
+  const { diagnostics } = await new Parser().parse(document);
+  said.push(diagnostics.map(({ code, message, path }) => ({ code, message, path })));
+}
+console.log(JSON.stringify(said));
 """
 
 
@@ -159,16 +164,29 @@ def skip_if_allowed(reason: str) -> NoReturn:
 
 
 def test_the_official_parser_has_no_complaint(service: Service, parser: Path) -> None:
-    document = service.run("app", "asyncapi")
+    document = json.loads(service.run("app", "asyncapi"))
+    assert diagnostics(parser, [document]) == [[]]
+    assert diagnostics(parser, [document | {"servers": 1}]) != [[]]
+
+
+@pytest.mark.corners
+def test_the_official_parser_knows_topics_of_others(service: Service, parser: Path) -> None:
+    """Check a document for each decoder, with two events on a foreign topic."""
+    documents = json.loads(service.run("python", "-P", str(DESCRIBE_FOREIGN)))
+    assert diagnostics(parser, documents) == [[]] * len(documents)
+    assert len(documents) == 5
+
+
+def diagnostics(parser: Path, documents: list[Any]) -> Any:
     said = subprocess.run(
         ("node", "--input-type=module", "-e", PARSE),
         cwd=parser,
-        input=document,
+        input=json.dumps(documents),
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(said.stdout) == [], said.stdout
+    return json.loads(said.stdout)
 
 
 def output(schema: Path, sample: Path) -> int:
