@@ -62,5 +62,5 @@ def described(decoder: Decoder) -> dict[str, Any]:
     return document(info, EventRegistry("shop", types), readers, settings)
 
 
-DECODERS = [CloudEvents(), PlainJson(), DebeziumChanges(), DebeziumOutbox(), Own()]
+DECODERS: list[Decoder] = [CloudEvents(), PlainJson(), DebeziumChanges(), DebeziumOutbox(), Own()]
 print(json.dumps([described(decoder) for decoder in DECODERS]))
