@@ -126,6 +126,8 @@ def test_a_cloud_event_is_the_same_in_both_modes() -> None:
         (BODY, [*BINARY, ("content-type", b"application/avro")], "is application/avro, not JSON"),
         ([], BINARY, "not a JSON object but list"),
         (b"\xff", BINARY, "not JSON: "),
+        (b"\0\0\0\0\1\2", [], "not a CloudEvent in binary mode, and the body is not JSON: "),
+        ([STRUCTURED], [], "not a CloudEvent in binary mode, and the body is not a JSON object"),
         (
             [STRUCTURED],
             [("content-type", b"application/cloudevents-batch+json")],
@@ -144,6 +146,11 @@ def test_what_is_no_cloud_event_is_refused(
     value: object, headers: list[Header], words: str
 ) -> None:
     assert words in refused(CloudEvents(), value, headers)
+
+
+@pytest.mark.parametrize("decoder", [DebeziumChanges(), PlainJson(id=lambda body, _: body["id"])])
+def test_bytes_that_are_no_json_are_refused(decoder: Decoder) -> None:
+    assert f"{type(decoder).__name__}: not JSON: expected value" in refused(decoder, b"\0\1")
 
 
 @pytest.mark.parametrize(

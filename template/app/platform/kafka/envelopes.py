@@ -24,7 +24,11 @@ _ATTRIBUTES = ("ce_id", "ce_source", "ce_type")
 
 def parse_object(value: bytes | str) -> Body:
     """Parse a JSON object. Raises ValueError."""
-    return as_object(from_json(value))
+    try:
+        found = from_json(value)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    return as_object(found)
 
 
 def as_object(found: Any) -> Body:
@@ -94,8 +98,11 @@ def _what_is_wrong(headers: Mapping[str, bytes | None]) -> str:
 
 
 def _structured(value: bytes) -> Envelope:
-    event = from_json(value)
-    get = as_object(event).get
+    try:
+        event = parse_object(value)
+    except ValueError as error:
+        raise ValueError(f"not a CloudEvent in binary mode, and the body is {error}") from error
+    get = event.get
     id, source, type_ = get("id"), get("source"), get("type")
     texts = isinstance(id, str) and isinstance(source, str) and isinstance(type_, str)
     if get("specversion") != "1.0" or not (texts and id and source and type_):
