@@ -1,21 +1,34 @@
 """Repositories and queries of orders. `storage.py` chooses who implements the two protocols."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Protocol
+from itertools import groupby
+from typing import Any, Protocol, cast
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Row,
+    Table,
+    bindparam,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import joinedload
 
 from app.orders.domain import Order, OrderEvent, OrderItem, OrderStatus
 from app.orders.models import InventoryLevel, OrderItemRow, OrderRow, order_ids
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.database.upserts import add_to_totals
 from app.platform.errors import VersionConflict
+from app.users.models import User
 
 
 @dataclass(frozen=True)
@@ -29,8 +42,8 @@ class OrderTimes:
 class OrderRepository(Protocol):
     """Loads and saves orders within the unit of work's transaction."""
 
-    async def next_id(self) -> int:
-        """Return an id that no other order has or will get."""
+    async def next_id(self, user_id: int) -> int | None:
+        """Return an id that no other order has or will get; None if there is no such user."""
 
     async def get(self, order_id: int) -> Order | None: ...
 
@@ -48,7 +61,20 @@ class OrderRepository(Protocol):
 
 OrderRepositoryFactory = Callable[[UnitOfWork], OrderRepository]
 
-_TIMES = (OrderRow.created_at, OrderRow.updated_at)
+# Statements that are built once, on tables rather than on mapped classes, cost each request least.
+_USERS = cast(Table, User.__table__)
+_ORDERS = cast(Table, OrderRow.__table__)
+_ITEMS = cast(Table, OrderItemRow.__table__)
+_TIMES = (_ORDERS.c.created_at, _ORDERS.c.updated_at)
+
+_NEXT_ID = select(order_ids.next_value()).where(exists().where(_USERS.c.id == bindparam("user_id")))
+_INSERT = upsert(_ORDERS).on_conflict_do_nothing().returning(*_TIMES)
+_INSERT_ITEMS = insert(_ITEMS)
+
+
+async def next_order_id(session: AsyncSession, user_id: int) -> int | None:
+    """Return a new id for an order of the user; None if there is no such user."""
+    return await session.scalar(_NEXT_ID, {"user_id": user_id})
 
 
 class SqlOrderRepository:
@@ -57,8 +83,8 @@ class SqlOrderRepository:
     def __init__(self, uow: UnitOfWork) -> None:
         self._session: AsyncSession = uow.session
 
-    async def next_id(self) -> int:
-        return int(await self._session.scalar(select(order_ids.next_value())) or 0)
+    async def next_id(self, user_id: int) -> int | None:
+        return await next_order_id(self._session, user_id)
 
     async def get(self, order_id: int) -> Order | None:
         query = (
@@ -78,19 +104,18 @@ class SqlOrderRepository:
         return await self._update(order, expected_version)
 
     async def _insert(self, order: Order) -> OrderTimes:
-        statement = upsert(OrderRow).values(
-            id=order.id,
-            user_id=order.user_id,
-            status=order.status,
-            total=order.total,
-            version=order.version,
-        )
-        new = statement.on_conflict_do_nothing().returning(*_TIMES)
-        row = (await self._session.execute(new)).one_or_none()
+        new = {
+            "id": order.id,
+            "user_id": order.user_id,
+            "status": order.status.value,
+            "total": order.total,
+            "version": order.version,
+        }
+        row = (await self._session.execute(_INSERT, new)).one_or_none()
         if row is None:
             raise VersionConflict("order", order.id)
         await self._session.execute(
-            insert(OrderItemRow),
+            _INSERT_ITEMS,
             [
                 {
                     "order_id": order.id,
@@ -107,11 +132,10 @@ class SqlOrderRepository:
     async def _update(self, order: Order, expected_version: int) -> OrderTimes:
         # The items stay as they were placed: no event changes them.
         changed = (
-            update(OrderRow)
-            .where(OrderRow.id == order.id, OrderRow.version == expected_version)
-            .values(status=order.status, version=order.version, updated_at=func.now())
+            update(_ORDERS)
+            .where(_ORDERS.c.id == order.id, _ORDERS.c.version == expected_version)
+            .values(status=order.status.value, version=order.version, updated_at=func.now())
             .returning(*_TIMES)
-            .execution_options(synchronize_session=False)
         )
         row = (await self._session.execute(changed)).one_or_none()
         if row is None:
@@ -161,6 +185,22 @@ class OrderQueries(Protocol):
 OrderQueriesFactory = Callable[[async_sessionmaker[AsyncSession]], OrderQueries]
 
 
+_VIEW = tuple(_ORDERS.c[name] for name in ("id", "user_id", "total", "status", "version"))
+_ITEM = (_ITEMS.c.sku, _ITEMS.c.quantity, _ITEMS.c.unit_price)
+
+_GET = (
+    select(*_VIEW, *_ITEM)
+    .join_from(_ORDERS, _ITEMS, isouter=True)
+    .where(_ORDERS.c.id == bindparam("order_id"))
+    .order_by(_ITEMS.c.position)
+)
+_ITEMS_OF = (
+    select(_ITEMS.c.order_id, *_ITEM)
+    .where(_ITEMS.c.order_id == func.any(bindparam("order_ids", type_=ARRAY(BigInteger))))
+    .order_by(_ITEMS.c.order_id, _ITEMS.c.position)
+)
+
+
 class SqlOrderQueries:
     """Queries on the tables that SqlOrderRepository writes."""
 
@@ -168,33 +208,35 @@ class SqlOrderQueries:
         self._sessions = sessions
 
     async def get(self, order_id: int) -> OrderView | None:
-        query = select(OrderRow).where(OrderRow.id == order_id).options(joinedload(OrderRow.items))
         async with self._sessions() as session:
-            row = (await session.scalars(query)).unique().one_or_none()
-        return None if row is None else _view(row)
+            rows = (await session.execute(_GET, {"order_id": order_id})).all()
+        return _view(rows[0], (row[len(_VIEW) :] for row in rows)) if rows else None
 
     async def page(
         self, order_filter: OrderFilter, before: int | None, limit: int
     ) -> list[OrderView]:
-        query = (
-            select(OrderRow)
-            .order_by(OrderRow.id.desc())
-            .limit(limit)
-            .options(selectinload(OrderRow.items))
-        )
+        query = select(*_VIEW).order_by(_ORDERS.c.id.desc()).limit(limit)
         if order_filter.user_id is not None:
-            query = query.where(OrderRow.user_id == order_filter.user_id)
+            query = query.where(_ORDERS.c.user_id == order_filter.user_id)
         if order_filter.status is not None:
-            query = query.where(OrderRow.status == order_filter.status)
+            query = query.where(_ORDERS.c.status == order_filter.status.value)
         if before is not None:
-            query = query.where(OrderRow.id < before)
+            query = query.where(_ORDERS.c.id < before)
         async with self._sessions() as session:
-            return [_view(row) for row in await session.scalars(query)]
+            orders = (await session.execute(query)).all()
+            found = await session.execute(_ITEMS_OF, {"order_ids": [row.id for row in orders]})
+        items = {id: [item for _, *item in rows] for id, rows in groupby(found, lambda r: r[0])}
+        return [_view(row, items.get(row.id, ())) for row in orders]
 
 
-def _view(row: OrderRow) -> OrderView:
+def _view(row: Row[*tuple[Any, ...]], items: Iterable[Sequence[Any]]) -> OrderView:
     return OrderView(
-        row.id, row.user_id, order_items(row), row.total, OrderStatus(row.status), row.version
+        row.id,
+        row.user_id,
+        tuple(OrderItem(*item) for item in items if item[0] is not None),
+        row.total,
+        OrderStatus(row.status),
+        row.version,
     )
 
 

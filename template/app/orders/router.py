@@ -32,7 +32,6 @@ from app.platform.http.schemas import (
     require_plain_decimal,
 )
 from app.platform.http.versions import ExpectedVersions, etag, wait_for_version
-from app.users.repository import UserRepository
 
 _CENT = Decimal("0.01")
 
@@ -99,7 +98,7 @@ class OrderPage(ResponseModel):
 
 
 async def get_order_service(uow: UnitOfWorkDep) -> OrderService:
-    return OrderService(storage.repository(uow), UserRepository(uow.session), uow.events)
+    return OrderService(storage.repository(uow), uow.events)
 
 
 async def get_order_queries(runtime: RuntimeDep) -> OrderQueries:

@@ -13,7 +13,6 @@ from app.orders.repository import OrderRepository
 from app.platform.config import EnvSettings
 from app.platform.database.unit_of_work import EventPublisher
 from app.platform.errors import DuplicateCommand, NotFound, Unprocessable, VersionConflict
-from app.users.repository import UserRepository
 
 # For a command without an expected version, if others change the order meanwhile.
 MAX_DECISIONS = 5
@@ -22,17 +21,14 @@ MAX_DECISIONS = 5
 class OrderService:
     """Executes commands. `expected` are the versions that the caller allows; None allows any."""
 
-    def __init__(
-        self, orders: OrderRepository, users: UserRepository, publisher: EventPublisher
-    ) -> None:
+    def __init__(self, orders: OrderRepository, publisher: EventPublisher) -> None:
         self._orders = orders
-        self._users = users
         self._publisher = publisher
 
     async def place(self, user_id: int, items: Sequence[OrderItem]) -> Order:
-        if not await self._users.exists(user_id):
+        order_id = await self._orders.next_id(user_id)
+        if order_id is None:
             raise Unprocessable(f"there is no user {user_id}", pointer="/user_id")
-        order_id = await self._orders.next_id()
         return await self._apply(None, domain.place(order_id, user_id, items))
 
     async def pay(self, order_id: int, expected: Collection[int] | None) -> Order:

@@ -19,12 +19,13 @@ from app.orders.domain import (
     evolve,
     fold,
 )
-from app.orders.models import OrderRow, order_ids
+from app.orders.models import OrderRow
 from app.orders.repository import (
     OrderFilter,
     OrderQueriesFactory,
     OrderTimes,
     OrderView,
+    next_order_id,
     order_items,
 )
 from app.platform.database.unit_of_work import UnitOfWork
@@ -69,8 +70,8 @@ class EventSourcedOrders:
         self._session = uow.session
         self._orders = EventSourcedRepository(uow.session, ORDERS, project)
 
-    async def next_id(self) -> int:
-        return int(await self._session.scalar(select(order_ids.next_value())) or 0)
+    async def next_id(self, user_id: int) -> int | None:
+        return await next_order_id(self._session, user_id)
 
     async def get(self, order_id: int) -> Order | None:
         loaded = await self._orders.load(order_id)

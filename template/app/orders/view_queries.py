@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from typing import Any, cast
 
-from sqlalchemy import ScalarSelect, Select, select
+from sqlalchemy import Row, ScalarSelect, Select, Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app.orders.customer_names import CustomerNameRow
@@ -45,6 +46,12 @@ class DailySales:
     revenue: Decimal
 
 
+_ORDERS = cast(Table, OrderViewRow.__table__)
+_NAMES = cast(Table, CustomerNameRow.__table__)
+_VIEWS = select(_ORDERS, _NAMES.c.username).outerjoin(_NAMES, _NAMES.c.user_id == _ORDERS.c.user_id)
+_GET = _VIEWS.where(_ORDERS.c.order_id == bindparam("of_order"))
+
+
 class OrderViewQueries:
     """Queries on `order_views`: the OrderQueries of a service with a read side."""
 
@@ -52,7 +59,7 @@ class OrderViewQueries:
         self._sessions = sessions
 
     async def get(self, order_id: int) -> OrderDetail | None:
-        found = await self._read(_views().where(OrderViewRow.order_id == order_id))
+        found = await self._read(_GET, of_order=order_id)
         return found[0] if found else None
 
     async def page(
@@ -68,20 +75,22 @@ class OrderViewQueries:
         self, order_filter: OrderDetailFilter, before: int | None, limit: int
     ) -> list[OrderDetail]:
         """Return up to `limit` orders with ids below `before`, newest first."""
-        query = _views().order_by(OrderViewRow.order_id.desc()).limit(limit)
+        query = _VIEWS.order_by(_ORDERS.c.order_id.desc()).limit(limit)
         if order_filter.user_id is not None:
-            query = query.where(OrderViewRow.user_id == order_filter.user_id)
+            query = query.where(_ORDERS.c.user_id == order_filter.user_id)
         if order_filter.customer_name is not None:
-            query = query.where(OrderViewRow.user_id == _called(order_filter.customer_name))
+            query = query.where(_ORDERS.c.user_id == _called(order_filter.customer_name))
         if order_filter.status is not None:
-            query = query.where(OrderViewRow.status == order_filter.status)
+            query = query.where(_ORDERS.c.status == order_filter.status.value)
         if before is not None:
-            query = query.where(OrderViewRow.order_id < before)
+            query = query.where(_ORDERS.c.order_id < before)
         return await self._read(query)
 
-    async def _read(self, query: Select[OrderViewRow, str | None]) -> list[OrderDetail]:
+    async def _read(
+        self, query: Select[*tuple[Any, ...]], **parameters: object
+    ) -> list[OrderDetail]:
         async with self._sessions() as session:
-            return [_detail(row, name) for row, name in await session.execute(query)]
+            return [_detail(row) for row in await session.execute(query, parameters)]
 
 
 class SalesQueries:
@@ -102,18 +111,13 @@ class SalesQueries:
             return [DailySales(row.day, row.orders, row.revenue) for row in rows]
 
 
-def _views() -> Select[OrderViewRow, str | None]:
-    name = CustomerNameRow.user_id == OrderViewRow.user_id
-    return select(OrderViewRow, CustomerNameRow.username).outerjoin(CustomerNameRow, name)
-
-
 def _called(name: str) -> ScalarSelect[int]:
     # A scalar, so that the index on user and id returns the page in order.
-    of_name = select(CustomerNameRow.user_id).where(CustomerNameRow.username == name)
-    return of_name.order_by(CustomerNameRow.user_id).limit(1).scalar_subquery()
+    of_name = select(_NAMES.c.user_id).where(_NAMES.c.username == name)
+    return of_name.order_by(_NAMES.c.user_id).limit(1).scalar_subquery()
 
 
-def _detail(row: OrderViewRow, customer_name: str | None) -> OrderDetail:
+def _detail(row: Row[*tuple[Any, ...]]) -> OrderDetail:
     return OrderDetail(
         row.order_id,
         row.user_id,
@@ -124,7 +128,7 @@ def _detail(row: OrderViewRow, customer_name: str | None) -> OrderDetail:
         row.total,
         OrderStatus(row.status),
         row.version,
-        customer_name,
+        row.username,
         row.item_count,
         row.placed_at,
         row.updated_at,

@@ -11,6 +11,7 @@ from typing import Literal, TextIO
 
 import structlog
 from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
+from structlog.stdlib import ProcessorFormatter, filter_by_level
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
@@ -50,7 +51,8 @@ def configure(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        # The filter comes first, so that a line that nobody sees costs nothing.
+        processors=[filter_by_level, *shared, ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
@@ -62,8 +64,8 @@ def configure(
         rotating = RotatingFileHandler(file, maxBytes=_FILE_BYTES, backupCount=1, encoding="utf-8")
         handlers.append((rotating, _json_renderers({})))
     for handler, rendering in handlers:
-        remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-        formatter = structlog.stdlib.ProcessorFormatter(
+        remove_meta = ProcessorFormatter.remove_processors_meta
+        formatter = ProcessorFormatter(
             foreign_pre_chain=shared, processors=[remove_meta, *rendering]
         )
         handler.setFormatter(formatter)

@@ -282,8 +282,14 @@ def orders(uow: UnitOfWork) -> OrderRepository:
     return SqlOrderRepository(uow)
 
 
+async def new_id(orders: OrderRepository) -> int:
+    order_id = await orders.next_id(7)
+    assert order_id is not None
+    return order_id
+
+
 async def placed(orders: OrderRepository) -> Order:
-    events = place(await orders.next_id(), 7, ITEMS)
+    events = place(await new_id(orders), 7, ITEMS)
     order = evolve(None, events[0])
     await orders.save(order, events, expected_version=0)
     return order
@@ -295,12 +301,16 @@ async def test_an_order_is_loaded_as_it_was_saved(orders: OrderRepository) -> No
 
 
 async def test_ids_are_never_given_twice(orders: OrderRepository) -> None:
-    ids = [await orders.next_id() for _ in range(5)]
+    ids = [await new_id(orders) for _ in range(5)]
     assert len(set(ids)) == 5
 
 
+async def test_an_unknown_user_gets_no_id(orders: OrderRepository) -> None:
+    assert await orders.next_id(8) is None
+
+
 async def test_an_order_that_was_never_saved_is_not_there(orders: OrderRepository) -> None:
-    assert await orders.get(await orders.next_id()) is None
+    assert await orders.get(await new_id(orders)) is None
 
 
 async def test_a_change_is_saved_over_the_version_that_it_began_with(

@@ -1,10 +1,11 @@
 """Upserts of many rows in one statement."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Table, func, literal, select
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -53,10 +54,14 @@ async def upsert_newest(
             newest[id] = row
     if not newest:
         return
+    await session.execute(_upsert(table, version), [newest[id] for id in sorted(newest)])
+
+
+@lru_cache(maxsize=64)
+def _upsert(table: Table, version: str) -> Insert:
     new = insert(table)
-    upsert = new.on_conflict_do_update(
-        index_elements=key,
+    return new.on_conflict_do_update(
+        index_elements=[column.name for column in table.primary_key],
         set_={column.name: new.excluded[column.name] for column in table.c},
         where=new.excluded[version] > table.c[version],
     )
-    await session.execute(upsert, [newest[id] for id in sorted(newest)])

@@ -42,7 +42,9 @@ async def get_runtime(request: Request) -> Runtime:
 RuntimeDep = Annotated[Runtime, Depends(get_runtime)]
 
 
-async def get_unit_of_work(runtime: RuntimeDep) -> AsyncIterator[UnitOfWork]:
+# FastAPI solves a dependency's own dependencies wherever it is used, so these two have none.
+async def get_unit_of_work(request: Request) -> AsyncIterator[UnitOfWork]:
+    runtime: Runtime = request.app.state.runtime
     async with runtime.units.begin() as uow:
         yield uow
 
@@ -52,7 +54,8 @@ async def get_unit_of_work(runtime: RuntimeDep) -> AsyncIterator[UnitOfWork]:
 UnitOfWorkDep = Annotated[UnitOfWork, Depends(get_unit_of_work, scope="function")]
 
 
-async def get_session(runtime: RuntimeDep) -> AsyncIterator[AsyncSession]:
+async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
+    runtime: Runtime = request.app.state.runtime
     async with runtime.database.sessions() as session:
         yield session
 

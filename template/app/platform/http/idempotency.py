@@ -7,7 +7,17 @@ from datetime import datetime, timedelta
 from typing import cast
 
 from pydantic import BaseModel
-from sqlalchemy import DateTime, Integer, LargeBinary, String, Table, func, select, update
+from sqlalchemy import (
+    DateTime,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    bindparam,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -40,6 +50,17 @@ class IdempotencyRecord(Base):
     )
 
 
+_KEYS = cast(Table, IdempotencyRecord.__table__)
+_IS_KEY = (_KEYS.c.scope == bindparam("of_scope"), _KEYS.c.key == bindparam("of_key"))
+_CLAIM = insert(_KEYS).on_conflict_do_nothing().returning(_KEYS.c.key)
+_COMPLETE = (
+    update(_KEYS)
+    .where(*_IS_KEY)
+    .values({name: bindparam(name) for name in ("status", "headers", "body")})
+)
+_FIND = select(_KEYS.c.fingerprint, _KEYS.c.status, _KEYS.c.headers, _KEYS.c.body).where(*_IS_KEY)
+
+
 @dataclass(frozen=True)
 class StoredResponse:
     """A response, as it is sent the first time and every other time."""
@@ -70,30 +91,19 @@ class IdempotencyRepository:
 
         Waits for a concurrent transaction with the same key. If that rolls back, the key is free.
         """
-        new = insert(IdempotencyRecord).values(scope=scope, key=key, fingerprint=fingerprint)
-        claim = new.on_conflict_do_nothing().returning(IdempotencyRecord.key)
-        while await self._session.scalar(claim) is None:
+        new = {"scope": scope, "key": key, "fingerprint": fingerprint}
+        while await self._session.scalar(_CLAIM, new) is None:
             earlier = await self._find(scope, key)
             if earlier is not None:
                 return earlier
         return None
 
     async def complete(self, scope: str, key: str, response: StoredResponse) -> None:
-        await self._session.execute(
-            update(IdempotencyRecord)
-            .where(IdempotencyRecord.scope == scope, IdempotencyRecord.key == key)
-            .values(status=response.status, headers=response.headers, body=response.body)
-            .execution_options(synchronize_session=False)
-        )
+        await self._session.execute(_COMPLETE, {"of_scope": scope, "of_key": key, **vars(response)})
 
     async def _find(self, scope: str, key: str) -> PreviousRequest | None:
-        query = select(
-            IdempotencyRecord.fingerprint,
-            IdempotencyRecord.status,
-            IdempotencyRecord.headers,
-            IdempotencyRecord.body,
-        ).where(IdempotencyRecord.scope == scope, IdempotencyRecord.key == key)
-        row = (await self._session.execute(query)).one_or_none()
+        found = await self._session.execute(_FIND, {"of_scope": scope, "of_key": key})
+        row = found.one_or_none()
         if row is None:
             return None
         fingerprint, status, headers, body = row
@@ -101,9 +111,7 @@ class IdempotencyRepository:
 
 
 # Callers may repeat a request for this long.
-RETENTION = Retention(
-    cast(Table, IdempotencyRecord.__table__), "created_at", timedelta(days=1), lock=0x1DE4
-)
+RETENTION = Retention(_KEYS, "created_at", timedelta(days=1), lock=0x1DE4)
 
 
 class Idempotency:

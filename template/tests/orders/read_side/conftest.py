@@ -157,7 +157,7 @@ class Shop:
 
 
 def _orders(uow: UnitOfWork) -> OrderService:
-    return OrderService(SqlOrderRepository(uow), UserRepository(uow.session), uow.events)
+    return OrderService(SqlOrderRepository(uow), uow.events)
 
 
 @pytest.fixture

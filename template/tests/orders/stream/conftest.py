@@ -26,7 +26,6 @@ from app.platform.outbox.publisher import OutboxPublisher
 from app.platform.outbox.settings import OutboxSettings
 from app.platform.tracing import Trace, bind_trace
 from app.users.models import User
-from app.users.repository import UserRepository
 from tests.world import run_cli
 
 ITEMS = [OrderItem("tea", 2, Decimal("3.50")), OrderItem("cup", 1, Decimal("12.00"))]
@@ -47,7 +46,7 @@ class Shop:
 
     @staticmethod
     def orders(uow: UnitOfWork) -> OrderService:
-        return OrderService(storage.repository(uow), UserRepository(uow.session), uow.events)
+        return OrderService(storage.repository(uow), uow.events)
 
     async def place(
         self, command: str | None = None, user_id: int = 7, items: Sequence[OrderItem] = ITEMS

@@ -22,7 +22,6 @@ from app.platform.http.idempotency import IdempotencyRecord
 from app.platform.outbox.model import OutboxRow
 from app.platform.tracing import Trace, bind_trace
 from app.users.models import User
-from app.users.repository import UserRepository
 from tests.api import assert_problem, pointers, unique
 from tests.orders.api import change, new_order, place, sign_up
 from tests.orders.stream.conftest import ITEMS, Cli, Shop
@@ -272,7 +271,7 @@ async def test_streams_and_their_events_are_shown(cli: Cli, shop: Shop) -> None:
 
 async def test_rows_without_events_get_those_that_led_to_them(cli: Cli, shop: Shop) -> None:
     async with shop.units.begin() as uow:
-        old = OrderService(SqlOrderRepository(uow), UserRepository(uow.session), uow.events)
+        old = OrderService(SqlOrderRepository(uow), uow.events)
         ids = [(await old.place(7, ITEMS)).id for _ in range(3)]
         await old.pay(ids[1], None)
         await old.cancel(ids[2], None)
@@ -295,7 +294,7 @@ async def test_a_row_that_no_events_lead_to_stops_the_import(
 ) -> None:
     monkeypatch.setattr("app.platform.event_store.verification.BATCH", 1)
     async with shop.units.begin() as uow:
-        old = OrderService(SqlOrderRepository(uow), UserRepository(uow.session), uow.events)
+        old = OrderService(SqlOrderRepository(uow), uow.events)
         ids = [(await old.place(7, ITEMS)).id for _ in range(2)]
         odd = update(OrderRow).where(OrderRow.id == ids[1]).values({column: value})
         await uow.session.execute(odd)
