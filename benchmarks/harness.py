@@ -248,6 +248,8 @@ def report(area: Area) -> None:
     for row in area.rows():
         verdict = {True: "met", False: "MISSED", None: ""}[row["met"]]
         print(f"{row['name']:<64}{number(row['ratio']):>8}  {row['goal']} {verdict}")
+    for place, micros, share in area.lines:
+        print(f"{number(micros):>8} us {share:6.1%}  {place}")
 
 
 def run(area: Area, plan: Plan, turns: int = 1, **stage_options: object) -> None:

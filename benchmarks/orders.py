@@ -1,19 +1,25 @@
-"""`POST /orders`, over HTTP: requests a second, and latencies at a fixed rate.
+"""Requests about orders, over HTTP: requests a second, and latencies at a fixed rate.
 
 Each variant of the service is a process of its own (role `api`) with a database and topics of its
 own; so is the load generator. Relays and workers do not run, but for one side that relays in the same
-process. The sides take turns of a few seconds.
+process. The sides take turns of a few seconds. Without another word, a request is `POST /orders`.
 
 - *base*: events go to Kafka after the commit, and the answer waits for them; *outbox*, *cqrs* and
   *event_sourcing* (both with the outbox): they are rows of the transaction.
 - *no publishing*: the same routes of the base and of event_sourcing, with a publisher that does
   nothing.
+- *floor*: bare FastAPI with the same validation, the same statements in one transaction, the same
+  event and the same answer, written by hand with SQLAlchemy Core (`benchmarks/orders_floor.py`).
 - *bare FastAPI*: one route that validates the same body and inserts one row by SQLAlchemy's ORM. It
   has no users, items, idempotency, tracing, versions or problem details.
+- *with a key*: requests have an `Idempotency-Key`; the others have none.
+- *get* and *list*: one order, and the newest twenty of a user. *outbox* reads the tables that it
+  writes, as *base* and *event_sourcing* do; *cqrs* reads its read model.
 - *at 100 requests/s*: requests begin when they are due, whatever became of those before them, and
   waiting for that counts. Without it: eight clients, each at once after its last answer.
 - *growth*: *outbox* with 10,000, 100,000 and 1,000,000 orders of 100 users in its tables (fewer below
-  a scale of one half): requests that place one more, and that list the newest twenty of a user.
+  a scale of one half): requests that place one more, and that list the newest twenty of a user. All
+  other processes have 10,000.
 """
 
 import argparse
@@ -21,17 +27,19 @@ import asyncio
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import psutil
-from harness import Running, Side, Stage, run
-from results import Area, Comparison
+from harness import Measured, Running, Side, Stage, run
+from lines import most_expensive, sampled
+from results import Area, Comparison, Figures
 
 from app import wiring
 from app.platform import logs
@@ -59,8 +67,13 @@ SIDES = {
     "cqrs": ("outbox-cqrs", "api", "own"),
     "event_sourcing, no publishing": ("outbox-event_sourcing", "api", "silent"),
     "event_sourcing": ("outbox-event_sourcing", "api", "own"),
+    "floor of base": ("base", "", "floor"),
+    "floor of outbox": ("outbox", "", "floor"),
+    "floor of cqrs": ("outbox-cqrs", "", "floor"),
+    "floor of event_sourcing": ("outbox-event_sourcing", "", "floor"),
 }
-
+PLACING = ["base", "outbox", "cqrs", "event_sourcing"]
+READING = ["outbox", "cqrs"]
 
 GROWING = "outbox"
 ORDERS = 10_000
@@ -78,6 +91,17 @@ FILL = [
     "VACUUM ANALYZE orders, order_items",
     "CHECKPOINT",
 ]
+FILL_VIEWS = [
+    "INSERT INTO customer_names SELECT id, username FROM users",
+    """
+    INSERT INTO order_views
+        (order_id, user_id, status, items, item_count, total, version, placed_at, updated_at)
+    SELECT id, user_id, status, '[{{"sku": "sku-0", "quantity": 2, "unit_price": "9.50"}}]', 2,
+        total, version, created_at, updated_at
+    FROM orders
+    """,
+    "VACUUM ANALYZE order_views, customer_names",
+]
 
 
 class Silent:
@@ -91,7 +115,7 @@ class Silent:
     async def after_commit(self) -> None: ...
 
 
-def serve(port: int, roles: str, publisher: str) -> None:
+def serve(port: int, rendering: str, roles: str, publisher: str) -> None:
     from app.platform.config import HttpSettings, load
     from app.platform.http.app import create_app
     from app.platform.http.server import listen, run
@@ -104,6 +128,11 @@ def serve(port: int, roles: str, publisher: str) -> None:
     limits = load(HttpSettings)
     if publisher == "bare":
         run(bare(), listen("127.0.0.1", port), limits)
+        return
+    if publisher == "floor":
+        from orders_floor import floor
+
+        run(floor(rendering), listen("127.0.0.1", port), limits)
         return
     service = wiring.service
     if publisher == "silent":
@@ -192,12 +221,7 @@ async def process(
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    connection = await asyncpg.connect(url)
-    await connection.execute(BARE_TABLE)
-    await connection.execute(SIGN_UP)
-    for statement in FILL if orders else []:
-        await connection.execute(statement.format(orders=orders))
-    await connection.close()
+    await fill(url, orders, views="cqrs" in rendering)
     running = Running(
         psutil.Popen([*command, "--port", str(port)], cwd=folder, env=environment), port
     )
@@ -209,6 +233,23 @@ async def process(
     finally:
         running.process.terminate()
         running.process.wait()
+
+
+def serving(side: str) -> tuple[str, list[str]]:
+    """Return the rendering of `side`, and the command that serves it."""
+    rendering, roles, publisher = SIDES[side]
+    return rendering, [sys.executable, __file__, "--serve", rendering, roles, publisher]
+
+
+async def fill(url: str, orders: int, views: bool) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(BARE_TABLE)
+        await connection.execute(SIGN_UP)
+        for statement in [*FILL, *(FILL_VIEWS if views else [])]:
+            await connection.execute(statement.format(orders=orders))
+    finally:
+        await connection.close()
 
 
 async def answers(port: int) -> bool:
@@ -232,43 +273,103 @@ async def generated(
     return measured
 
 
+async def throughput(process: Running, seconds: float, operation: str) -> Figures:
+    """Measure the requests a second, and the processor time of one in the process that serves."""
+    before = sum(process.process.cpu_times()[:2])
+    measured = await generated(process.port, seconds, operation=operation)
+    spent = sum(process.process.cpu_times()[:2]) - before
+    return Figures(measured["rate"], spent / measured["requests"] * 1e6)
+
+
+async def expensive_lines(
+    stage: Stage, orders: int, seconds: float
+) -> list[tuple[str, float, float]]:
+    """Sample a process of the side `outbox` under load; return its most expensive lines."""
+    into = Path(f"/tmp/lines-{secrets.token_hex(4)}.json")
+    rendering, command = serving("outbox")
+    async with process(stage, rendering, [*command, "--lines", str(into)], orders) as running:
+        await generated(running.port, 1)
+        running.process.send_signal(signal.SIGUSR1)
+        figures = await throughput(running, seconds, "post")
+    try:
+        return most_expensive(json.loads(into.read_text()), figures.cpu_us)
+    finally:
+        into.unlink()
+
+
 @asynccontextmanager
 async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
     seconds = 2 * scale
+    fewest = int(ORDERS * min(1, 2 * scale))
     async with AsyncExitStack() as stack:
 
-        async def port(side: str, orders: int = 0) -> int:
-            rendering, *how = SIDES[side]
-            command = [sys.executable, __file__, "--serve", *how]
-            found = await stack.enter_async_context(process(stage, rendering, command, orders))
+        async def started(side: str, orders: int = fewest) -> Running:
+            found = await stack.enter_async_context(process(stage, *serving(side), orders))
             await generated(found.port, 0.5)
-            return found.port
+            return found
 
-        def closed(name: str, port: int, operation: str = "post", rounds: int = 1_000) -> Side:
-            async def measure() -> float:
-                return (await generated(port, seconds, operation=operation))["rate"]
-
+        def closed(
+            name: str, process: Running, operation: str = "post", rounds: int = 1_000
+        ) -> Side:
+            measure: Callable[[], Awaitable[Measured]] = lambda: throughput(  # noqa: E731
+                process, seconds, operation
+            )
             return Side(name, "requests/s", measure, rounds)
 
-        def open_(side: str, port: int) -> Side:
+        def open_(side: str, process: Running) -> Side:
             name = f"{side}, at {RATE} requests/s"
-            return Side(name, "ms", lambda: generated(port, max(1.5, seconds), RATE), 3)
+            return Side(name, "ms", lambda: generated(process.port, max(1.5, seconds), RATE), 3)
 
-        ports = {side: await port(side) for side in SIDES}
-        fewest = int(ORDERS * min(1, 2 * scale))
-        growing = {times: await port(GROWING, fewest * times) for times in (1, 10, 100)}
+        processes = {side: await started(side) for side in SIDES}
+        growing = {times: await started(GROWING, fewest * times) for times in (1, 10, 100)}
         yield [
-            *(closed(side, ports[side]) for side in SIDES),
-            *(open_(side, ports[side]) for side in SIDES),
+            *(closed(side, processes[side]) for side in SIDES if side != "floor of cqrs"),
+            *(
+                closed(f"{side}, with a key", processes[side], "post_key")
+                for side in ("outbox", "floor of outbox")
+            ),
+            *(
+                closed(f"{side}, {operation}", processes[side], operation)
+                for operation in ("get", "list")
+                for name in READING
+                for side in (name, f"floor of {name}")
+            ),
+            *(open_(side, processes[side]) for side in SIDES if "floor" not in side),
             *(
                 closed(f"{operation}, growth x{times}", growing[times], operation, 6)
                 for operation in ("post", "list")
                 for times in growing
             ),
         ]
+    AREA.lines = await expensive_lines(stage, fewest, 5 * seconds)
 
 
 COMPARISONS = [
+    *(
+        Comparison(
+            f"{side}, beside its floor",
+            side,
+            "floor of outbox" if side == "cqrs" else f"floor of {side}",
+            ">= 0.8",
+        )
+        for side in PLACING
+    ),
+    Comparison(
+        "outbox with a key, beside its floor",
+        "outbox, with a key",
+        "floor of outbox, with a key",
+        ">= 0.8",
+    ),
+    *(
+        Comparison(
+            f"{operation} of {side}, beside its floor",
+            f"{side}, {operation}",
+            f"floor of {side}, {operation}",
+            ">= 0.8",
+        )
+        for operation in ("get", "list")
+        for side in READING
+    ),
     Comparison("outbox, beside no publishing", "outbox", "no publishing", ">= 0.85"),
     *(
         Comparison(f"{side}, beside no publishing", side, "no publishing")
@@ -281,8 +382,13 @@ COMPARISONS = [
         ">= 0.85",
     ),
     *(
-        Comparison(f"{side}, beside bare FastAPI", side, "bare FastAPI")
-        for side in ("no publishing", "base", "outbox", "cqrs", "event_sourcing")
+        Comparison(
+            f"{side}, beside bare FastAPI",
+            side,
+            "bare FastAPI",
+            ">= 0.55",
+        )
+        for side in ("no publishing", *PLACING)
     ),
     *(
         Comparison(
@@ -291,7 +397,7 @@ COMPARISONS = [
             f"no publishing, at {RATE} requests/s, {step}",
         )
         for step in ("p50", "p99")
-        for side in ("base", "outbox", "cqrs", "event_sourcing")
+        for side in PLACING
     ),
     *(
         Comparison(
@@ -304,13 +410,16 @@ COMPARISONS = [
         for times in (10, 100)
     ),
 ]
+AREA = Area("orders", "Requests about orders", __doc__ or "", COMPARISONS)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--serve", nargs=2, metavar=("ROLES", "PUBLISHER"))
+    parser.add_argument("--serve", nargs=3, metavar=("RENDERING", "ROLES", "PUBLISHER"))
     parser.add_argument("--port", type=int)
+    parser.add_argument("--lines", type=Path)
     arguments, _ = parser.parse_known_args()
     if arguments.serve:
-        serve(arguments.port, *arguments.serve)
+        with sampled(arguments.lines, Path.cwd()) if arguments.lines else nullcontext():
+            serve(arguments.port, *arguments.serve)
     else:
-        run(Area("orders", "POST /orders", __doc__ or "", COMPARISONS), plan, turns=3)
+        run(AREA, plan, turns=3)

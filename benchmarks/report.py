@@ -79,6 +79,10 @@ fastapi-template starts faster than Copier, and clones nothing.""",
 
 LINEAR = 0.7
 
+LINES = """\
+The service's lines with the most processor time of one, with all that libraries do for them, and the libraries without
+a line of the service. Sampling takes a few percent itself."""
+
 
 def render_report(results: Mapping[str, Any]) -> str:
     """Return the text of docs/benchmarks.md."""
@@ -166,6 +170,12 @@ def area_section(area: Area, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
                 ]
                 for row in growth
             ],
+        )
+    if area.lines:
+        yield LINES
+        yield table(
+            ["line", "µs", "of all"],
+            [[f"`{place}`", number(micros), f"{share:.1%}"] for place, micros, share in area.lines],
         )
     if area.name in LIMITS:
         yield f"What limits it: {LIMITS[area.name][0].lower() + LIMITS[area.name][1:]}"

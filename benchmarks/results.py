@@ -55,13 +55,18 @@ class Comparison:
 
 @dataclass
 class Area:
-    """One subject: its method, its sides, and their comparisons."""
+    """One subject: its method, its sides, and their comparisons.
+
+    `lines` are the most expensive ones of the service, with the processor time of one request (or
+    whatever the area is about) in microseconds, and its share.
+    """
 
     name: str
     title: str
     method: str
     comparisons: list[Comparison]
     sides: dict[str, Samples] = field(default_factory=dict)
+    lines: list[tuple[str, float, float]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,7 +75,8 @@ class Area:
     def of(cls, data: Mapping[str, Any]) -> "Area":
         comparisons = [Comparison(**comparison) for comparison in data["comparisons"]]
         sides = {name: Samples(**samples) for name, samples in data["sides"].items()}
-        return cls(data["name"], data["title"], data["method"], comparisons, sides)
+        lines = [(place, micros, share) for place, micros, share in data.get("lines", [])]
+        return cls(data["name"], data["title"], data["method"], comparisons, sides, lines)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the comparisons whose sides took part."""
