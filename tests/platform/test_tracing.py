@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from app.platform.http.tracing import TracingMiddleware
+from app.platform.kafka.spans import sampling_of
 from app.platform.tracing import (
     Trace,
     bind_batch,
@@ -149,6 +150,18 @@ def test_several_tracestates_are_one() -> None:
     assert carrier_of(context)["tracestate"] == "a=1,b=2"
 
 
+@pytest.mark.parametrize("last", [PARENT, UNSAMPLED, "nonsense"])
+def test_of_several_traceparents_the_last_counts(last: str) -> None:
+    """As of every other header of a message, wherever it is read."""
+    first = f"00-{7:032x}-{9:016x}-01"
+    headers = [("traceparent", each.encode()) for each in (first, last)]
+
+    context = context_of([*headers, ("traceparent", None)])
+    is_valid = last != "nonsense"
+    assert carrier_of(context) == ({"traceparent": last} if is_valid else {})
+    assert sampling_of(headers) is ({PARENT: True, UNSAMPLED: False}.get(last))
+
+
 @given(st.binary(), st.binary())
 def test_no_header_ends_the_work(traceparent: bytes, tracestate: bytes) -> None:
     context = context_of([("traceparent", traceparent), ("tracestate", tracestate)])
@@ -277,6 +290,14 @@ async def test_requests_of_probes_are_not_logged(path: str) -> None:
         await request(App(), path)
 
     assert logs == []
+
+
+@pytest.mark.parametrize("path", ["/metrics-of-sales", "/health/insurances"])
+async def test_paths_like_those_of_probes_are_logged(path: str) -> None:
+    with capture_logs() as logs:
+        await request(App(), path)
+
+    assert request_line(logs)["path"] == path
 
 
 async def test_the_trace_of_a_request_ends_with_it() -> None:

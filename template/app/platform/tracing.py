@@ -172,11 +172,12 @@ def remote_context(headers: Mapping[str, list[str]]) -> Context:
 
 
 def context_of(headers: Iterable[Header]) -> Context:
-    """Return the context in the headers of a message."""
+    """Return the context in the headers of a message; of several `traceparent`, the last one counts."""
     found: dict[str, list[str]] = {}
     for name, value in headers:
         if value is not None and name in _W3C_HEADERS:
-            found.setdefault(name, []).append(value.decode("utf-8", "replace"))
+            before = [] if name == TRACEPARENT else found.get(name, [])
+            found[name] = [*before, value.decode("utf-8", "replace")]
     return remote_context(found)
 
 

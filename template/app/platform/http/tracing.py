@@ -24,7 +24,8 @@ COMMAND_HEADER = "idempotency-key"
 _COMMAND_ID = re.compile(r"^[\x21-\x7e]{1,255}$")
 _ACTOR = re.compile(r"^[A-Za-z0-9._:/@|+=-]{1,128}$")
 
-_POLLED_PATHS = ("/health/", "/metrics")  # every few seconds: neither logged nor traced
+# Asked for every few seconds, so neither logged nor traced; a path that only begins like one is.
+_POLLED_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +57,7 @@ class TracingMiddleware:
                 MutableHeaders(scope=message)[CORRELATION_HEADER] = trace.correlation_id
             await send(message)
 
-        is_polled = scope["path"].startswith(_POLLED_PATHS)
+        is_polled = scope["path"] in _POLLED_PATHS
         with (
             bind_trace(trace),
             nullcontext(INVALID_SPAN)

@@ -50,6 +50,12 @@ class _Fetch:
         """Return whether an attempt has a span: in a sampled trace, or as the root of a new one."""
         return id(record) in self.traced
 
+    def traced_of(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Return those of `deliveries` whose attempts have spans."""
+        # Every message of a batch passes here, so it is one pass without a call for each.
+        traced = self.traced
+        return [each for each in deliveries if id(each.record) in traced] if traced else []
+
     def remember(self, record: ConsumerRecord, attempt: Span) -> None:
         if attempt.is_recording():
             self.attempts[id(record)] = attempt.get_span_context()
@@ -121,10 +127,10 @@ class ConsumerSpans:
         fetch = _fetch.get()
         if fetch is None:
             return nullcontext()
-        records = [delivery.record for delivery in deliveries]
-        if len(records) == 1 and fetch.may_trace(records[0]):
-            return self._attempt_alone(fetch, deliveries[0])
-        links = links_to(fetch.traced[id(each)] for each in records if fetch.may_trace(each))
+        traced = fetch.traced_of(deliveries)
+        if len(deliveries) == 1 and traced:
+            return self._attempt_alone(fetch, traced[0])
+        links = links_to(fetch.traced[id(each.record)] for each in traced)
         if not links:
             return tracing.unsampled()
         return tracing.span(
@@ -132,7 +138,9 @@ class ConsumerSpans:
             SpanKind.CONSUMER,
             parent=fetch.context,
             links=links,
-            attributes=lambda: self._attributes_of_batch("process", records),
+            attributes=lambda: self._attributes_of_batch(
+                "process", [delivery.record for delivery in deliveries]
+            ),
         )
 
     def _attributes_of_batch(self, operation: str, records: Sequence[ConsumerRecord]) -> Attributes:
@@ -195,9 +203,11 @@ class ConsumerSpans:
     ) -> Iterator[None]:
         attempts = [] if fetch is None else self._begin_attempts(fetch, deliveries)
         spans = dict(attempts)
-        by_id = {delivery.event.event_id: delivery for delivery in deliveries}
+        by_id: dict[UUID, Delivery] = {}
 
         def find_origin(id: UUID) -> tuple[Trace, Context] | None:
+            if not by_id:  # not before a handler asks, because many publish nothing
+                by_id.update((delivery.event.event_id, delivery) for delivery in deliveries)
             if (found := by_id.get(id)) is None:
                 return None
             context = tracing.context_of(found.record.headers)
@@ -223,9 +233,7 @@ class ConsumerSpans:
         Two events from different sources may have one id.
         """
         spans = []
-        for delivery in deliveries:
-            if not fetch.may_trace(delivery.record):
-                continue
+        for delivery in fetch.traced_of(deliveries):
             event_id = delivery.event.event_id
             with tracing.bind_trace(_trace_of(delivery)):
                 span = self._begin_attempt(fetch, delivery.record, str(event_id))
