@@ -60,6 +60,7 @@ GUARDS = [
         "Decoded(event, message_id(event.event_id, mask))",
         'Decoded(event, __import__("uuid").uuid4())',
         "test_killed_worker_on_another_topic",
+        words=r"\d+ events applied more than once",
     ),
     Guard(
         "outbox-measured-without-relay",
@@ -68,6 +69,7 @@ GUARDS = [
         "({Role.RELAY}, monitor.lifespan)",
         "test_each_death_is_seen_by_the_alerts_of_the_docs",
         OUTBOX,
+        words="OutboxUnknown",
     ),
     Guard(
         "lag-measured-without-worker",
@@ -76,6 +78,7 @@ GUARDS = [
         "    if Role.RELAY not in runtime.roles:\n",
         "test_each_death_is_seen_by_the_alerts_of_the_docs",
         OUTBOX,
+        words="ConsumerLagUnknown",
     ),
     Guard(
         "outbox-counters-from-the-start",
@@ -92,6 +95,7 @@ GUARDS = [
         "({Role.WORKER}, lag.lifespan)",
         "test_read_side_without_worker_and_without_api",
         READ_SIDE,
+        words="ProjectionLagUnknown",
     ),
     Guard(
         "inbox",
@@ -99,6 +103,7 @@ GUARDS = [
         "return await claim(uow.session, self._name, ids)",
         "return await claim(uow.session, self._name, ids) | set(ids)",
         "test_worker_killed_ten_times",
+        words=r"\d+ events applied more than once",
     ),
     Guard(
         "commit-after-effects",
@@ -139,6 +144,7 @@ GUARDS = [
         "    return categorize(error) in _TRANSIENT\n",
         "    return False\n",
         "test_database_that_drops_connections",
+        words=r"an outage was counted as \d+ failures",
     ),
     Guard(
         "limits-are-no-failures",
@@ -167,6 +173,7 @@ GUARDS = [
         "            await self.probe.check_writable()\n",
         "            async with self.engine.connect():\n                pass\n",
         "test_an_empty_pool",
+        words="503 == 200",
     ),
     Guard(
         "a-standby-is-left",
@@ -320,6 +327,7 @@ GUARDS = [
         "    await asyncio.gather(*(consumer.stop() for consumer in consumers))\n",
         "    for task in tasks:\n        task.cancel()\n",
         "test_stopped_worker",
+        words="work in flight was thrown away",
     ),
     Guard(
         "drain-deadline",
@@ -460,6 +468,7 @@ GUARDS = [
         "",
         "test_read_side_is_right",
         READ_SIDE,
+        words="went back",
     ),
     Guard(
         "projectors-write-to-the-shadow",
@@ -508,6 +517,7 @@ GUARDS = [
         "                appended = await store.append(stream_id, new, expected_version)\n",
         "test_streams_and_topics_are_whole",
         EVENT_STORE,
+        words="appended, and lost on the way to Kafka",
     ),
 ]
 
