@@ -48,10 +48,10 @@ def test_a_second_update_changes_nothing(version: str, history: Path, tmp_path: 
 
 
 def test_a_service_of_an_untagged_commit_can_be_updated(history: Path, tmp_path: Path) -> None:
-    """Services rendered before the first release record a commit."""
+    """Where the template has no tags, services record a commit."""
     template = tmp_path / "template"
     rendering.git(tmp_path, "clone", "--quiet", "--no-tags", str(history), str(template))
-    commit = releases.VERSIONS["0.1.0-pre"]
+    commit = releases.VERSIONS["0.1.0"]
     service = tmp_path / "service"
     rendering.render(template, service, {}, version=commit)
     releases.commit_service(service)
