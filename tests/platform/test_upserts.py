@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import BigInteger, MetaData, String, select
+from sqlalchemy import BigInteger, Dialect, MetaData, String, TypeDecorator, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -16,10 +17,27 @@ class Base(DeclarativeBase):
     metadata = MetaData()
 
 
+class Code(TypeDecorator[str]):
+    """A text in small letters, stored in large ones."""
+
+    impl = String(5)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.upper()
+
+
 class Total(Base):
     __tablename__ = "totals"
 
     name: Mapped[str] = mapped_column(String(20), primary_key=True)
+    amount: Mapped[int] = mapped_column(BigInteger)
+
+
+class CodeTotal(Base):
+    __tablename__ = "code_totals"
+
+    code: Mapped[str] = mapped_column(Code, primary_key=True)
     amount: Mapped[int] = mapped_column(BigInteger)
 
 
@@ -57,6 +75,18 @@ async def test_amounts_are_added_to_totals(session: AsyncSession) -> None:
 async def test_a_batch_may_exceed_the_parameters_of_a_statement(session: AsyncSession) -> None:
     await add_to_totals(session, Total.name, Total.amount, {str(n): n for n in range(40_000)})
     assert len(await totals(session)) == 40_000
+
+
+async def test_a_key_that_is_too_long_is_refused(session: AsyncSession) -> None:
+    with pytest.raises(DBAPIError, match="SQLSTATE 22001"):
+        await add_to_totals(session, Total.name, Total.amount, {"x" * 21: 1})
+
+
+async def test_a_key_of_a_type_of_ones_own_is_converted_or_refused(session: AsyncSession) -> None:
+    await add_to_totals(session, CodeTotal.code, CodeTotal.amount, {"tea": 1})
+    assert await session.scalar(text("SELECT code FROM code_totals")) == "TEA"
+    with pytest.raises(DBAPIError, match="SQLSTATE 22001"):
+        await add_to_totals(session, CodeTotal.code, CodeTotal.amount, {"kettle": 1})
 
 
 def row(id: int, version: int) -> Row:

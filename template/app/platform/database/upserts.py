@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Table, func, literal, select
+from sqlalchemy import Enum, String, Table, TypeDecorator, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
@@ -28,8 +28,8 @@ async def add_to_totals(
     keys, numbers = zip(*sorted(amounts.items()), strict=True)
     # Two arrays, because a statement has at most 32,767 parameters.
     rows = select(
-        func.unnest(literal(keys, ARRAY(key.type))),
-        func.unnest(literal(numbers, ARRAY(total.type))),
+        func.unnest(literal(keys, _array_of(key))),
+        func.unnest(literal(numbers, _array_of(total))),
     )
     new = insert(key.class_).from_select([key.key, total.key], rows)
     await session.execute(
@@ -65,3 +65,15 @@ def _upsert(table: Table, version: str) -> Insert:
         set_={column.name: new.excluded[column.name] for column in table.c},
         where=new.excluded[version] > table.c[version],
     )
+
+
+def _array_of(column: InstrumentedAttribute[Any]) -> ARRAY[Any]:
+    """Return the type of an array of the column's values."""
+    # A parameter is cast to its type, and a cast to varchar(n) cuts what the column would refuse.
+    kind = column.type
+    if isinstance(kind, String) and not isinstance(kind, Enum):
+        kind = String()
+    elif isinstance(kind, TypeDecorator) and isinstance(kind.impl_instance, String):
+        kind = kind.copy()
+        kind.impl = kind.impl_instance = String()
+    return ARRAY(kind)
