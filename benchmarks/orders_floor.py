@@ -55,11 +55,6 @@ GET = (
     .where(ORDERS.c.id == bindparam("order_id"))
     .order_by(ITEMS.c.position)
 )
-ITEMS_OF = (
-    select(ITEMS.c.order_id, *SHOWN_ITEM)
-    .where(ITEMS.c.order_id.in_(bindparam("ids", expanding=True)))
-    .order_by(ITEMS.c.order_id, ITEMS.c.position)
-)
 TRANSACTION = text("SELECT pg_current_xact_id()::text, pg_postmaster_start_time()")
 APPEND = text(
     "WITH writer AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(:kind, :lock))"
@@ -314,12 +309,13 @@ def item_of(row: Sequence[Any]) -> dict[str, Any]:
 async def page_of_tables(
     connection: AsyncConnection, wanted: tuple[int | None, int | None, int]
 ) -> Rows:
-    query = paged(select(*SHOWN), ORDERS.c.id, ORDERS.c.user_id, wanted)
-    orders = [{**row, "items": []} for row in (await connection.execute(query)).mappings()]
-    by_id = {order["id"]: order for order in orders}
-    for order_id, *item in await connection.execute(ITEMS_OF, {"ids": [*by_id]}):
-        by_id[order_id]["items"].append(item_of(item))
-    return orders
+    orders = paged(select(*SHOWN), ORDERS.c.id, ORDERS.c.user_id, wanted).subquery()
+    query = (
+        select(*orders.c, *SHOWN_ITEM)
+        .join_from(orders, ITEMS, ITEMS.c.order_id == orders.c.id, isouter=True)
+        .order_by(orders.c.id.desc(), ITEMS.c.position)
+    )
+    return [*orders_of((await connection.execute(query)).all())]
 
 
 def paged(query: Any, id: Any, user: Any, wanted: tuple[int | None, int | None, int]) -> Any:

@@ -1,9 +1,10 @@
 """Upserts of many rows in one statement, on a real server."""
 
 from collections.abc import AsyncIterator
+from enum import StrEnum
 
 import pytest
-from sqlalchemy import BigInteger, Dialect, MetaData, String, TypeDecorator, select, text
+from sqlalchemy import BigInteger, Dialect, Enum, MetaData, String, TypeDecorator, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -38,6 +39,18 @@ class CodeTotal(Base):
     __tablename__ = "code_totals"
 
     code: Mapped[str] = mapped_column(Code, primary_key=True)
+    amount: Mapped[int] = mapped_column(BigInteger)
+
+
+class Colour(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class ColourTotal(Base):
+    __tablename__ = "colour_totals"
+
+    colour: Mapped[Colour] = mapped_column(Enum(Colour), primary_key=True)
     amount: Mapped[int] = mapped_column(BigInteger)
 
 
@@ -87,6 +100,13 @@ async def test_a_key_of_a_type_of_ones_own_is_converted_or_refused(session: Asyn
     assert await session.scalar(text("SELECT code FROM code_totals")) == "TEA"
     with pytest.raises(DBAPIError, match="SQLSTATE 22001"):
         await add_to_totals(session, CodeTotal.code, CodeTotal.amount, {"kettle": 1})
+
+
+async def test_members_of_an_enum_are_keys(session: AsyncSession) -> None:
+    await add_to_totals(session, ColourTotal.colour, ColourTotal.amount, {Colour.BLUE: 2})
+    await add_to_totals(session, ColourTotal.colour, ColourTotal.amount, {Colour.BLUE: 3})
+    found = await session.execute(select(ColourTotal.colour, ColourTotal.amount))
+    assert [tuple(each) for each in found] == [(Colour.BLUE, 5)]
 
 
 def row(id: int, version: int) -> Row:

@@ -48,7 +48,7 @@ def test_a_second_update_changes_nothing(version: str, history: Path, tmp_path: 
 
 
 def test_a_service_of_an_untagged_commit_can_be_updated(history: Path, tmp_path: Path) -> None:
-    """Where the template has no tags, services record a commit."""
+    """Services record a commit of a template without tags."""
     template = tmp_path / "template"
     rendering.git(tmp_path, "clone", "--quiet", "--no-tags", str(history), str(template))
     commit = releases.VERSIONS["0.1.0"]

@@ -1,17 +1,17 @@
 """Repositories and queries of orders. `storage.py` chooses who implements the two protocols."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from itertools import groupby
-from typing import Any, Protocol, cast
+from operator import attrgetter
+from typing import Any, Protocol
 
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
+    FromClause,
     Row,
-    Table,
+    Select,
     bindparam,
     exists,
     func,
@@ -25,6 +25,7 @@ from sqlalchemy.orm import joinedload
 
 from app.orders.domain import Order, OrderEvent, OrderItem, OrderStatus
 from app.orders.models import InventoryLevel, OrderItemRow, OrderRow, order_ids
+from app.platform.database.engine import table_of
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.database.upserts import add_to_totals
 from app.platform.errors import VersionConflict
@@ -62,9 +63,9 @@ class OrderRepository(Protocol):
 OrderRepositoryFactory = Callable[[UnitOfWork], OrderRepository]
 
 # Statements that are built once, on tables rather than on mapped classes, cost each request least.
-_USERS = cast(Table, User.__table__)
-_ORDERS = cast(Table, OrderRow.__table__)
-_ITEMS = cast(Table, OrderItemRow.__table__)
+_USERS = table_of(User)
+_ORDERS = table_of(OrderRow)
+_ITEMS = table_of(OrderItemRow)
 _TIMES = (_ORDERS.c.created_at, _ORDERS.c.updated_at)
 
 _NEXT_ID = select(order_ids.next_value()).where(exists().where(_USERS.c.id == bindparam("user_id")))
@@ -185,20 +186,20 @@ class OrderQueries(Protocol):
 OrderQueriesFactory = Callable[[async_sessionmaker[AsyncSession]], OrderQueries]
 
 
-_VIEW = tuple(_ORDERS.c[name] for name in ("id", "user_id", "total", "status", "version"))
-_ITEM = (_ITEMS.c.sku, _ITEMS.c.quantity, _ITEMS.c.unit_price)
+def _with_items(orders: FromClause) -> Select[*tuple[Any, ...]]:
+    """Return a query of `orders`, newest first, with a row for each item."""
+    of_order, item = orders.c, _ITEMS.c
+    return (
+        select(
+            *(of_order.id, of_order.user_id, of_order.total, of_order.status, of_order.version),
+            *(item.sku, item.quantity, item.unit_price),
+        )
+        .join_from(orders, _ITEMS, item.order_id == of_order.id, isouter=True)
+        .order_by(of_order.id.desc(), item.position)
+    )
 
-_GET = (
-    select(*_VIEW, *_ITEM)
-    .join_from(_ORDERS, _ITEMS, isouter=True)
-    .where(_ORDERS.c.id == bindparam("order_id"))
-    .order_by(_ITEMS.c.position)
-)
-_ITEMS_OF = (
-    select(_ITEMS.c.order_id, *_ITEM)
-    .where(_ITEMS.c.order_id == func.any(bindparam("order_ids", type_=ARRAY(BigInteger))))
-    .order_by(_ITEMS.c.order_id, _ITEMS.c.position)
-)
+
+_GET = _with_items(_ORDERS).where(_ORDERS.c.id == bindparam("order_id"))
 
 
 class SqlOrderQueries:
@@ -208,35 +209,37 @@ class SqlOrderQueries:
         self._sessions = sessions
 
     async def get(self, order_id: int) -> OrderView | None:
-        async with self._sessions() as session:
-            rows = (await session.execute(_GET, {"order_id": order_id})).all()
-        return _view(rows[0], (row[len(_VIEW) :] for row in rows)) if rows else None
+        found = await self._read(_GET, order_id=order_id)
+        return found[0] if found else None
 
     async def page(
         self, order_filter: OrderFilter, before: int | None, limit: int
     ) -> list[OrderView]:
-        query = select(*_VIEW).order_by(_ORDERS.c.id.desc()).limit(limit)
+        query = select(_ORDERS).order_by(_ORDERS.c.id.desc()).limit(limit)
         if order_filter.user_id is not None:
             query = query.where(_ORDERS.c.user_id == order_filter.user_id)
         if order_filter.status is not None:
             query = query.where(_ORDERS.c.status == order_filter.status.value)
         if before is not None:
             query = query.where(_ORDERS.c.id < before)
+        return await self._read(_with_items(query.subquery()))
+
+    async def _read(self, query: Select[*tuple[Any, ...]], **parameters: object) -> list[OrderView]:
         async with self._sessions() as session:
-            orders = (await session.execute(query)).all()
-            found = await session.execute(_ITEMS_OF, {"order_ids": [row.id for row in orders]})
-        items = {id: [item for _, *item in rows] for id, rows in groupby(found, lambda r: r[0])}
-        return [_view(row, items.get(row.id, ())) for row in orders]
+            rows = await session.execute(query, parameters)
+            return [_view([*of_order]) for _, of_order in groupby(rows, attrgetter("id"))]
 
 
-def _view(row: Row[*tuple[Any, ...]], items: Iterable[Sequence[Any]]) -> OrderView:
+def _view(rows: Sequence[Row[*tuple[Any, ...]]]) -> OrderView:
+    order = rows[0]
+    items = (OrderItem(row.sku, row.quantity, row.unit_price) for row in rows if row.sku)
     return OrderView(
-        row.id,
-        row.user_id,
-        tuple(OrderItem(*item) for item in items if item[0] is not None),
-        row.total,
-        OrderStatus(row.status),
-        row.version,
+        order.id,
+        order.user_id,
+        tuple(items),
+        order.total,
+        OrderStatus(order.status),
+        order.version,
     )
 
 

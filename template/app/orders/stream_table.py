@@ -5,19 +5,19 @@ rewrites them with `--repair`.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
-from sqlalchemy import Table, delete
+from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.orders.domain import Order
 from app.orders.models import OrderItemRow, OrderRow
+from app.platform.database.engine import table_of
 from app.platform.database.upserts import upsert_newest
 from app.platform.event_store.store import StreamState
 
-_ORDERS = cast(Table, OrderRow.__table__)
-_ITEMS = cast(Table, OrderItemRow.__table__)
+_ORDERS = table_of(OrderRow)
+_ITEMS = table_of(OrderItemRow)
 
 
 async def project(session: AsyncSession, states: Sequence[StreamState[Order]]) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Row, ScalarSelect, Select, Table, bindparam, select
+from sqlalchemy import Row, ScalarSelect, Select, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app.orders.customer_names import CustomerNameRow
@@ -14,6 +14,7 @@ from app.orders.domain import OrderItem, OrderStatus
 from app.orders.repository import OrderFilter, OrderView
 from app.orders.sales import DailySalesRow
 from app.orders.views import OrderViewRow
+from app.platform.database.engine import table_of
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class DailySales:
     revenue: Decimal
 
 
-_ORDERS = cast(Table, OrderViewRow.__table__)
-_NAMES = cast(Table, CustomerNameRow.__table__)
+_ORDERS = table_of(OrderViewRow)
+_NAMES = table_of(CustomerNameRow)
 _VIEWS = select(_ORDERS, _NAMES.c.username).outerjoin(_NAMES, _NAMES.c.user_id == _ORDERS.c.user_id)
 _GET = _VIEWS.where(_ORDERS.c.order_id == bindparam("of_order"))
 

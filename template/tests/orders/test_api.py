@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from app.orders.domain import Order, OrderItem, OrderStatus, evolve, pay, place
 from app.orders.events import OrderCreated, OrderLine
 from app.orders.handlers import reserve_inventory
-from app.orders.models import OrderRow
+from app.orders.models import OrderItemRow, OrderRow
 from app.orders.repository import (
     InventoryRepository,
     OrderFilter,
@@ -342,7 +342,7 @@ async def test_an_order_that_is_there_cannot_be_new(orders: OrderRepository) -> 
 
 @pytest.fixture
 async def many_orders(database: Database) -> SqlOrderQueries:
-    """Two thousand orders of a hundred users, with statistics."""
+    """Two thousand orders of a hundred users, each of two items, with statistics."""
     async with database.sessions() as session, session.begin():
         session.add_all(User(id=n, email=f"{n}@example.com", username=f"u{n}") for n in range(100))
         await session.flush()
@@ -352,8 +352,14 @@ async def many_orders(database: Database) -> SqlOrderQueries:
             )
             for n in range(1, 2001)
         )
+        await session.flush()
+        session.add_all(
+            OrderItemRow(order_id=n, position=position, sku="tea", quantity=1, unit_price=1)
+            for n in range(1, 2001)
+            for position in range(2)
+        )
     async with database.engine.begin() as connection:
-        await connection.execute(text("ANALYZE orders"))
+        await connection.execute(text("ANALYZE orders, order_items"))
     return SqlOrderQueries(database.sessions)
 
 
@@ -373,8 +379,9 @@ async def test_a_page_is_read_from_an_index(
 ) -> None:
     async with plans(database) as found:
         page = await many_orders.page(wanted, before=1500, limit=10)
-    assert len(page) == 10
+    assert [len(order.items) for order in page] == [2] * 10
     assert index in found[0]
+    assert "pk_order_items" in found[0]
     assert "Seq Scan" not in found[0]
 
 

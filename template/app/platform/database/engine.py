@@ -2,11 +2,11 @@
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 from pydantic import Field, SecretStr, field_validator
-from sqlalchemy import ExceptionContext, MetaData, event, text
+from sqlalchemy import ExceptionContext, MetaData, Table, event, text
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -68,6 +68,11 @@ class Base(DeclarativeBase):
     """Base class of the service's tables."""
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+
+def table_of(model: type[Base]) -> Table:
+    """Return the table of a mapped class, for statements that need no objects of it."""
+    return cast(Table, model.__table__)
 
 
 class DatabaseSettings(EnvSettings):

@@ -42,9 +42,9 @@ async def get_runtime(request: Request) -> Runtime:
 RuntimeDep = Annotated[Runtime, Depends(get_runtime)]
 
 
-# FastAPI solves a dependency's own dependencies wherever it is used, so these two have none.
+# FastAPI resolves a dependency's own dependencies wherever it is used, so these two have none.
 async def get_unit_of_work(request: Request) -> AsyncIterator[UnitOfWork]:
-    runtime: Runtime = request.app.state.runtime
+    runtime = await get_runtime(request)
     async with runtime.units.begin() as uow:
         yield uow
 
@@ -55,7 +55,7 @@ UnitOfWorkDep = Annotated[UnitOfWork, Depends(get_unit_of_work, scope="function"
 
 
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
-    runtime: Runtime = request.app.state.runtime
+    runtime = await get_runtime(request)
     async with runtime.database.sessions() as session:
         yield session
 

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import cast
 
 from pydantic import BaseModel
 from sqlalchemy import (
@@ -12,7 +11,6 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     String,
-    Table,
     bindparam,
     func,
     select,
@@ -23,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from starlette.responses import Response
 
-from app.platform.database.engine import Base
+from app.platform.database.engine import Base, table_of
 from app.platform.database.retention import Retention
 from app.platform.errors import IdempotencyKeyReused
 
@@ -50,7 +48,7 @@ class IdempotencyRecord(Base):
     )
 
 
-_KEYS = cast(Table, IdempotencyRecord.__table__)
+_KEYS = table_of(IdempotencyRecord)
 _IS_KEY = (_KEYS.c.scope == bindparam("of_scope"), _KEYS.c.key == bindparam("of_key"))
 _CLAIM = insert(_KEYS).on_conflict_do_nothing().returning(_KEYS.c.key)
 _COMPLETE = (

@@ -6,7 +6,6 @@ A row is inserted in the transaction of the event's effects, so either both exis
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -14,7 +13,6 @@ from sqlalchemy import (
     DateTime,
     Index,
     String,
-    Table,
     Uuid,
     bindparam,
     case,
@@ -25,7 +23,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.platform.database.engine import Base
+from app.platform.database.engine import Base, table_of
 from app.platform.database.retention import Retention
 
 
@@ -42,7 +40,7 @@ class InboxEntry(Base):
     )
 
 
-_INBOX = cast(Table, InboxEntry.__table__)
+_INBOX = table_of(InboxEntry)
 
 _EVENT_IDS = bindparam("event_ids", type_=ARRAY(Uuid))
 _NEW = (

@@ -1,16 +1,16 @@
 """Publishing through the database: an event is a row of the transaction that publishes it."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import structlog
-from sqlalchemy import Table, event, insert
+from sqlalchemy import event, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from app.platform import tracing
 from app.platform.background import WakeUp
 from app.platform.config import load
+from app.platform.database.engine import table_of
 from app.platform.database.unit_of_work import BindPublisher
 from app.platform.events.event import BaseEvent, EventRegistry
 from app.platform.kafka.codec import Message, encode_within
@@ -22,7 +22,7 @@ from app.platform.outbox.settings import OutboxSettings
 
 log = structlog.get_logger(__name__)
 
-_INSERT = insert(cast(Table, OutboxRow.__table__))
+_INSERT = insert(table_of(OutboxRow))
 
 
 @dataclass

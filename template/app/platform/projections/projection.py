@@ -4,14 +4,14 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from sqlalchemy import BigInteger, DateTime, String, Table, Uuid, func, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.platform.database.engine import Base
+from app.platform.database.engine import Base, table_of
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.database.upserts import Row, upsert_newest
 from app.platform.events.event import BaseEvent
@@ -70,7 +70,7 @@ class Projection(Generic[State]):
 
     @property
     def tables(self) -> list[Table]:
-        return [cast(Table, model.__table__) for model in self.models]
+        return [table_of(model) for model in self.models]
 
     @property
     def shadows(self) -> list[Table]:
