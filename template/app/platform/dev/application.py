@@ -22,7 +22,7 @@ from app.platform import logs, telemetry, terminal
 from app.platform.config import HttpSettings, Settings, TelemetrySettings, load
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.errors import DatabaseUnavailable
-from app.platform.dev import asyncapi_page
+from app.platform.dev import asyncapi_page, console_page
 from app.platform.dev.clearing import delete_topics_and_groups
 from app.platform.dev.errors import DevelopmentServerError, import_development
 from app.platform.dev.schema import prepare_schema
@@ -80,7 +80,7 @@ async def _check_database() -> None:
 
 
 def create_dev_app(service: Service) -> FastAPI:
-    """Create the application with all roles, and with the pages `/asyncapi` and `/dev/traces`.
+    """Create the application with all roles, and with the pages `/asyncapi`, `/dev/traces` and `/console`.
 
     It is traced, whether OTEL_* ask for it or not.
     """
@@ -94,6 +94,7 @@ def create_dev_app(service: Service) -> FastAPI:
     app = create_app(service, set(Role), tracer_provider=provider)
     asyncapi_page.install(app, service)
     traces_page.install(app, buffer, is_on=provider is not None)
+    console_page.install(app, service)
     return app
 
 

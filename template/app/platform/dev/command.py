@@ -277,6 +277,7 @@ def _start_message(servers: Servers, port: int, first_request: FirstRequest) -> 
     return f"""
   API documentation  {api}/docs
   Events             {api}/asyncapi
+  Console            {api}/console
   Traces             {api}/dev/traces
   Metrics            {api}/metrics
 {_addresses(servers)}

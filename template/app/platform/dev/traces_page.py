@@ -21,7 +21,7 @@ TRACES = 200
 SPANS = 500  # of a trace; further ones are counted
 
 # Requests of these are left out: they say nothing about the service.
-_PAGES = (PATH, "/docs", "/openapi.json", "/asyncapi")
+_PAGES = (PATH, "/console", "/docs", "/openapi.json", "/asyncapi")
 
 _PAGE = Template("""\
 <!DOCTYPE html>

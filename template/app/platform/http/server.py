@@ -13,7 +13,7 @@ from types import FrameType
 
 import h11
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.platform import logs
@@ -148,13 +148,13 @@ def tune_garbage_collector() -> None:
     gc.set_threshold(50_000)
 
 
-def run(app: FastAPI, listener: socket.socket, limits: HttpSettings) -> None:
+def run(app: ASGIApp, listener: socket.socket, limits: HttpSettings) -> None:
     """Serve `app` on `listener` until a signal. Exits with code 3 if it cannot start."""
     tune_garbage_collector()
     create_server(app, limits).run(sockets=[listener])
 
 
-def create_server(app: FastAPI, limits: HttpSettings) -> Server:
+def create_server(app: ASGIApp, limits: HttpSettings) -> Server:
     return Server(
         uvicorn.Config(
             app,
