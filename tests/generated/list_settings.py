@@ -10,6 +10,7 @@ from pydantic import SecretStr
 import app
 from app import wiring
 from app.platform.config import EnvSettings
+from app.platform.console.access import ConsoleSettings
 from app.platform.runtime import Configuration
 
 
@@ -30,6 +31,7 @@ defaults = {
     for name, field in kind.model_fields.items()
 }
 at_the_start = {*get_type_hints(Configuration).values(), *wiring.service.settings}
+at_the_start.add(ConsoleSettings)  # of the process that has it
 kinds = [kind for kind in EnvSettings.__subclasses__() if kind.model_fields]  # that read something
 late = [kind.__name__ for kind in kinds if kind not in at_the_start]
 print(json.dumps({"defaults": defaults, "late": late}))

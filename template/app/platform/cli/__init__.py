@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 COMMANDS = {
     "api": ("serve", "Serve the HTTP API, with its documentation at /docs."),
     "worker": ("serve", "Run the consumers; health and metrics are served on the port."),
-    "console": ("console", "Show the service on pages in the browser: look, understand, put right."),
+    "console": (
+        "console",
+        "Show the service on pages in the browser: look, understand, put right.",
+    ),
     "dev": ("serve", "Run everything on this machine, with a PostgreSQL and a Kafka of its own."),
     "relay": (
         "outbox",

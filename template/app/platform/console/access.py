@@ -124,7 +124,9 @@ class Guard:
         if self._proxies:
             peer = (scope.get("client") or ("",))[0]
             if not _is_in(peer, self._proxies):
-                return f"requests from {peer or 'an unknown address'} are not admitted: use the proxy"
+                return (
+                    f"requests from {peer or 'an unknown address'} are not admitted: use the proxy"
+                )
             if not headers.get(self._user_header):
                 return f"the proxy sent no {self._user_header}: it has to name the user"
             return None
@@ -134,7 +136,7 @@ class Guard:
         return f"the host {host!r} is not admitted: add it to CONSOLE_HOSTS"
 
     def _actor(self, headers: Headers) -> str:
-        return headers.get(self._user_header, NOBODY) if self._proxies else NOBODY
+        return (self._proxies and headers.get(self._user_header)) or NOBODY
 
 
 def _is_in(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
@@ -154,9 +156,11 @@ def _is_address(host: str) -> bool:
 
 def token_of(request: Request) -> str:
     """Return the token of this browser for forms; a new one if it has none."""
-    token: str = request.cookies.get(COOKIE) or getattr(request.state, "token", "")
-    if not token:
-        token = request.state.token = secrets.token_urlsafe(24)
+    if COOKIE in request.cookies:
+        return request.cookies[COOKIE]
+    if not hasattr(request.state, "token"):
+        request.state.token = secrets.token_urlsafe(24)
+    token: str = request.state.token
     return token
 
 

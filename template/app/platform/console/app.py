@@ -74,7 +74,11 @@ def create_console(
     )
     routes = [route for name in there for route in import_module(modules[name]).ROUTES]
     app = Starlette(
-        routes=[*routes, *_HEALTH, Mount("/static", StaticFiles(packages=[(__package__, "static")]))],
+        routes=[
+            *routes,
+            *_HEALTH,
+            Mount("/static", StaticFiles(packages=[(__package__, "static")])),
+        ],
         middleware=[Middleware(Guard, settings=settings)],
         exception_handlers={HTTPException: _refused, **dict.fromkeys(_AWAY, _away)},
         lifespan=opened,

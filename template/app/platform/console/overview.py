@@ -24,7 +24,9 @@ async def show(request: Request) -> Response:
         "overview.html",
         processes=processes.latest,
         checks=checks.checks,
-        consumers=[_consumer(console, processes, each.name) for each in console.service.subscriptions],
+        consumers=[
+            _consumer(console, processes, each.name) for each in console.service.subscriptions
+        ],
         outbox=_outbox(processes),
         jobs=console.jobs.latest()[:5],
     )

@@ -25,7 +25,8 @@ from app.platform.runtime import Context
 from app.platform.service import Service
 from app.platform.terminal import printable
 
-MASK = "•••"
+MASK = "***"
+NOTHING = "-"
 BODY_CHARACTERS = 100_000
 
 
@@ -130,30 +131,28 @@ def mask(value: Any, names: Collection[str]) -> Any:
 def _shown(value: object) -> object:
     """Escape control and invisible characters of values, besides HTML's."""
     if value is None:
-        return "–"
+        return NOTHING
     return printable(value, keep="\n\t") if type(value) is str else value
 
 
 def _moment(value: datetime | int | float | None) -> str:
     """Format a time, or the milliseconds of a record, in UTC."""
     if value is None:
-        return "–"
+        return NOTHING
     try:
-        moment = (
-            value if isinstance(value, datetime) else datetime.fromtimestamp(value / 1000, UTC)
-        )
+        moment = value if isinstance(value, datetime) else datetime.fromtimestamp(value / 1000, UTC)
         return moment.astimezone(UTC).isoformat(" ", "milliseconds").removesuffix("+00:00")
     except (ValueError, OverflowError, OSError):  # the sender's clock may be arbitrarily wrong
         return f"timestamp {value}"
 
 
 def _text(value: bytes | None) -> str:
-    return "–" if value is None else value.decode("utf-8", "backslashreplace")
+    return NOTHING if value is None else value.decode("utf-8", "backslashreplace")
 
 
 def _number(value: float | None) -> str:
     if value is None:
-        return "–"
+        return NOTHING
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -139,7 +140,7 @@ def _differences(samples: Iterable[tuple[float, float]]) -> list[float]:
     # A process that was started again counts from 0.
     return [
         max(0.0, (after - before) / (later - at))
-        for (at, before), (later, after) in zip(found, found[1:], strict=False)
+        for (at, before), (later, after) in pairwise(found)
         if later > at
     ]
 
