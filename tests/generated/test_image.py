@@ -30,7 +30,15 @@ def image(base: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 shutil.copy(source, root)
         elif (root / line).is_dir():  # no pattern: something in what was sent
             shutil.rmtree(root / line)
-    options = ("--locked", "--no-dev", "--extra", "telemetry", "--extra", "console", "--no-python-downloads")
+    options = (
+        "--locked",
+        "--no-dev",
+        "--extra",
+        "telemetry",
+        "--extra",
+        "console",
+        "--no-python-downloads",
+    )
     sync = ("uv", "sync", "--quiet", *options)
     for arguments in ((*sync, "--no-install-project"), sync):
         subprocess.run(arguments, cwd=root, env=environment(), check=True)

@@ -76,7 +76,7 @@ def check_host(host: str, settings: ConsoleSettings) -> None:
     if settings.console_actions and not settings.console_trusted_proxies and not _is_local(host):
         raise ConfigurationError(
             f"CONSOLE_ACTIONS=true on {host} would let everybody who reaches it act: set"
-            " CONSOLE_TRUSTED_PROXIES to the proxy that authenticates users, or listen on 127.0.0.1"
+            " CONSOLE_TRUSTED_PROXIES to the proxy that authenticates people, or listen on 127.0.0.1"
         )
 
 

@@ -146,7 +146,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 def _problem(request: Request, status: int, title: str, reason: str) -> Response:
-    page = console_of(request).render(request, "problem.html", problem=title, reason=reason)
+    page = console_of(request).render(request, "problem.html.j2", problem=title, reason=reason)
     page.status_code = status
     return page
 

@@ -21,7 +21,7 @@ async def show(request: Request) -> Response:
     checks = await console.health.ready()
     return console.render(
         request,
-        "overview.html",
+        "overview.html.j2",
         processes=processes.latest,
         checks=checks.checks,
         consumers=[
@@ -73,7 +73,7 @@ def sparkline(values: Sequence[float]) -> str:
 async def show_job(request: Request) -> Response:
     console = console_of(request)
     job: Job | None = console.jobs.find(request.path_params["id"])
-    return console.render(request, "job.html", job=job)
+    return console.render(request, "job.html.j2", job=job)
 
 
 ROUTES = [Route("/", show), Route("/jobs/{id:int}", show_job)]
