@@ -25,9 +25,10 @@ from app.platform import logs
 from app.platform.cli import command_line, run
 from app.platform.cli.base import counted
 from app.platform.cli.dlq import _utc
-from app.platform.cli.dlq_letters import describe, skipped_undecodable, summary
+from app.platform.cli.dlq_letters import describe, summary
 from app.platform.cli.event_messages import show
 from app.platform.cli.topics import _line as topic_line
+from app.platform.dead_letters.selection import skipped_undecodable
 from app.platform.dev.servers import MockBroker
 from app.platform.events import schemas
 from app.platform.events.event import BaseEvent, EventRegistry, EventTopic, EventType

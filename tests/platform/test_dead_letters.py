@@ -8,11 +8,15 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from app import wiring
 from app.platform.database.unit_of_work import UnitOfWork
+from app.platform.dead_letters import selection
+from app.platform.dead_letters.selection import SelectionRefused
 from app.platform.events.event import EventType
-from app.platform.kafka.dead_letters import current_letters, read_dead_letters
+from app.platform.kafka import dead_letters
+from app.platform.kafka.dead_letters import Filter, current_letters, read_dead_letters
 from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.settings import client_options
 from app.platform.kafka.subscription import RetryPolicy, Subscription
+from app.platform.runtime import Context
 from app.platform.service import Component, Service
 from tests.fixtures import eventually
 from tests.world import Counted, World, counted, failing, record_effect, run_cli
@@ -183,3 +187,70 @@ async def test_a_replay_waits_for_the_outcome_of_each_message(
     late = await command([corrected], "dlq", "replay", "--wait", "--timeout", "1")
     assert "applied 0, failed again 0, pending 1" in late
     assert len(await world.effects()) == 1
+
+
+async def test_only_the_newest_letters_are_read_if_asked_for(world: World) -> None:
+    context = Context(world.settings, world.registry, [REFUSING])
+    async with world.running(REFUSING):
+        for event in counted(8):
+            await world.send(event)
+        await world.dead_letters("counter", 8)
+    every = await selection.find(context, world.database, Filter(), False)
+    some = await selection.find(context, world.database, Filter(), False, newest=3)
+    enough = await selection.find(context, world.database, Filter(), False, newest=8)
+
+    by_time = sorted(every.letters, key=lambda letter: letter.record.timestamp)
+    assert [letter.id for letter in some.letters] == [letter.id for letter in by_time[-3:]]
+    assert (some.has_older, enough.has_older, every.has_older) == (True, False, False)
+    assert {x.id for x in enough.letters} == {x.id for x in every.letters}
+
+
+async def test_the_newest_letters_leave_out_what_no_longer_waits(
+    world: World, command: Command, real_kafka: str
+) -> None:
+    await fails_three_times(world, command)
+    context = Context(world.settings, world.registry, [])
+    newest = await selection.find(context, world.database, Filter("old"), False, newest=100)
+    assert len(newest.waiting) == 3
+    await command([], "dlq", "discard", "--consumer", "old")
+    newest = await selection.find(context, world.database, Filter("old"), False, newest=100)
+    assert newest.letters == []
+    repaired = Context(world.settings, world.registry, [OLD])
+    await command([OLD], "dlq", "replay")
+    newest = await selection.find(repaired, world.database, Filter(), False, newest=100)
+    assert newest.letters == []
+
+
+async def test_one_letter_is_shown_without_reading_the_others(
+    world: World, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.running(REFUSING):
+        await world.send(*counted(3, keys=1))
+        letters = await world.dead_letters("counter", 3)
+    monkeypatch.delattr(dead_letters, "read_to_end")
+    wanted = letters[1]
+    place = f"{wanted.topic}:{wanted.partition}"
+    shown = await command([REFUSING], "dlq", "show", f"{place}:{wanted.offset}")
+
+    assert f"@{wanted.offset}  key=key-0" in shown
+    assert '"number": 1' in shown
+
+
+@pytest.mark.parametrize("place", ["", ":", ":0:99", ":99:0", ":0:-1", ":0:x", ":00:0", ":0:0:0"])
+async def test_an_id_of_no_letter_is_refused(world: World, place: str) -> None:
+    await world.create_topics(REFUSING)
+    context = Context(world.settings, world.registry, [REFUSING])
+    async with world.running(REFUSING):
+        await world.send(*counted(5))
+        await world.dead_letters("counter", 5)
+    with pytest.raises(SelectionRefused, match="there is no dead letter .*: run `app dlq list`"):
+        await selection.find_one(context, f"{world.topic}.counter.dlq{place}")
+
+
+async def test_a_message_of_another_topic_is_no_letter(world: World) -> None:
+    await world.create_topics(REFUSING)
+    context = Context(world.settings, world.registry, [REFUSING])
+    await world.send(*counted(20))
+    event = (await world.records(world.topic))[0]
+    with pytest.raises(SelectionRefused, match="there is no dead letter"):
+        await selection.find_one(context, f"{event.topic}:{event.partition}:{event.offset}")

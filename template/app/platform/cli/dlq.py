@@ -66,15 +66,17 @@ def list_letters(
     consumer reads any more.
     """
     from app.platform.cli import dlq_letters
+    from app.platform.dead_letters import selection
     from app.platform.kafka.dead_letters import Filter
 
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
     context = context_of(ctx)
-    found = asyncio.run(dlq_letters.find(context, only, undecodable))
+    found = dlq_letters.find(context, only, undecodable)
     for letter in found.letters:
         say(dlq_letters.describe(letter, letter.identity in found.applied))
     say(dlq_letters.summary(found.letters, found.applied))
-    dlq_letters.say_orphaned(context, found.waiting)
+    for advice in selection.advice_on_orphaned(context, found.waiting):
+        say(advice)
 
 
 @group.command()
@@ -84,9 +86,10 @@ def show(
 ) -> None:
     """Show one dead letter: its headers with the error, and its body."""
     from app.platform.cli import dlq_letters, event_messages
+    from app.platform.dead_letters import selection
 
-    context = context_of(ctx)
-    letter = asyncio.run(dlq_letters.find_one(context, letter_id))
+    with dlq_letters.refusals_as_errors():
+        letter = asyncio.run(selection.find_one(context_of(ctx), letter_id))
     say_block(event_messages.show(letter.record))
 
 
@@ -113,23 +116,21 @@ def replay(
     code is 1 unless all were applied.
     """
     from app.platform.cli import dlq_letters, dlq_sending
+    from app.platform.dead_letters import selection
     from app.platform.kafka.dead_letters import Filter
 
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
     context = context_of(ctx)
-    if to is not None:
-        dlq_letters.check_reassignment(context, only, to)
-    found = asyncio.run(dlq_letters.find(context, only, undecodable, to))
+    found = dlq_letters.find(context, only, undecodable, to)
     say(dlq_letters.summary(found.letters, found.applied))
-    chosen = dlq_letters.choose(context, found, to)
-    letters = [x for x in chosen if undecodable or dlq_letters.can_be_read(context, x, to)]
-    if len(letters) < len(chosen):
-        say(dlq_letters.skipped_undecodable(len(chosen) - len(letters)))
+    chosen = selection.choose(context, found, to, undecodable)
+    for reason in chosen.reasons:
+        say(reason)
     if dry_run:
-        for letter in letters:
+        for letter in chosen.letters:
             say(f"would replay {dlq_letters.describe(letter, False)}")
         return
-    dlq_sending.replay(context, letters, to, rate, timeout if wait else None)
+    dlq_sending.replay(context, chosen.letters, to, rate, timeout if wait else None)
 
 
 @group.command()
@@ -156,7 +157,7 @@ def discard(
     if only == Filter() and not (undecodable or every):
         raise failure("no letters selected: use --undecodable, --error, … or --all")
     context = context_of(ctx)
-    found = asyncio.run(dlq_letters.find(context, only, undecodable))
+    found = dlq_letters.find(context, only, undecodable)
     say(dlq_letters.summary(found.letters, found.applied))
     verb = "would discard" if dry_run else "discarding"
     for letter in found.letters:

@@ -4,7 +4,7 @@ They remain when a consumer is renamed or removed, when it stops handling an eve
 removed from its policy.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from aiokafka import TopicPartition
 
@@ -61,7 +61,16 @@ async def read_orphaned(
 ) -> list[DeadLetter]:
     """Read the messages in `topics` that their consumer had not yet read when it ended."""
     chosen = list(topics)
-    forwarding = [topic for topic in chosen if not topic.is_dead_letter]
+    is_waiting = await waiting_filter(settings, chosen)
+    letters = read_dead_letters(settings, [topic.name for topic in chosen])
+    return [letter async for letter in letters if is_waiting(letter)]
+
+
+async def waiting_filter(
+    settings: KafkaSettings, topics: Iterable[FailureTopic]
+) -> Callable[[DeadLetter], bool]:
+    """Return a function that says whether the consumer of `topics` had not yet read a letter."""
+    forwarding = [topic for topic in topics if not topic.is_dead_letter]
     consumed: dict[TopicPartition, int] = {}
     if forwarding:
         async with TopicAdmin.connected(settings) as admin:
@@ -70,12 +79,8 @@ async def read_orphaned(
                 if (group := group_of(topic.consumer, settings)) in groups:
                     partitions = await admin.partitions([topic.name])
                     consumed |= await admin.committed_offsets(group, partitions)
-    names = [topic.name for topic in chosen]
-    return [
-        letter
-        async for letter in read_dead_letters(settings, names)
-        if not _is_consumed(letter, consumed, {topic.name for topic in forwarding})
-    ]
+    names = {topic.name for topic in forwarding}
+    return lambda letter: not _is_consumed(letter, consumed, names)
 
 
 def _is_consumed(

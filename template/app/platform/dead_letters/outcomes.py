@@ -1,13 +1,12 @@
 """The outcomes of dead letters: which were applied, and which of the replayed ones failed again."""
 
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer
 
-from app.platform.cli.base import on_database
 from app.platform.database.engine import Database
 from app.platform.kafka import inbox
 from app.platform.kafka.admin import POLL_SECONDS, reading, seek_to
@@ -50,26 +49,28 @@ class ReplayWatch:
         self._context = context
         self._to = to
 
-    async def wait(self, letters: Sequence[DeadLetter], seconds: float) -> Outcome:
-        """Wait for the outcome of each replayed letter, for up to `seconds`."""
+    async def wait(
+        self,
+        database: Database,
+        letters: Sequence[DeadLetter],
+        seconds: float,
+        report: Callable[[Outcome], None] = lambda _: None,
+    ) -> Outcome:
+        """Wait for the outcome of each replayed letter, for up to `seconds`; `report` it so far."""
         pending = {self._identity_after(letter): letter for letter in letters}
         deadline = time.monotonic() + seconds
         failed = 0
-
-        async def poll(database: Database) -> None:
-            nonlocal failed
-            while pending and time.monotonic() < deadline:
-                for letter in await self._new_letters():
-                    before = pending.get(letter.identity)
-                    if before is not None and letter.replays > before.replays:
-                        failed += 1
-                        del pending[letter.identity]
-                applied = await find_applied(database, self._context, pending.values(), self._to)
-                for identity, letter in list(pending.items()):
-                    if letter.identity in applied:
-                        del pending[identity]
-
-        await on_database(poll)
+        while pending and time.monotonic() < deadline:
+            for letter in await self._new_letters():
+                before = pending.get(letter.identity)
+                if before is not None and letter.replays > before.replays:
+                    failed += 1
+                    del pending[letter.identity]
+            applied = await find_applied(database, self._context, pending.values(), self._to)
+            for identity, letter in list(pending.items()):
+                if letter.identity in applied:
+                    del pending[identity]
+            report(Outcome(len(letters) - failed - len(pending), failed, len(pending)))
         return Outcome(len(letters) - failed - len(pending), failed, len(pending))
 
     def _identity_after(self, letter: DeadLetter) -> Identity:

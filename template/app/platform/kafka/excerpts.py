@@ -1,0 +1,163 @@
+"""Excerpts of topics: one record by its offset, and the newest records."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from operator import itemgetter
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+
+from app.platform.kafka import admin
+from app.platform.kafka.errors import BrokerUnavailable
+
+_MIN_CHUNK, _MAX_CHUNK = 16, 500  # offsets
+
+
+async def read_one(
+    client: AIOKafkaConsumer, partition: TopicPartition, offset: int
+) -> ConsumerRecord | None:
+    """Return the record at `offset` of an assigned partition; None if there is none (any more).
+
+    The client is left paused. Raises BrokerUnavailable.
+    """
+    client.pause(*client.assignment())
+    start = (await client.beginning_offsets([partition]))[partition]
+    end = (await client.end_offsets([partition]))[partition]
+    if not start <= offset < end:
+        return None
+    found = [record async for record in _read_range(client, partition, offset, offset + 1)]
+    return found[0] if found else None
+
+
+class Newest(NamedTuple):
+    """The newest records of several partitions, oldest first; `has_older` if there are others."""
+
+    records: list[ConsumerRecord]
+    has_older: bool
+
+
+async def read_newest(client: AIOKafkaConsumer, count: int, max_bytes: int) -> Newest:
+    """Return the newest records of all assigned partitions together, in the order of their times.
+
+    There are at most `count` of them, with at most `max_bytes` of values. However many records the
+    topics have, about twice the returned ones are read: each partition backwards in chunks, first the
+    one whose next chunk is the newest. Only records that exist now are read. The client is left
+    paused. Raises BrokerUnavailable.
+    """
+    partitions = sorted(client.assignment())
+    newest = _NewestRecords(count, max_bytes)
+    if not partitions:
+        return Newest([], False)
+    client.pause(*partitions)  # so that no fetch waits for the ends of the others
+    starts = await client.beginning_offsets(partitions)
+    ends = await client.end_offsets(partitions)
+    size = max(_MIN_CHUNK, min(_MAX_CHUNK, count // len(partitions) + 1))
+    left = [_Backlog(tp, starts[tp], ends[tp], size) for tp in partitions if starts[tp] < ends[tp]]
+    while left:
+        backlog = max(left, key=lambda each: each.latest)
+        if newest.excludes(backlog.latest):
+            break
+        await _read_chunk(client, backlog, newest)
+        if backlog.start >= backlog.end:
+            left.remove(backlog)
+    return Newest(newest.in_order(), newest.dropped or bool(left))
+
+
+@dataclass
+class _Backlog:
+    """The offsets of a partition that are not read yet, from `start` to before `end`."""
+
+    partition: TopicPartition
+    start: int
+    end: int
+    chunk: int
+    latest: float = float("inf")  # of the times of the chunk that was read last, in milliseconds
+
+
+async def _read_chunk(
+    client: AIOKafkaConsumer, backlog: _Backlog, newest: "_NewestRecords"
+) -> None:
+    lower = max(backlog.start, backlog.end - backlog.chunk)
+    times = []
+    async for record in _read_range(client, backlog.partition, lower, backlog.end):
+        newest.add(record)
+        times.append(record.timestamp)
+    if len(times) < backlog.chunk // 2:  # gaps, as compaction leaves them
+        backlog.chunk *= 2
+    # The greatest time, because a sender's clock may have been wrong for a single record.
+    backlog.latest = max(times, default=backlog.latest)
+    backlog.end = lower
+
+
+class _NewestRecords:
+    """The newest of the records that were added, within limits on their number and their values."""
+
+    def __init__(self, count: int, max_bytes: int) -> None:
+        self._room, self._room_bytes = count, max_bytes
+        self._heap: list[tuple[_Place, ConsumerRecord]] = []
+        self._newest_dropped: _Place | None = None
+
+    @property
+    def dropped(self) -> bool:
+        return self._newest_dropped is not None
+
+    def add(self, record: ConsumerRecord) -> None:
+        place = _Place(record.timestamp, record.topic, record.partition, record.offset)
+        if self._newest_dropped is not None and place < self._newest_dropped:
+            return  # an older one must not take the room that a larger, newer one did not find
+        heappush(self._heap, (place, record))
+        self._room -= 1
+        self._room_bytes -= len(record.value or b"")
+        while self._room < 0 or self._room_bytes < 0:
+            self._newest_dropped, oldest = heappop(self._heap)
+            self._room += 1
+            self._room_bytes += len(oldest.value or b"")
+
+    def excludes(self, latest: float) -> bool:
+        """Return whether there is no room for records of the time `latest` or earlier."""
+        if self._newest_dropped is not None and latest <= self._newest_dropped.time:
+            return True
+        return self._room <= 0 and (not self._heap or latest <= self._heap[0][0].time)
+
+    def in_order(self) -> list[ConsumerRecord]:
+        return [record for _, record in sorted(self._heap, key=itemgetter(0))]
+
+
+class _Place(NamedTuple):
+    """The order of records: by time, and those of a partition that are of one time by offset."""
+
+    time: int
+    topic: str
+    partition: int
+    offset: int
+
+
+async def _read_range(
+    client: AIOKafkaConsumer, partition: TopicPartition, lower: int, upper: int
+) -> AsyncIterator[ConsumerRecord]:
+    """Yield the records from the offset `lower` to before `upper`, of which some may be missing.
+
+    Raises BrokerUnavailable when none comes for STALL_SECONDS.
+    """
+    client.resume(partition)
+    client.seek(partition, lower)
+    position, progressed_at = lower, time.monotonic()
+    while position < upper:
+        fetched = await client.getmany(
+            partition, timeout_ms=int(admin.POLL_SECONDS * 1000), max_records=upper - position
+        )
+        before, position = position, await client.position(partition)
+        if position >= upper:
+            # At once, because the next fetch would wait at the end; and records that were fetched beyond
+            # `upper` would delay the other partitions.
+            client.pause(partition)
+            client.seek(partition, upper)
+        for record in fetched.get(partition, ()):
+            if record.offset < upper:
+                yield record
+        if position != before:
+            progressed_at = time.monotonic()
+        elif time.monotonic() - progressed_at > admin.STALL_SECONDS:
+            raise BrokerUnavailable(f"Kafka does not return the records of {partition.topic}")
