@@ -92,12 +92,12 @@ async def test_one_busy_partition_is_read_further_back(
 
 
 async def test_values_have_a_limit_together(kafka_settings: KafkaSettings, topic: str) -> None:
-    # The one of 5 bytes would fit behind the one of 600, but it is older.
-    await send(kafka_settings, topic, 10, 5, 600, 300, 100)
+    # Those of 5 bytes are older than the one of 600, for which there is no room.
+    await send(kafka_settings, topic, 5, 5, 5, 600, 300, 100)
 
     records, has_older = await newest(kafka_settings, topic, 20, max_bytes=500)
 
-    assert numbers(records) == [3, 4]
+    assert numbers(records) == [4, 5]
     assert has_older
 
 

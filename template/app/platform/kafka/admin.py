@@ -298,6 +298,7 @@ async def reading(
     try:
         if partitions:  # aiokafka raises CancelledError when it stops a consumer that has none
             await _start(client, settings)
+            await asyncio.sleep(0)  # its tasks begin; stop() raises CancelledError if they have not
             client.assign(partitions)
         yield client
     finally:
