@@ -243,7 +243,7 @@ async def test_an_id_of_no_letter_is_refused(world: World, place: str) -> None:
     async with world.running(REFUSING):
         await world.send(*counted(5))
         await world.dead_letters("counter", 5)
-    with pytest.raises(SelectionRefused, match="there is no dead letter .*: run `app dlq list`"):
+    with pytest.raises(SelectionRefused, match=r"there is no dead letter .*: run `app dlq list`"):
         await selection.find_one(context, f"{world.topic}.counter.dlq{place}")
 
 
