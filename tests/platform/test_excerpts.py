@@ -35,9 +35,7 @@ async def send(settings: KafkaSettings, topic: str, *sizes: int) -> None:
     async with sender(settings) as producer:
         for number, size in enumerate(sizes):
             value = str(number).rjust(size, "0").encode()
-            sent = await producer.send(
-                topic, value, partition=number % 3, timestamp_ms=next(times)
-            )
+            sent = await producer.send(topic, value, partition=number % 3, timestamp_ms=next(times))
             await sent
 
 
