@@ -2,12 +2,35 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Enum, String, Table, TypeDecorator, func, literal, select
-from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Date,
+    DateTime,
+    Dialect,
+    Enum,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    Table,
+    Time,
+    TypeDecorator,
+    Uuid,
+    bindparam,
+    func,
+    literal,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, INTERVAL, Insert, insert
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.types import TypeEngine
 
 Row = dict[str, Any]
 
@@ -28,8 +51,8 @@ async def add_to_totals(
     keys, numbers = zip(*sorted(amounts.items()), strict=True)
     # Two arrays, because a statement has at most 32,767 parameters.
     rows = select(
-        func.unnest(literal(keys, _array_of(key))),
-        func.unnest(literal(numbers, _array_of(total))),
+        func.unnest(literal(keys, _array_of(key.type))),
+        func.unnest(literal(numbers, _array_of(total.type))),
     )
     new = insert(key.class_).from_select([key.key, total.key], rows)
     await session.execute(
@@ -44,22 +67,44 @@ async def upsert_newest(
 ) -> None:
     """Upsert `rows` by primary key; of each key the highest `version` stays.
 
-    Rows may come several times and in any order. They are locked in the order of their keys.
+    Rows may come several times and in any order; all have the same columns. They are locked in the
+    order of their keys.
     """
-    key = [column.name for column in table.primary_key]
-    newest: dict[tuple[Any, ...], Row] = {}
+    key_of = itemgetter(*(column.name for column in table.primary_key))
+    newest: dict[Any, Row] = {}
     for row in rows:
-        id = tuple(row[name] for name in key)
+        id = key_of(row)
         if id not in newest or row[version] > newest[id][version]:
             newest[id] = row
     if not newest:
         return
-    await session.execute(_upsert(table, version), [newest[id] for id in sorted(newest)])
+    ordered = [newest[id] for id in sorted(newest)]
+    names = tuple(ordered[0])
+    if _fits_arrays(table, names):
+        arrays = {_parameter(name): [row[name] for row in ordered] for name in names}
+        await session.execute(_upsert_arrays(table, version, names), arrays)
+    else:
+        await session.execute(_upsert_rows(table, version), ordered)
 
 
 @lru_cache(maxsize=64)
-def _upsert(table: Table, version: str) -> Insert:
-    new = insert(table)
+def _upsert_arrays(table: Table, version: str, names: Sequence[str]) -> Insert:
+    """Return an upsert of rows whose values are given by column, an array each.
+
+    The database plans and runs it once, and the driver encodes each array in one go.
+    """
+    arrays = (bindparam(_parameter(name), type_=_array_of(table.c[name].type)) for name in names)
+    rows = select(*(func.unnest(array) for array in arrays))
+    new = insert(table).from_select(names, rows, include_defaults=False)
+    return _keep_newest(new, table, version)
+
+
+@lru_cache(maxsize=64)
+def _upsert_rows(table: Table, version: str) -> Insert:
+    return _keep_newest(insert(table), table, version)
+
+
+def _keep_newest(new: Insert, table: Table, version: str) -> Insert:
     return new.on_conflict_do_update(
         index_elements=[column.name for column in table.primary_key],
         set_={column.name: new.excluded[column.name] for column in table.c},
@@ -67,13 +112,58 @@ def _upsert(table: Table, version: str) -> Insert:
     )
 
 
-def _array_of(column: InstrumentedAttribute[Any]) -> ARRAY[Any]:
-    """Return the type of an array of the column's values."""
-    # A parameter is cast to its type, and a cast to varchar(n) cuts what the column would refuse.
-    kind = column.type
-    if isinstance(kind, String) and not isinstance(kind, Enum):
-        kind = String()
-    elif isinstance(kind, TypeDecorator) and isinstance(kind.impl_instance, String):
-        kind = kind.copy()
-        kind.impl = kind.impl_instance = String()
-    return ARRAY(kind)
+def _parameter(column: str) -> str:
+    return f"{column}[]"  # unlike any column, whose name would make it a value of the insert
+
+
+# In the database. Of other types, an array may be no list of values (an array of arrays), or its
+# cast may change them (bits are cut).
+_IN_ARRAYS = (
+    *(Boolean, Date, DateTime, Float, Integer, INTERVAL, JSON, LargeBinary, Numeric, String),
+    *(Time, Uuid),
+)
+_DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
+
+
+@lru_cache(maxsize=64)
+def _fits_arrays(table: Table, names: Sequence[str]) -> bool:
+    """Return whether rows of these columns can be given as arrays."""
+    return all(
+        isinstance(_type_in_database(column.type), _IN_ARRAYS)
+        if column.name in names
+        else column.default is None  # one in Python is computed for each row
+        for column in table.c
+    )
+
+
+def _array_of(kind: TypeEngine[Any]) -> ARRAY[Any]:
+    """Return the type of an array of values of `kind`."""
+    stored = _type_in_database(kind)
+    if isinstance(stored, String) and not (isinstance(stored, Enum) and stored.native_enum):
+        kind = _Text(kind)
+    # With one dimension, a value that is a list (in JSON) stays a value.
+    return ARRAY(kind, dimensions=1)
+
+
+def _type_in_database(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    stored = kind.dialect_impl(_DIALECT)
+    while isinstance(stored, TypeDecorator):
+        stored = stored.impl_instance
+    return stored
+
+
+class _Text(TypeDecorator[Any]):
+    """The values of a type of texts, of any length.
+
+    A parameter is cast to its type, and a cast to varchar(n) cuts what the column would refuse.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, kind: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        return self.kind.dialect_impl(dialect).bind_processor(dialect)
