@@ -1,21 +1,34 @@
 """The read model `order_views`: orders, as they are listed and shown."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Index, Integer, Numeric, String
+import sqlalchemy
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Index,
+    Integer,
+    Numeric,
+    String,
+    bindparam,
+    func,
+    select,
+)
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import Mapped, mapped_column, selectinload
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
 
 from app.orders.domain import OrderItem, OrderStatus
-from app.orders.events import OrderStateEvent
-from app.orders.models import OrderRow
-from app.orders.repository import order_items
-from app.platform.database.engine import Base
+from app.orders.events import OrderLine, OrderStateEvent
+from app.orders.models import OrderItemRow, OrderRow
+from app.platform.database.engine import Base, table_of
 from app.platform.database.upserts import Row
 from app.platform.projections.projection import Projection, write_rows
-from app.platform.projections.rebuild import TableSource
 
 
 class OrderViewRow(Base):
@@ -44,41 +57,66 @@ class OrderState:
     version: int
     user_id: int
     status: OrderStatus
-    items: tuple[OrderItem, ...]
+    items: Sequence[OrderItem | OrderLine]
     total: Decimal
     placed_at: datetime | None
     updated_at: datetime
 
     @classmethod
     def from_event(cls, event: OrderStateEvent) -> "OrderState":
-        items = tuple(OrderItem(line.sku, line.quantity, line.unit_price) for line in event.items)
         return cls(
             event.order_id,
             event.order_version,
             event.user_id,
             OrderStatus(event.status),
-            items,
+            event.items,
             event.total,
             event.placed_at,
             event.timestamp,
         )
 
 
-def _state(row: OrderRow) -> OrderState:
+_ORDERS = table_of(OrderRow)
+_ITEMS = table_of(OrderItemRow)
+_AFTER = select(_ORDERS).where(_ORDERS.c.id > bindparam("after")).order_by(_ORDERS.c.id)
+_ITEMS_BETWEEN = (
+    select(_ITEMS.c.order_id, _ITEMS.c.sku, _ITEMS.c.quantity, _ITEMS.c.unit_price)
+    .where(_ITEMS.c.order_id.between(bindparam("first"), bindparam("last")))
+    .order_by(_ITEMS.c.order_id, _ITEMS.c.position)
+)
+
+
+class OrderRows:
+    """The states of orders in the tables that SqlOrderRepository writes, for rebuilds."""
+
+    async def count(self, session: AsyncSession) -> int:
+        return await session.scalar(select(func.count()).select_from(_ORDERS)) or 0
+
+    async def after(self, session: AsyncSession, id: int, limit: int) -> list[OrderState]:
+        orders = (await session.execute(_AFTER.limit(limit), {"after": id})).all()
+        if not orders:
+            return []
+        ids = {"first": orders[0].id, "last": orders[-1].id}
+        items: dict[int, list[OrderItem]] = defaultdict(list)
+        for order_id, *item in await session.execute(_ITEMS_BETWEEN, ids):
+            items[order_id].append(OrderItem(*item))
+        return [_state(order, items[order.id]) for order in orders]
+
+
+def _state(order: sqlalchemy.Row[*tuple[Any, ...]], items: Sequence[OrderItem]) -> OrderState:
     return OrderState(
-        row.id,
-        row.version,
-        row.user_id,
-        OrderStatus(row.status),
-        order_items(row),
-        row.total,
-        row.created_at,
-        row.updated_at,
+        order.id,
+        order.version,
+        order.user_id,
+        OrderStatus(order.status),
+        items,
+        order.total,
+        order.created_at,
+        order.updated_at,
     )
 
 
-# For rebuilds: the tables that SqlOrderRepository writes.
-ORDER_ROWS = TableSource(OrderRow.id, _state, selectinload(OrderRow.items))
+ORDER_ROWS = OrderRows()
 
 
 def _row(state: OrderState) -> Row:

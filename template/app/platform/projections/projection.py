@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -68,11 +69,12 @@ class Projection(Generic[State]):
     models: Sequence[type[Base]]
     write: Write[State]
 
-    @property
+    # Both are the same at each call, because statements are cached by their tables.
+    @cached_property
     def tables(self) -> list[Table]:
         return [table_of(model) for model in self.models]
 
-    @property
+    @cached_property
     def shadows(self) -> list[Table]:
         """The tables that a rebuild fills; they exist only while it runs."""
         return [shadow_of(table) for table in self.tables]

@@ -9,14 +9,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.base import ExecutableOption
 
 from app.platform import tracing
-from app.platform.database.engine import DISABLE_TIMEOUTS, Database
+from app.platform.database.engine import DISABLE_TIMEOUTS, Database, table_of
 from app.platform.projections.projection import (
     REBUILD_LOCK,
     Identified,
@@ -73,6 +73,8 @@ class TableSource(Generic[State]):
 SWAP_LOCK_TIMEOUT = "500ms"
 SWAP_RETRY_SECONDS = 0.5
 _LOCK_NOT_AVAILABLE = "55P03"
+
+_REBUILDS = table_of(RebuildRow)
 
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:kind, :name)")
 
@@ -135,6 +137,7 @@ class Rebuild(Generic[State]):
         self._source = source
         self._batch = batch
         self._token = uuid4()
+        self._position = 0
 
     async def run(self, report: Callable[[Progress], None]) -> Progress:
         """Rebuild from the start, and report after each batch.
@@ -179,14 +182,14 @@ class Rebuild(Generic[State]):
         async with self._database.sessions() as session, session.begin():
             # Read before the lock is taken, so that projectors wait only for the write. A state
             # that is outdated by then is skipped: the shadow already has the newer one.
-            position = (await self._registration(session)).position
-            states = await self._source.after(session, position, self._batch)
+            states = await self._source.after(session, self._position, self._batch)
             if not states:
                 return None
             await lock_projection(session, self._projection)
-            await self._registration(session)
+            progress = await self._advance(session, states[-1].id, len(states))
             await self._projection.write(session, self._projection.shadows, states)
-            return await self._advance(session, states[-1].id, len(states))
+        self._position = states[-1].id
+        return progress
 
     async def swap(self) -> Progress:
         """Replace the live tables by their shadows. Raises RebuildSuperseded."""
@@ -211,20 +214,30 @@ class Rebuild(Generic[State]):
             return _progress(row)
 
     async def _advance(self, session: AsyncSession, position: int, count: int) -> Progress:
-        row = await self._registration(session)
-        row.position = position
-        row.done += count
-        return _progress(row)
+        advanced = (
+            update(_REBUILDS)
+            .where(
+                _REBUILDS.c.projection == self._projection.name, _REBUILDS.c.token == self._token
+            )
+            .values(position=position, done=_REBUILDS.c.done + count)
+            .returning(_REBUILDS.c.done, _REBUILDS.c.expected, _REBUILDS.c.started_at)
+        )
+        row = (await session.execute(advanced)).one_or_none()
+        if row is None:
+            raise self._superseded()
+        return Progress(*row)
 
     async def _registration(self, session: AsyncSession) -> RebuildRow:
         query = select(RebuildRow).where(RebuildRow.projection == self._projection.name)
         fresh = query.execution_options(populate_existing=True)
         row = (await session.scalars(fresh)).one_or_none()
         if row is None or row.token != self._token:
-            raise RebuildSuperseded(
-                f"{self._projection.name}: this rebuild was abandoned, or another one has started"
-            )
+            raise self._superseded()
         return row
+
+    def _superseded(self) -> RebuildSuperseded:
+        name = self._projection.name
+        return RebuildSuperseded(f"{name}: this rebuild was abandoned, or another one has started")
 
     @asynccontextmanager
     async def _locked_session(self) -> AsyncIterator[AsyncSession]:
