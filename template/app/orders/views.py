@@ -1,13 +1,10 @@
 """The read model `order_views`: orders, as they are listed and shown."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
-import sqlalchemy
 from sqlalchemy import (
     BigInteger,
     DateTime,
@@ -24,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.orders.domain import OrderItem, OrderStatus
-from app.orders.events import OrderLine, OrderStateEvent
+from app.orders.events import OrderStateEvent
 from app.orders.models import OrderItemRow, OrderRow
 from app.platform.database.engine import Base, table_of
 from app.platform.database.upserts import Row
@@ -57,19 +54,20 @@ class OrderState:
     version: int
     user_id: int
     status: OrderStatus
-    items: Sequence[OrderItem | OrderLine]
+    items: tuple[OrderItem, ...]
     total: Decimal
     placed_at: datetime | None
     updated_at: datetime
 
     @classmethod
     def from_event(cls, event: OrderStateEvent) -> "OrderState":
+        items = tuple(OrderItem(line.sku, line.quantity, line.unit_price) for line in event.items)
         return cls(
             event.order_id,
             event.order_version,
             event.user_id,
             OrderStatus(event.status),
-            event.items,
+            items,
             event.total,
             event.placed_at,
             event.timestamp,
@@ -100,20 +98,19 @@ class OrderRows:
         items: dict[int, list[OrderItem]] = defaultdict(list)
         for order_id, *item in await session.execute(_ITEMS_BETWEEN, ids):
             items[order_id].append(OrderItem(*item))
-        return [_state(order, items[order.id]) for order in orders]
-
-
-def _state(order: sqlalchemy.Row[*tuple[Any, ...]], items: Sequence[OrderItem]) -> OrderState:
-    return OrderState(
-        order.id,
-        order.version,
-        order.user_id,
-        OrderStatus(order.status),
-        items,
-        order.total,
-        order.created_at,
-        order.updated_at,
-    )
+        return [
+            OrderState(
+                order.id,
+                order.version,
+                order.user_id,
+                OrderStatus(order.status),
+                tuple(items[order.id]),
+                order.total,
+                order.created_at,
+                order.updated_at,
+            )
+            for order in orders
+        ]
 
 
 ORDER_ROWS = OrderRows()
