@@ -2,7 +2,8 @@
 
 import asyncio
 import cProfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from prometheus_client.exposition import choose_encoder
 from spans import Spans
 from sqlalchemy import Engine, column, create_engine, insert, table, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from starlette.types import Message, Receive, Scope, Send
 
 from app.platform import tracing
 from app.platform.database.engine import Database, DatabaseSettings
@@ -317,6 +319,86 @@ async def test_an_unsampled_request_is_passed_on(http: AsyncClient, spans: Spans
 
     assert answer.json() == headers
     assert spans.finished() == []
+
+
+@pytest.fixture
+def dropped(monkeypatch: pytest.MonkeyPatch) -> Spans:
+    """Spans of a process whose sampler takes no trace that begins here."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
+    return Spans()
+
+
+@pytest.fixture
+def dropping(dropped: Spans) -> Iterator[Spans]:
+    with tracing.recording(dropped.tracer):
+        yield dropped
+
+
+def test_the_context_of_a_dropped_span_is_unsampled(dropping: Spans) -> None:
+    with span("work") as made:
+        assert get_current_span() is made
+        assert made.get_span_context().is_valid
+        assert not made.is_recording()
+        outer = traceparent_of()
+        with span("inner"):
+            assert traceparent_of() == outer
+        assert begin_span("send") is None
+
+    assert not is_sampled(context_of_traceparent(outer))
+    assert get_current_span() is INVALID_SPAN
+    assert dropping.finished() == []
+
+
+async def test_a_dropped_request_is_passed_on(http: AsyncClient, dropping: Spans) -> None:
+    answers = [await http.post("/orders/7") for _ in range(2)]
+
+    contexts = [context_of_traceparent(answer.json()["traceparent"]) for answer in answers]
+    first, second = [get_current_span(context).get_span_context() for context in contexts]
+    assert first.is_valid
+    assert first.trace_id != second.trace_id
+    assert not (is_sampled(contexts[0]) or is_sampled(contexts[1]))
+    assert dropping.finished() == []
+
+
+async def test_a_sampled_caller_outvotes_the_sampler(http: AsyncClient, dropping: Spans) -> None:
+    await http.post("/orders/7", headers={"traceparent": PARENT})
+
+    assert dropping.names() == ["POST /orders/{order_id}"]
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+async def test_several_headers_of_a_context_are_read(http: AsyncClient, is_on: bool) -> None:
+    headers = [("traceparent", UNSAMPLED), ("TraceState", "a=1"), ("tracestate", "b=2")]
+    with tracing.recording(Spans().tracer) if is_on else nullcontext():
+        answer = await http.post("/orders/7", headers=headers)
+
+    assert answer.json() == {"traceparent": UNSAMPLED, "tracestate": "a=1,b=2"}
+
+
+async def test_a_dropped_request_costs_few_calls(dropped: Spans) -> None:
+    """Nearly all requests are dropped where one in a hundred is sampled."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def ignore(message: Message) -> None: ...
+
+    app, headers = TracingMiddleware(answer), [(b"host", b"service")]
+    scope = {"type": "http", "method": "GET", "path": "/orders/7", "headers": headers}
+
+    async def calls() -> int:
+        with cProfile.Profile(builtins=False) as profile:
+            for _ in range(100):
+                await app(scope, ignore, ignore)
+        return sum(entry.callcount for entry in profile.getstats()) // 100
+
+    await calls()  # the first request fills caches
+    off = await calls()
+    with tracing.recording(dropped.tracer):
+        await calls()
+        assert await calls() - off < 68
+    assert dropped.finished() == []
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/health/live"])

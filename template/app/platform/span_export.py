@@ -70,8 +70,8 @@ class LinkedSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        if not get_current_span(parent_context).get_span_context().is_valid:
-            sampled = (link.context for link in links or () if link.context.trace_flags.sampled)
+        if links and not get_current_span(parent_context).get_span_context().is_valid:
+            sampled = (link.context for link in links if link.context.trace_flags.sampled)
             if (first := next(sampled, None)) is not None:
                 parent_context = set_span_in_context(NonRecordingSpan(first), parent_context)
                 trace_id = first.trace_id

@@ -256,9 +256,11 @@ def span(
     context of the block.
     """
     tracer = _process.tracer
-    if tracer is not None and not _is_unsampled(parent):
-        return _recorded(_start(tracer, name, kind, parent, links, attributes), parent)
-    return _NO_SPAN if parent is None else _Attached(parent)
+    if tracer is None or _is_unsampled(parent):
+        return _NO_SPAN if parent is None else _Attached(parent)
+    made = _start(tracer, name, kind, parent, links, attributes)
+    context = set_span_in_context(made, parent)
+    return _recorded(made, context) if made.is_recording() else _Attached(context, made)
 
 
 def begin_span(
@@ -338,8 +340,8 @@ def _ids() -> dict[str, str]:
 
 
 @contextmanager
-def _recorded(made: Span, parent: Context | None) -> Iterator[Span]:
-    token = attach(set_span_in_context(made, parent))
+def _recorded(made: Span, context: Context) -> Iterator[Span]:
+    token = attach(context)
     try:
         yield made
     except Exception as error:
@@ -351,18 +353,18 @@ def _recorded(made: Span, parent: Context | None) -> Iterator[Span]:
 
 
 class _Attached:
-    """A block with a context, without a span."""
+    """A block with a context, without a span that is recorded."""
 
-    __slots__ = ("_context", "_token")
+    __slots__ = ("_context", "_span", "_token")
 
     _token: Token[Context]
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, context: Context, span: Span = INVALID_SPAN) -> None:
+        self._context, self._span = context, span
 
     def __enter__(self) -> Span:
         self._token = attach(self._context)
-        return INVALID_SPAN
+        return self._span
 
     def __exit__(self, *_error: object) -> None:
         detach(self._token)

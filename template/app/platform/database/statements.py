@@ -43,10 +43,12 @@ def _traced(engine: Engine, execute: _Execute, is_many: bool = False) -> _Execut
     def traced(
         cursor: object, statement: str, parameters: Any, context: ExecutionContext | None = None
     ) -> None:
-        if context is not None and get_current_span().is_recording():
-            attributes = _attributes(engine, statement, len(parameters) if is_many else 1)
-            name = str(attributes["db.query.summary"])
-            vars(context)[_SPAN] = begin_span(name, SpanKind.CLIENT, attributes=attributes)
+        if context is None or not get_current_span().is_recording():
+            execute(cursor, statement, parameters, context)
+            return
+        attributes = _attributes(engine, statement, len(parameters) if is_many else 1)
+        name = str(attributes["db.query.summary"])
+        vars(context)[_SPAN] = begin_span(name, SpanKind.CLIENT, attributes=attributes)
         execute(cursor, statement, parameters, context)  # the span of a failure ends in _fail
         if (ended := _span_of(context)) is not None:
             ended.end()

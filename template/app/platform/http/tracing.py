@@ -2,12 +2,15 @@
 
 import re
 import time
+from collections.abc import Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 
 import structlog
 from opentelemetry import propagate
 from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +29,8 @@ _ACTOR = re.compile(r"^[A-Za-z0-9._:/@|+=-]{1,128}$")
 
 # Asked for every few seconds, so neither logged nor traced; a path that only begins like one is.
 _POLLED_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
+
+_W3C_FIELDS = frozenset({tracing.TRACEPARENT.encode(), tracing.TRACESTATE.encode()})
 
 log = structlog.get_logger(__name__)
 
@@ -111,12 +116,24 @@ def _server_span(scope: Scope, method: str, headers: Headers) -> AbstractContext
 def _context_of(headers: Headers) -> Context | None:
     """Return the caller's context; None without one, as long as tracing is off."""
     if tracing.is_on():  # with the propagators of OTEL_PROPAGATORS
-        fields = propagate.get_global_textmap().fields
-        return propagate.extract({n: found for n in fields if (found := headers.getlist(n))})
-    if tracing.TRACEPARENT not in headers:
-        return None
-    names = (tracing.TRACEPARENT, tracing.TRACESTATE)
-    return tracing.remote_context({n: found for n in names if (found := headers.getlist(n))})
+        found = _values_of(_fields_of(propagate.get_global_textmap()), headers)
+        return propagate.extract(found) if found else None
+    found = _values_of(_W3C_FIELDS, headers)
+    return tracing.remote_context(found) if found else None
+
+
+@lru_cache(maxsize=1)
+def _fields_of(propagator: TextMapPropagator) -> frozenset[bytes]:
+    return frozenset(name.lower().encode() for name in propagator.fields)
+
+
+def _values_of(names: Set[bytes], headers: Headers) -> dict[str, list[str]]:
+    # One pass, because most requests have none of them.
+    found: dict[str, list[str]] = {}
+    for name, value in headers.raw:
+        if name in names:
+            found.setdefault(name.decode(), []).append(value.decode("latin-1"))
+    return found
 
 
 def _describe_response(span: Span, method: str, route: str, status: int) -> None:
