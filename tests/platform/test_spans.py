@@ -9,8 +9,16 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
-from opentelemetry import baggage
+from opentelemetry import baggage, propagate
 from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import (
+    CarrierT,
+    Getter,
+    Setter,
+    TextMapPropagator,
+    default_getter,
+    default_setter,
+)
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import (
@@ -357,7 +365,7 @@ async def test_a_dropped_request_is_passed_on(http: AsyncClient, dropping: Spans
     first, second = [get_current_span(context).get_span_context() for context in contexts]
     assert first.is_valid
     assert first.trace_id != second.trace_id
-    assert not (is_sampled(contexts[0]) or is_sampled(contexts[1]))
+    assert not any(map(is_sampled, contexts))
     assert dropping.finished() == []
 
 
@@ -374,6 +382,38 @@ async def test_several_headers_of_a_context_are_read(http: AsyncClient, is_on: b
         answer = await http.post("/orders/7", headers=headers)
 
     assert answer.json() == {"traceparent": UNSAMPLED, "tracestate": "a=1,b=2"}
+
+
+class Vendor(TextMapPropagator):
+    """A propagator whose header is not in lower case, as that of AWS."""
+
+    fields = frozenset({"X-Vendor-Trace"})
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        (traceparent,) = getter.get(carrier, "X-Vendor-Trace") or [None]
+        return context_of_traceparent(traceparent)
+
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        raise AssertionError("nothing is sent by it")
+
+
+async def test_a_propagator_of_a_vendor_is_asked(
+    http: AsyncClient, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", Vendor())
+    answer = await http.post("/orders/7", headers={"X-Vendor-Trace": UNSAMPLED})
+
+    assert answer.json() == {"traceparent": UNSAMPLED}
 
 
 async def test_a_dropped_request_costs_few_calls(dropped: Spans) -> None:

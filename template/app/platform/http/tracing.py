@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Set
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -30,7 +30,7 @@ _ACTOR = re.compile(r"^[A-Za-z0-9._:/@|+=-]{1,128}$")
 # Asked for every few seconds, so neither logged nor traced; a path that only begins like one is.
 _POLLED_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
 
-_W3C_FIELDS = frozenset({tracing.TRACEPARENT.encode(), tracing.TRACESTATE.encode()})
+_W3C_FIELDS = {name.encode(): name for name in (tracing.TRACEPARENT, tracing.TRACESTATE)}
 
 log = structlog.get_logger(__name__)
 
@@ -123,16 +123,17 @@ def _context_of(headers: Headers) -> Context | None:
 
 
 @lru_cache(maxsize=1)
-def _fields_of(propagator: TextMapPropagator) -> frozenset[bytes]:
-    return frozenset(name.lower().encode() for name in propagator.fields)
+def _fields_of(propagator: TextMapPropagator) -> dict[bytes, str]:
+    """Return the names of a propagator's headers, by the names that ASGI gives them."""
+    return {name.lower().encode(): name for name in propagator.fields}
 
 
-def _values_of(names: Set[bytes], headers: Headers) -> dict[str, list[str]]:
+def _values_of(fields: Mapping[bytes, str], headers: Headers) -> dict[str, list[str]]:
     # One pass, because most requests have none of them.
     found: dict[str, list[str]] = {}
     for name, value in headers.raw:
-        if name in names:
-            found.setdefault(name.decode(), []).append(value.decode("latin-1"))
+        if name in fields:
+            found.setdefault(fields[name], []).append(value.decode("latin-1"))
     return found
 
 
