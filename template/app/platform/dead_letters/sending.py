@@ -30,6 +30,9 @@ class Progress:
         self.skipped: list[tuple[DeadLetter, str]] = []  # each with the reason
         self.outcome: Outcome | None = None  # of those that were sent, if it is awaited
 
+    def on_sent(self, letter: DeadLetter) -> None:
+        """Called for each letter that Kafka has confirmed."""
+
     def on_skipped(self, letter: DeadLetter, reason: str) -> None:
         """Called for each letter that can never be sent, so that the others still are."""
 
@@ -37,6 +40,7 @@ class Progress:
         """Called when no more letters are sent: after the last one, an error or a cancellation."""
 
     def report(self, outcome: Outcome) -> None:
+        """Called with the outcome so far while it is awaited, and at the end of the wait."""
         self.outcome = outcome
 
 
@@ -89,6 +93,7 @@ async def _send_all(
                 started = loop.time()
                 if await _send(context, producer, letter, build, operation, progress):
                     progress.sent.append(letter)
+                    progress.on_sent(letter)
                     if rate is not None:
                         await asyncio.sleep(max(0.0, 1 / rate - (loop.time() - started)))
     finally:  # also when it is interrupted
