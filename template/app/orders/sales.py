@@ -20,6 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.orders.domain import OrderStatus
 from app.orders.views import OrderState
 from app.platform.database.engine import Base
+from app.platform.database.upserts import upsert_newest
 from app.platform.projections.projection import Projection, newest
 
 
@@ -104,7 +105,7 @@ async def write(
     incoming = [Sale.of(state) for state in newest(states)]
     before = await _sales(session, sales, [sale.order_id for sale in incoming])
     after = newer(before, incoming)
-    await _put_sales(session, sales, after)
+    await upsert_newest(session, sales, [vars(sale) for sale in after], "version")
     await _add_to_totals(session, totals, changes(before, after))
 
 
@@ -116,17 +117,6 @@ async def _sales(
     known = sales.c.order_id == func.any(list(order_ids))
     rows = await session.execute(select(*columns).where(known))
     return {row.order_id: Sale(*row) for row in rows}
-
-
-async def _put_sales(session: AsyncSession, sales: Table, after: Sequence[Sale]) -> None:
-    if not after:
-        return
-    new = insert(sales)
-    upsert = new.on_conflict_do_update(
-        index_elements=[sales.c.order_id],
-        set_={column.name: new.excluded[column.name] for column in sales.c},
-    )
-    await session.execute(upsert, [vars(sale) for sale in after])
 
 
 async def _add_to_totals(

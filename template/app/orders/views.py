@@ -1,9 +1,9 @@
 """The read model `order_views`: orders, as they are listed and shown."""
 
 from collections import defaultdict
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -46,8 +46,7 @@ class OrderViewRow(Base):
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
-@dataclass(frozen=True)
-class OrderState:
+class OrderState(NamedTuple):
     """The state of an order since `updated_at`, when it reached `version`."""
 
     id: int
@@ -76,7 +75,14 @@ class OrderState:
 
 _ORDERS = table_of(OrderRow)
 _ITEMS = table_of(OrderItemRow)
-_AFTER = select(_ORDERS).where(_ORDERS.c.id > bindparam("after")).order_by(_ORDERS.c.id)
+_AFTER = (
+    select(
+        *(_ORDERS.c.id, _ORDERS.c.version, _ORDERS.c.user_id, _ORDERS.c.status),
+        *(_ORDERS.c.total, _ORDERS.c.created_at, _ORDERS.c.updated_at),
+    )
+    .where(_ORDERS.c.id > bindparam("after"))
+    .order_by(_ORDERS.c.id)
+)
 _ITEMS_BETWEEN = (
     select(_ITEMS.c.order_id, _ITEMS.c.sku, _ITEMS.c.quantity, _ITEMS.c.unit_price)
     .where(_ITEMS.c.order_id.between(bindparam("first"), bindparam("last")))
@@ -100,16 +106,16 @@ class OrderRows:
             items[order_id].append(OrderItem(*item))
         return [
             OrderState(
-                order.id,
-                order.version,
-                order.user_id,
-                OrderStatus(order.status),
-                tuple(items[order.id]),
-                order.total,
-                order.created_at,
-                order.updated_at,
+                id,
+                version,
+                user_id,
+                OrderStatus(status),
+                tuple(items[id]),
+                total,
+                created_at,
+                updated_at,
             )
-            for order in orders
+            for id, version, user_id, status, total, created_at, updated_at in orders
         ]
 
 
