@@ -39,6 +39,8 @@ INSIDE = [
     "projection",
     "tracing",
     "commands",
+    "start",
+    "effect",
 ]
 AREAS = [*INSIDE, "generation"]
 PEERS = ["faststream", "faststream-outbox", "confluent-kafka", "eventsourcing"]

@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,18 +142,23 @@ class Running(NamedTuple):
             return False
 
 
-@asynccontextmanager
-async def process(stage: Stage, *command: str, **environment: str) -> AsyncIterator[Running]:
-    """Run `command --port N` with the servers of the stage in its environment."""
-    environment = {
+def server_settings(stage: Stage, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment with the servers of the stage, unless `environment` has others."""
+    return {
+        **os.environ,
         "DATABASE_URL": stage.servers.database_url,
         "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
         "LOG_LEVEL": "WARNING",
         "LOG_FORMAT": "json",
         **environment,
     }
+
+
+@asynccontextmanager
+async def process(stage: Stage, *command: str, **environment: str) -> AsyncIterator[Running]:
+    """Run `command --port N` with the servers of the stage in its environment."""
     port = free_port()
-    started = psutil.Popen([*command, "--port", str(port)], env={**os.environ, **environment})
+    started = psutil.Popen([*command, "--port", str(port)], env=server_settings(stage, environment))
     try:
         yield Running(started, port)
     finally:

@@ -183,6 +183,40 @@ SIGN_UP = f"""
 """
 
 
+async def own_servers(stage: Stage, rendering: str, **environment: str) -> dict[str, str]:
+    """Create a database with the tables of a rendering; return the environment of its processes.
+
+    It has a name of its own for topics and consumer groups, which do not exist yet.
+    """
+    name = f"bench_{secrets.token_hex(4)}"
+    await stage.connection.execute(f"CREATE DATABASE {name}")
+    server = stage.database.engine.url.set(drivername="postgresql")
+    folder = VARIANTS / rendering
+    assert (folder / "app").is_dir(), f"no rendering in {folder}: see BENCHMARK_VARIANTS"
+    environment = {
+        **os.environ,
+        **environment,
+        "SERVICE_NAME": name,
+        "KAFKA_GROUP_ID": name,
+        "DATABASE_URL": server.set(database=name).render_as_string(hide_password=False),
+        "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
+        "PYTHONPATH": str(folder),  # before the rendering that is installed here
+    }
+    await run_command(rendering, environment, "db", "upgrade")  # the rendering's own migrations
+    return environment
+
+
+async def run_command(rendering: str, environment: dict[str, str], *command: str) -> None:
+    await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "app", *command],
+        cwd=VARIANTS / rendering,
+        env=environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
 @asynccontextmanager
 async def process(
     stage: Stage,
@@ -193,37 +227,15 @@ async def process(
 ) -> AsyncIterator[Running]:
     """A process of the service, with a database and topics of its own. In the database
     are users, and so many orders of theirs."""
-    name = f"bench_{secrets.token_hex(4)}"
-    settings = stage.settings(name)
-    await provision(
-        settings, required_topics(settings, EventRegistry(name, wiring.service.events), [])
-    )
-    await stage.connection.execute(f"CREATE DATABASE {name}")
-    server = stage.database.engine.url.set(drivername="postgresql")
-    url = server.set(database=name).render_as_string(hide_password=False)
+    environment = await own_servers(stage, rendering, **environment)
+    settings = stage.settings(environment["SERVICE_NAME"])
+    registry = EventRegistry(environment["SERVICE_NAME"], wiring.service.events)
+    await provision(settings, required_topics(settings, registry, []))
+    await fill(environment["DATABASE_URL"], orders, views="cqrs" in rendering)
     port = free_port()
-    folder = VARIANTS / rendering
-    environment = {
-        **os.environ,
-        **environment,
-        "SERVICE_NAME": name,
-        "DATABASE_URL": url,
-        "KAFKA_BOOTSTRAP_SERVERS": stage.servers.kafka_bootstrap_servers,
-        "PYTHONPATH": str(folder),  # before the rendering that is installed here
-    }
-    assert (folder / "app").is_dir(), f"no rendering in {folder}: see BENCHMARK_VARIANTS"
-    upgrading = [sys.executable, "-m", "app", "db", "upgrade"]  # the rendering's own migrations
-    await asyncio.to_thread(
-        subprocess.run,
-        upgrading,
-        cwd=folder,
-        env=environment,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    await fill(url, orders, views="cqrs" in rendering)
     running = Running(
-        psutil.Popen([*command, "--port", str(port)], cwd=folder, env=environment), port
+        psutil.Popen([*command, "--port", str(port)], cwd=VARIANTS / rendering, env=environment),
+        port,
     )
     try:
         while not await answers(port):

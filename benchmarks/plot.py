@@ -55,6 +55,7 @@ OTHERS = (
     "one file",
     "bare FastAPI",
     "no publishing",
+    "bare process",
 )
 
 

@@ -17,8 +17,8 @@ real PostgreSQL with fsync on. Each round measures every side once, in alternati
 rounds, with the minimum and the maximum in brackets. Read the ratios rather than the figures: servers, sides and load
 share the cores of one machine. Another machine has other figures, but much the same ratios.
 
-Figures in microseconds are the processor time that one message, row or event costs the side's own processes. They vary
-less than the rates when the machine has other work.
+Figures in microseconds are the processor time that one message, row, event or start costs the side's own processes.
+They vary less than the rates when the machine has other work.
 
 A ratio is ours divided by the other's, of rates and of times alike. A side that fails says so instead of a figure.
 Topics have three partitions and one replica, and Kafka leaves flushing to the operating system, as by default.
@@ -72,6 +72,16 @@ written, and no span. A sampled one costs several spans and its share of an expo
     "commands": """\
 Nearly all of it is imports: Typer, Rich and pydantic for a help text, and the libraries of the whole service for a
 command that reads its events and consumers: SQLAlchemy, aiokafka and pydantic, with the tables and events of the slices.""",
+    "start": """\
+Processor time, nearly all of it for imports. What the service needs beyond the bare process are first of all its own
+modules, with their tables, models and routes (four tenths of the difference), then Alembic, by which it knows the newest
+revision of the schema, Rich and Pygments, which structlog imports, Typer, and pydantic-settings. The same code is
+most of its memory. Load adds connections, their prepared statements and the statements that SQLAlchemy has built.""",
+    "effect": """\
+Each step wakes one more process, and is done by Python there: the request with its two inserts and its commit, then with
+the outbox the relay, with three round trips to PostgreSQL and one to Kafka, and then the consumer, with its inbox row,
+the handler's statement and its commit. Neither waits for an interval: a commit notifies the relay, and the consumer's
+fetch is answered when there is a message.""",
     "generation": """\
 Copier's own start and its git clone of the template are a third of it. The rest is linear in the number of files, and
 nearly all of that is Copier's own cost of a file, even of one line (*the same paths*, *a file more*): a `git config`
