@@ -392,12 +392,11 @@ GUARDS = [
     Guard(
         "outbox-in-the-transaction",
         "app/platform/outbox/publisher.py",
-        "        if not self._entries:\n            self._listen()\n",
+        "        self._entries.append("
+        "_Entry(message, bucket, self._session.get_nested_transaction()))\n",
         "        from sqlalchemy.ext.asyncio import AsyncEngine\n\n"
-        '        bucket = bucket_of(message.topic, message.key or b"", self._buckets)\n'
         "        async with AsyncEngine(self._session.get_bind()).begin() as own:\n"
-        "            await own.execute(_INSERT, [as_row(message, bucket)])\n"
-        "        return\n",
+        "            await own.execute(_INSERT, [as_row(message, bucket)])\n",
         "test_relays_killed_at_random",
         OUTBOX,
         words="events of transactions that were rolled back",

@@ -102,7 +102,7 @@ async def test_a_session_goes_on_after_a_rollback_and_a_commit(world: World) -> 
     assert await stored_numbers(world) == [1, 2]
 
 
-async def test_an_event_costs_no_listener_and_no_answer_of_the_database(world: World) -> None:
+async def test_an_event_costs_no_listener_and_no_returned_id(world: World) -> None:
     """Both would cost a request as much as a third of the INSERT."""
     statements: list[str] = []
     async with world.database.sessions() as session, session.begin():
