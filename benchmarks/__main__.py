@@ -41,6 +41,7 @@ INSIDE = [
     "commands",
     "start",
     "effect",
+    "cluster",
 ]
 AREAS = [*INSIDE, "generation"]
 PEERS = ["faststream", "faststream-outbox", "confluent-kafka", "eventsourcing"]
