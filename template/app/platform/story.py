@@ -53,7 +53,7 @@ async def recorded(context: Context, database: Database, correlation_id: str) ->
     Raises BrokerUnavailable.
     """
     steps = [step async for step in _sent(context, correlation_id)]
-    return steps + await _unsent(database, correlation_id)
+    return steps + await unsent(database, correlation_id)
 
 
 def logged(log: Path, correlation_id: str) -> Iterator[Step]:
@@ -134,7 +134,7 @@ SELECT parked_at, topic, ce_type, ce_id, reason FROM outbox_parked WHERE correla
 """
 
 
-async def _unsent(database: Database, correlation_id: str) -> list[Step]:
+async def unsent(database: Database, correlation_id: str) -> list[Step]:
     """The rows of the outbox that are not sent yet, and those that cannot be."""
     async with database.sessions() as session:
         if not await session.scalar(sql("SELECT to_regclass('outbox_parked') IS NOT NULL")):

@@ -34,7 +34,7 @@ from app.platform.http.server import listen, run
 from app.platform.kafka.admin import TopicAdmin
 from app.platform.kafka.errors import MessagingError
 from app.platform.runtime import Context
-from app.platform.service import Service
+from app.platform.service import Service, installed_version
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +46,7 @@ PAGES = {
     "outbox": Link("Outbox", "outbox"),
     "projections": Link("Projections", "projections"),
     "streams": Link("Streams", "streams"),
+    "inbox": Link("Inbox", "inbox"),
     "story": Link("Story", "story"),
     "events": Link("Events", "events"),
 }
@@ -65,6 +66,7 @@ def create_console(
     database = Database(database_settings)
     console = Console(
         title=PROJECT_NAME,
+        version=installed_version() or "unknown",
         service=service,
         context=context,
         database=database,
@@ -84,6 +86,7 @@ def create_console(
         lifespan=opened,
     )
     app.state.console, app.state.processes = console, Processes(processes)
+    app.state.streams = set()
     return app
 
 

@@ -43,6 +43,7 @@ class Console:
     """The service as the console sees it, and what its pages share."""
 
     title: str
+    version: str
     service: Service
     context: Context
     database: Database

@@ -1,7 +1,7 @@
-"""Excerpts of topics: one record by its offset, and the newest records."""
+"""Excerpts of topics: one record by its offset, the newest records, and those from an offset on."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from operator import itemgetter
@@ -161,3 +161,24 @@ async def _read_range(
             progressed_at = time.monotonic()
         elif time.monotonic() - progressed_at > admin.STALL_SECONDS:
             raise BrokerUnavailable(f"Kafka does not return the records of {partition.topic}")
+
+
+async def read_from(
+    client: AIOKafkaConsumer, positions: Mapping[TopicPartition, int], count: int
+) -> list[ConsumerRecord]:
+    """Return up to `count` records in the order of their times, from `positions` on.
+
+    Of each assigned partition, at most `count` offsets are read. The client is left paused.
+    Raises BrokerUnavailable.
+    """
+    client.pause(*client.assignment())
+    starts = await client.beginning_offsets(list(positions))
+    ends = await client.end_offsets(list(positions))
+    found = []
+    for partition, position in sorted(positions.items()):
+        lower = max(position, starts[partition])
+        upper = min(lower + count, ends[partition])
+        if lower < upper:
+            found += [record async for record in _read_range(client, partition, lower, upper)]
+    found.sort(key=lambda each: (each.timestamp, each.topic, each.partition, each.offset))
+    return found[:count]

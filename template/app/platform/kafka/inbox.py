@@ -70,6 +70,16 @@ async def claim(session: AsyncSession, consumer: str, event_ids: Sequence[UUID])
     return asked if all_new else set(new or ())
 
 
+async def applied_at(
+    session: AsyncSession, event_id: UUID, consumers: Sequence[str]
+) -> dict[str, datetime]:
+    """Return when each of `consumers` has applied the event, as long as the inbox remembers it."""
+    rows = select(InboxEntry.consumer, InboxEntry.processed_at).where(
+        InboxEntry.event_id == event_id, InboxEntry.consumer == func.any(list(consumers))
+    )
+    return {row.consumer: row.processed_at for row in await session.execute(rows)}
+
+
 async def applied(session: AsyncSession, consumer: str, event_ids: Sequence[UUID]) -> set[UUID]:
     """Return those of `event_ids` that `consumer` has applied."""
     rows = select(InboxEntry.event_id).where(

@@ -1,0 +1,88 @@
+"""The story of one request: what happened on its behalf, in order of time, as a picture and a list."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.platform import story
+from app.platform.console.pages import Console, console_of
+from app.platform.kafka import codec
+from app.platform.kafka.admin import reading
+from app.platform.kafka.codec import header
+from app.platform.kafka.excerpts import read_newest
+from app.platform.story import Step
+
+LOG = Path(".dev/app.log")
+NEWEST = 10_000  # messages in which the story is looked for; `app trace` reads all
+MAX_BYTES = 64_000_000
+SHOWN = 500
+WIDTH, ROW, MARGIN = 800, 22, 10
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A step in the picture: `x` is its time, `y` its row; `cause` is the row of what caused it."""
+
+    step: Step
+    x: float
+    y: int
+    cause: int | None
+
+
+async def show(request: Request) -> Response:
+    console, id = console_of(request), request.query_params.get("id", "").strip()
+    steps, has_older = await _find(console, id) if id else ([], False)
+    return console.render(
+        request,
+        "story.html.j2",
+        id=id,
+        marks=arrange(steps),
+        seconds=(steps[-1].time - steps[0].time).total_seconds() if steps else 0.0,
+        has_older=has_older,
+        newest=NEWEST,
+        height=ROW * len(steps) + MARGIN,
+    )
+
+
+async def _find(console: Console, id: str) -> tuple[list[Step], bool]:
+    """Return the steps, oldest first, and whether older messages were left out."""
+    context = console.context
+    topics = {topic.name for topic in [*context.topics(), *context.foreign_topics()]}
+    async with reading(context.kafka, sorted(topics)) as client:
+        newest = await read_newest(client, NEWEST, MAX_BYTES)
+    sent = [
+        story.step_of(record)
+        for record in newest.records
+        if header(record.headers, codec.CORRELATION_ID) == id
+    ]
+    waiting = await story.unsent(console.database, id)
+    steps = [*sent, *waiting, *story.logged(LOG, id)]
+    return sorted(nlargest(SHOWN, steps, key=_time), key=_time), newest.has_older
+
+
+def _time(step: Step) -> float:
+    return step.time.timestamp()
+
+
+def arrange(steps: Sequence[Step]) -> list[Mark]:
+    """Place the steps: to the right by time, down by order."""
+    if not steps:
+        return []
+    began, span = _time(steps[0]), (_time(steps[-1]) - _time(steps[0])) or 1.0
+    rows: dict[str, int] = {}
+    marks = []
+    for number, step in enumerate(steps):
+        y = MARGIN + ROW * number
+        x = MARGIN + (WIDTH - 2 * MARGIN) * (_time(step) - began) / span
+        marks.append(Mark(step, round(x, 1), y, rows.get(step.causation_id or "")))
+        if step.event_id is not None:
+            rows.setdefault(step.event_id, y)
+    return marks
+
+
+ROUTES = [Route("/story", show)]
