@@ -104,19 +104,13 @@ async def _abandon(entry: "AnyProjection", database: "Database") -> bool:
 
 async def _rebuilds(projections: "list[AnyProjection]", database: "Database") -> Mapping[str, str]:
     """Describe the rebuilds, by projection."""
-    from sqlalchemy import select
+    from app.platform.projections.status import rebuild_states
 
-    from app.platform.projections.projection import RebuildRow
-
-    async with database.sessions() as session:
-        rows = {row.projection: row for row in await session.scalars(select(RebuildRow))}
     descriptions = {}
-    for entry in projections:
-        row = rows.get(entry.projection.name)
-        if row is not None:
-            state = "runs" if await entry.is_running(database) else "was interrupted"
-            done = f"{row.done} of {counted(row.expected, 'row')}"
-            descriptions[row.projection] = f"; its rebuild {state} at {done}"
+    for name, found in (await rebuild_states(projections, database)).items():
+        state = "runs" if found.is_running else "was interrupted"
+        done = f"{found.done} of {counted(found.expected, 'row')}"
+        descriptions[name] = f"; its rebuild {state} at {done}"
     return descriptions
 
 

@@ -70,6 +70,7 @@ def create_console(
         service=service,
         context=context,
         database=database,
+        unlimited=Database(database_settings, no_timeout=True),
         health=_health(database, context),
         settings=settings,
         navigation=[PAGES[name] for name in there],
@@ -99,6 +100,7 @@ async def opened(app: Starlette) -> AsyncIterator[None]:
         await app.state.processes.close()
         await app.state.console.jobs.close()
         await app.state.console.database.close()
+        await app.state.console.unlimited.close()
 
 
 def _health(database: Database, context: Context) -> Health:

@@ -40,13 +40,17 @@ class Link:
 
 @dataclass(frozen=True)
 class Console:
-    """The service as the console sees it, and what its pages share."""
+    """The service as the console sees it, and what its pages share.
+
+    Actions use the database `unlimited`, as commands do: its statements take any time.
+    """
 
     title: str
     version: str
     service: Service
     context: Context
     database: Database
+    unlimited: Database
     health: Health
     settings: ConsoleSettings
     navigation: Sequence[Link]

@@ -122,9 +122,7 @@ def _time(text: str | None) -> datetime | None:
 async def show_messages(request: Request) -> Response:
     console, name, query = console_of(request), _known(request), Query.of(request.query_params)
     async with reading(console.context.kafka, [name]) as client:
-        chosen = [
-            tp for tp in client.assignment() if query.partition in (None, tp.partition)
-        ]
+        chosen = [tp for tp in client.assignment() if query.partition in (None, tp.partition)]
         ranges = await _ranges(client)
         client.assign(chosen)
         records, note = await _find(client, query) if chosen else ([], "It has no such partition.")
@@ -279,7 +277,9 @@ async def _seek(client: AIOKafkaConsumer, positions: str) -> dict[str, int]:
 
 
 def _line(record: ConsumerRecord) -> list[str]:
-    time = datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC).isoformat(" ", "milliseconds")
+    time = datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC).isoformat(
+        " ", "milliseconds"
+    )
     key = "-" if record.key is None else record.key.decode("utf-8", "backslashreplace")
     kind = header(record.headers, codec.CE_TYPE) or "-"
     place = f"{record.partition}@{record.offset}"

@@ -126,10 +126,16 @@ class ParkedFilter:
 
 
 async def find_parked(
-    session: AsyncSession, only: ParkedFilter, blocked: bool | None = None
+    session: AsyncSession,
+    only: ParkedFilter,
+    blocked: bool | None = None,
+    limit: int | None = None,
 ) -> list[ParkedRow]:
-    """Find parked rows, oldest first: those `blocked` by another, those that are not, or both."""
-    query = select(ParkedRow).where(*only.conditions()).order_by(ParkedRow.id)
+    """Find parked rows, oldest first: those `blocked` by another, those that are not, or both.
+
+    With `limit`, only the first so many.
+    """
+    query = select(ParkedRow).where(*only.conditions()).order_by(ParkedRow.id).limit(limit)
     if blocked is not None:
         query = query.where(ParkedRow.blocked.is_(blocked))
     return list(await session.scalars(query))
