@@ -1,0 +1,113 @@
+"""Streams of events in the console: their states at any version, and what a version changed."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+import pytest
+from browsing import Browser, console_for
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.platform.console.access import ConsoleSettings
+from app.platform.console.app import opened
+from app.platform.console.streams import changes
+from app.platform.database.engine import Database
+from app.platform.event_store.category import Category, EventType
+from app.platform.event_store.store import NO_STREAM, EventStore, NewEvent
+from app.platform.event_store.streams import Imported, Sessions, Streams, View
+from app.platform.runtime import Context
+from app.platform.service import Component, Service
+from tests.fixtures import settings_for
+
+
+@dataclass(frozen=True)
+class Named:
+    """Something got a name."""
+
+    name: str
+    secret: str = "4711"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """The last name of a thing, and how many it has had."""
+
+    id: int
+    name: str
+    names: int
+
+
+def evolve(state: Thing | None, event: Named) -> Thing:
+    return Thing(7, event.name, 1 if state is None else state.names + 1)
+
+
+class Things(Streams):
+    category = Category("thing", [EventType("thing.named", Named)], Thing, evolve)
+    summary = "name"
+    compared = ("name",)
+
+    async def views(self, sessions: Sessions, above: int, below: int) -> Mapping[int, View]:
+        return {}
+
+    async def unimported(self, session: AsyncSession, limit: int) -> Sequence[Imported]:
+        return []
+
+
+@pytest.fixture
+async def browser(database: Database, migrated_database_url: str) -> AsyncIterator[Browser]:
+    service = Service([Component("things", streams=[Things()])])
+    context = Context.of(service, "shop", settings_for("127.0.0.1:9", "shop"))
+    settings = ConsoleSettings(console_masked_fields="secret", _env_file=None)
+    app = console_for(service, context, migrated_database_url, settings)
+    async with database.sessions() as session, session.begin():
+        metadata = {"correlation_id": "c 1", "actor": "<b>ann</b>"}
+        new = [NewEvent(uuid4(), Named(name), metadata) for name in ("first", "<i>", "third")]
+        await EventStore(session, Things.category).append(7, new, NO_STREAM)
+    browser = Browser(app)
+    async with opened(app), browser.http:
+        yield browser
+
+
+async def test_streams_are_listed(browser: Browser) -> None:
+    assert "thing 1" in (await browser.get("/streams")).text
+    page = await browser.get("/streams/thing")
+    assert "7 3 third" in page.text
+    assert "third" not in (await browser.get("/streams/thing?after=7")).text
+
+
+async def test_a_version_shows_its_state_and_changes(browser: Browser) -> None:
+    page = await browser.get("/streams/thing/7")
+    assert "State at version 3 of 3, compared with version 2" in page.text
+    assert "<del>&lt;i&gt;</del> <ins>third</ins>" in page.response.text
+    assert "<dt>id</dt><dd>7</dd>" in page.response.text
+    first = await browser.get("/streams/thing/7?version=1")
+    assert "<ins>first</ins>" in first.response.text
+    assert "<del>" not in first.response.text
+    both = await browser.get("/streams/thing/7?version=3&since=1")
+    assert "<del>first</del> <ins>third</ins>" in both.response.text
+
+
+async def test_events_lead_to_their_story(browser: Browser) -> None:
+    page = await browser.get("/streams/thing/7")
+    assert any(link.endswith("story?id=c%201") for link in page.links)
+    assert "actor: <b>ann</b>" in page.text
+    assert "4711" not in page.response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/streams/other", 404),
+        ("/streams/thing/8", 404),
+        ("/streams/thing/7?version=x", 400),
+        ("/streams/thing?after=-1", 400),
+    ],
+)
+async def test_what_is_not_there_is_named(browser: Browser, path: str, status: int) -> None:
+    page = await browser.get(path)
+    assert page.status == status
+
+
+def test_fields_that_differ_have_their_old_value() -> None:
+    found = list(changes({"a": 1, "b": 2, "gone": 3}, {"a": 1, "b": 4, "new": 5}))
+    assert found == [("a", None, "1"), ("b", "2", "4"), ("gone", "3", None), ("new", "", "5")]
