@@ -10,7 +10,7 @@ from app.platform.console.access import ConsoleSettings
 from app.platform.console.app import create_console
 from app.platform.runtime import Context
 from app.platform.service import Service
-from tests.fixtures import database_settings
+from tests.fixtures import database_settings, eventually
 
 ORIGIN = "http://127.0.0.1:8003"
 
@@ -81,6 +81,13 @@ class Browser:
         form = page.form(action)
         url = page.response.url.join(form.action)
         return await self.post(str(url), form.fields | changes)
+
+    async def ended(self, job: Page) -> Page:
+        """Return the page of a job once it has ended."""
+        path = job.response.url.path
+        return await eventually(
+            lambda: self.get(path), lambda page: "running, begun" not in page.text
+        )
 
     async def post(self, url: str, fields: dict[str, str]) -> Page:
         return _page(await self.http.post(url, data=fields, follow_redirects=True))

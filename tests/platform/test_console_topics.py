@@ -1,6 +1,5 @@
 """Topics, stories, events and the inbox in the console, on real servers."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -15,13 +14,12 @@ from app.platform.console.app import opened
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.event import EventType
 from app.platform.kafka.admin import TopicAdmin
-from app.platform.kafka.codec import Message, with_headers
+from app.platform.kafka.codec import Message
 from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.subscription import Subscription
 from app.platform.runtime import Context
 from app.platform.service import Component, Service
 from app.platform.story import Step
-from tests.fixtures import eventually
 from tests.world import Counted, World, counted, record_effect
 
 HOSTILE = "</td><script>alert(1)</script>\"'&\N{RIGHT-TO-LEFT OVERRIDE}\x1b[2J"
@@ -65,7 +63,11 @@ async def test_only_topics_of_the_service_are_read(browser: Browser) -> None:
 async def test_the_newest_messages_are_shown_first(browser: Browser, world: World) -> None:
     await world.send(*counted(60, keys=1))
     page = await browser.get(f"/topics/{world.topic}")
-    offsets = [int(link.split("/")[-1]) for link in page.links if "/0/" in link or "/1/" in link or "/2/" in link]
+    offsets = [
+        int(link.split("/")[-1])
+        for link in page.links
+        if "/0/" in link or "/1/" in link or "/2/" in link
+    ]
     assert offsets == list(range(59, 9, -1))
     assert "The newest 50." in page.text
 
@@ -87,9 +89,7 @@ async def test_messages_are_found_by_key(browser: Browser, world: World) -> None
     assert "Found 0 with this key" in none.text
 
 
-async def test_messages_are_found_by_time(
-    browser: Browser, world: World, real_kafka: str
-) -> None:
+async def test_messages_are_found_by_time(browser: Browser, world: World, real_kafka: str) -> None:
     await world.send(*counted(2))
     later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     earlier = (datetime.now(UTC) - timedelta(hours=1)).isoformat()

@@ -40,9 +40,7 @@ async def act(browser: Browser, action: str) -> Page:
     form = page.forms[0]
     fields = form.fields | {"action": action}
     job = await browser.post(str(page.response.url.join(form.action)), fields)
-    while "running" in job.text:
-        job = await browser.get(job.response.url.path)
-    return job
+    return await browser.ended(job)
 
 
 async def interrupted(database: Database) -> None:

@@ -75,8 +75,7 @@ async def test_an_action_is_that_of_the_command(
     await park(database, 1, 2, 3, held=[2])
     plan = await browser.get(f"/outbox/plan?action={action}&id=1")
     job = await browser.submit(plan, "outbox/start")
-    while "running" in job.text:
-        job = await browser.get(job.response.url.path)
+    job = await browser.ended(job)
     by_console = await rows(database)
     await park(database, 1, 2, 3, held=[2])
     assert (await run_cli("outbox", action, "1")).exit_code == 0
@@ -91,10 +90,7 @@ async def test_only_events_of_the_plan_are_changed(browser: Browser, database: D
     plan = await browser.get("/outbox/plan?action=discard&key=k")
     assert "Discard 1" in plan.text
     await park(database, 1, 2)
-    await browser.submit(plan, "outbox/start")
-    for _ in range(50):
-        if (await rows(database))[1] == [2]:
-            break
+    await browser.ended(await browser.submit(plan, "outbox/start"))
     assert await rows(database) == ([], [2])
 
 
