@@ -99,6 +99,7 @@ async def test_events_lead_to_their_story(browser: Browser) -> None:
     [
         ("/streams/other", 404),
         ("/streams/thing/8", 404),
+        (f"/streams/thing/{2**63}", 404),
         ("/streams/thing/7?version=x", 400),
         ("/streams/thing?after=-1", 400),
     ],

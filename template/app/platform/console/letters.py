@@ -3,8 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
 from urllib.parse import urlencode
 
 from starlette.exceptions import HTTPException
@@ -14,14 +13,13 @@ from starlette.routing import Route
 
 from app.platform.console.jobs import Job
 from app.platform.console.letter_actions import Action, act
-from app.platform.console.pages import Console, console_of, redirect
+from app.platform.console.pages import Console, console_of, redirect, time_in
 from app.platform.dead_letters import selection
 from app.platform.dead_letters.outcomes import find_applied
 from app.platform.dead_letters.selection import Found, SelectionRefused
 from app.platform.kafka import codec
 from app.platform.kafka.codec import header
 from app.platform.kafka.dead_letters import DeadLetter, Filter, decoder_of
-from app.platform.kafka.errors import UndecodableMessage
 
 # The messages of the failure topics that a page reads, and those that it lists besides the groups.
 NEWEST, LISTED = 1000, 200
@@ -55,8 +53,8 @@ class Query:
             fields.get("topic"),
             fields.get("error"),
             fields.get("key"),
-            _time(fields.get("since")),
-            _time(fields.get("until")),
+            time_in(fields, "since"),
+            time_in(fields, "until"),
         )
         return cls(fields, only, "undecodable" in fields, fields.get("to"), fields.get("id"))
 
@@ -79,16 +77,6 @@ class Query:
         letters = [x for x in found.letters if self.id in (None, x.id)]
         letters.sort(key=lambda letter: letter.record.timestamp, reverse=True)
         return Found(letters, found.applied, found.has_older)
-
-
-def _time(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise HTTPException(400, f"{text!r} is no time: use 2030-12-31T23:59:59") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 async def show(request: Request) -> Response:
@@ -168,6 +156,7 @@ async def show_letter(request: Request) -> Response:
     except SelectionRefused as refused:
         raise HTTPException(404, str(refused)) from refused
     applied = await find_applied(console.database, context, [letter])
+    decoder = decoder_of(letter.consumer, context.registry, context.subscriptions)
     return console.render(
         request,
         "letter.html.j2",
@@ -176,25 +165,10 @@ async def show_letter(request: Request) -> Response:
         event_type=header(letter.record.headers, codec.CE_TYPE),
         correlation_id=header(letter.record.headers, codec.CORRELATION_ID),
         body=console.body(letter.record.value),
-        decoded=_decoded(console, letter),
+        decoded=console.decoded(decoder, letter.record, letter.origin),
         advice=selection.advice_on_orphaned(context, [letter]),
         query=Query.of({"consumer": letter.consumer, "topic": letter.origin, "id": letter.id}),
     )
-
-
-def _decoded(console: Console, letter: DeadLetter) -> dict[str, str | None]:
-    """Return the event as this version of the service decodes it, or the reason why it cannot."""
-    context = console.context
-    decoder = decoder_of(letter.consumer, context.registry, context.subscriptions)
-    try:
-        decoded = decoder.decode(letter.record, letter.origin)
-    except UndecodableMessage as error:
-        return {"problem": str(error), "body": None}
-    if decoded is None:
-        return {"problem": "no event of the service has its type", "body": None}
-    event: Any = decoded.event
-    body = event.model_dump_json().encode() if hasattr(event, "model_dump_json") else None
-    return {"problem": None, "body": console.body(body)}
 
 
 # Actions

@@ -1,13 +1,15 @@
 """Pages of the console: templates, links, masking, and the parts that all pages share."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from aiokafka import ConsumerRecord
 from jinja2 import Environment, PackageLoader
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse
 
@@ -20,7 +22,10 @@ from app.platform.console.access import (
 )
 from app.platform.console.jobs import Jobs
 from app.platform.database.engine import Database
+from app.platform.events.event import Tombstone
 from app.platform.health import Health
+from app.platform.kafka.decoding import EventDecoder
+from app.platform.kafka.errors import UndecodableMessage
 from app.platform.runtime import Context
 from app.platform.service import Service
 from app.platform.terminal import printable
@@ -36,6 +41,14 @@ class Link:
 
     text: str
     path: str
+
+
+class Decoded(NamedTuple):
+    """An event as this version of the service reads it, or the problem."""
+
+    name: str
+    problem: str | None
+    body: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,19 @@ class Console:
         """Return the fields of a form. Raises HTTPException 403, see `read_form`."""
         return await read_form(request, self.settings)
 
+    def decoded(self, decoder: EventDecoder, record: ConsumerRecord, origin: str) -> Decoded:
+        """Return the event that this version of the service reads in a message, or why it reads none."""
+        try:
+            found = decoder.decode(record, origin)
+        except UndecodableMessage as error:
+            return Decoded("", str(error))
+        if found is None:
+            return Decoded("", "no event of the service has its type")
+        event = found.event
+        if isinstance(event, Tombstone):
+            return Decoded(f"a tombstone of {event.model.__name__}", None)
+        return Decoded(type(event).__name__, None, self.body(event.model_dump_json().encode()))
+
     def body(self, value: bytes | None) -> str:
         """Format a message's value for people, with masked fields, cut after 100,000 characters."""
         return format_body(value, listed(self.settings.console_masked_fields))
@@ -103,6 +129,24 @@ def root_of(request: Request) -> str:
 def redirect(request: Request, path: str) -> RedirectResponse:
     """Lead the browser to `path` below the console, after a form."""
     return RedirectResponse(root_of(request) + path, 303)
+
+
+def number_in(given: Mapping[str, str], name: str) -> int | None:
+    """Return the number in a field of a URL or a form; None without one. Raises HTTPException 400."""
+    text = given.get(name) or ""
+    if text and not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise HTTPException(400, f"{name} {text!r} is no number: use digits")
+    return int(text) if text else None
+
+
+def time_in(given: Mapping[str, str], name: str) -> datetime | None:
+    """Return the time in a field, in UTC unless it says; None without one. Raises HTTPException 400."""
+    text = given.get(name) or ""
+    try:
+        time = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        raise HTTPException(400, f"{text!r} is no time: use 2030-12-31T23:59:59") from None
+    return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
 
 
 def format_body(value: bytes | None, masked: Collection[str] = ()) -> str:

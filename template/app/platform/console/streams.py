@@ -9,12 +9,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.platform.console.access import listed
-from app.platform.console.pages import Console, console_of, mask
+from app.platform.console.pages import Console, console_of, mask, number_in
 from app.platform.event_store.category import Category
 from app.platform.event_store.store import EventStore, StreamState
 from app.platform.event_store.streams import Streams
 
 SHOWN = 100
+MOST_ID = 2**63  # of a bigint
 
 Change = tuple[str, str | None, str | None]
 """A field of the state, with its old and its new value."""
@@ -32,7 +33,7 @@ async def show_categories(request: Request) -> Response:
 
 async def show_streams(request: Request) -> Response:
     console, streams = console_of(request), _streams(request)
-    after = _number(request, "after")
+    after = number_in(request.query_params, "after") or 0
     async with console.database.sessions() as session:
         store = EventStore(session, streams.category)
         found = await store.load_many(await store.streams(after, SHOWN))
@@ -57,11 +58,12 @@ async def show_stream(request: Request) -> Response:
     id: int = request.path_params["id"]
     async with console.database.sessions() as session:
         store = EventStore(session, category)
-        last = await store.load(id)
+        last = await store.load(id) if id < MOST_ID else None
         if last is None:
             raise HTTPException(404, f"there is no {category.name} {id}")
-        version = min(_number(request, "version") or last.version, last.version)
-        before = _number(request, "since") or version - 1
+        asked = number_in(request.query_params, "version")
+        version = min(asked or last.version, last.version)
+        before = min(number_in(request.query_params, "since") or version - 1, last.version)
         events = await store.events(id, max(0, version - SHOWN), SHOWN)
         new = await store.load(id, version)
         old = await store.load(id, before) if before else None
@@ -115,13 +117,6 @@ def _streams(request: Request) -> Streams:
     if not found:
         raise HTTPException(404, f"there is no category {name}")
     return found[0]
-
-
-def _number(request: Request, name: str) -> int:
-    text = request.query_params.get(name) or "0"
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise HTTPException(400, f"{name} {text!r} is no number: use digits")
-    return int(text)
 
 
 ROUTES = [

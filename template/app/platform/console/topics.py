@@ -13,12 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from app.platform.console.pages import Console, console_of
+from app.platform.console.pages import Console, console_of, number_in, time_in
 from app.platform.kafka import codec
 from app.platform.kafka.admin import POLL_SECONDS, State, TopicAdmin, reading
 from app.platform.kafka.codec import header
 from app.platform.kafka.decoding import EventDecoder
-from app.platform.kafka.errors import UndecodableMessage
 from app.platform.kafka.excerpts import read_from, read_newest, read_one
 from app.platform.kafka.topics import failure_topic
 from app.platform.terminal import one_line, printable
@@ -94,29 +93,11 @@ class Query:
     def of(cls, given: Mapping[str, str]) -> "Query":
         """Read the query of a URL. Raises HTTPException 400."""
         return cls(
-            _number("partition", given.get("partition")),
-            _number("offset", given.get("offset")),
-            _time(given.get("time")),
+            number_in(given, "partition"),
+            number_in(given, "offset"),
+            time_in(given, "time"),
             given.get("key") or None,
         )
-
-
-def _number(name: str, text: str | None) -> int | None:
-    if not text:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise HTTPException(400, f"{name} {text!r} is no number: use digits")
-    return int(text)
-
-
-def _time(text: str | None) -> datetime | None:
-    if not text:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise HTTPException(400, f"{text!r} is no time: use 2030-12-31T23:59:59") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 async def show_messages(request: Request) -> Response:
@@ -185,6 +166,7 @@ async def show_message(request: Request) -> Response:
     if record is None:
         reason = "there is no message: not yet, not any more, or a marker of a transaction"
         raise HTTPException(404, f"{name}[{partition.partition}]@{offset}: {reason}")
+    decoder = EventDecoder(console.context.registry)
     return console.render(
         request,
         "message.html.j2",
@@ -192,30 +174,17 @@ async def show_message(request: Request) -> Response:
         headers=record.headers,
         correlation_id=header(record.headers, codec.CORRELATION_ID),
         event_id=header(record.headers, codec.CE_ID),
-        decoded=decoded(console, record),
+        decoded=console.decoded(decoder, record, _origin(console, record)),
         body=console.body(record.value),
     )
 
 
-def decoded(console: Console, record: ConsumerRecord) -> dict[str, str]:
-    """Return the event that this version of the service reads in a message, or why it reads none."""
+def _origin(console: Console, record: ConsumerRecord) -> str:
+    """Return the topic that a message first came from."""
     failures = failure_topic(record.topic)
-    origin = record.topic
-    if failures is not None and console.context.registry.events_on(record.topic) is None:
-        origin = header(record.headers, codec.ORIGIN_TOPIC) or failures.origin
-    try:
-        found = EventDecoder(console.context.registry).decode(record, origin)
-    except UndecodableMessage as error:
-        return {"problem": str(error)}
-    if found is None:
-        return {"problem": "a tombstone" if record.value is None else "its type is not handled"}
-    event = found.event
-    return {
-        "name": type(event).__name__,
-        "body": console.body(event.model_dump_json().encode())
-        if hasattr(event, "model_dump_json")
-        else str(event),
-    }
+    if failures is None or console.context.registry.events_on(record.topic) is not None:
+        return str(record.topic)
+    return header(record.headers, codec.ORIGIN_TOPIC) or failures.origin
 
 
 # Following
