@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 SERVERS = "KAFKA_|DATABASE_|SERVICE_NAME|OUTBOX_"
 # It drives the Chromium of the system, and downloads no browser of its own.
 DRIVER = "playwright>=1.65,<2"
+AXE = "axe-playwright-python>=0.1,<0.2"  # it has axe itself, which runs in the page
+FILES = ("browsers.py", "test_pages.py", "test_console_pages.py")
 
 
 def main(path: str, *options: str) -> int:
@@ -24,11 +26,12 @@ def main(path: str, *options: str) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     modules = ["outbox", "cqrs", "event_sourcing"]
     rendering.render(rendering.snapshot(template), service, {"modules": modules})
-    shutil.copy(HERE / "test_pages.py", service / "tests" / "test_pages.py")
+    for name in FILES:
+        shutil.copy(HERE / name, service / "tests" / name)
     run = ("uv", "run", "--quiet", "--no-python-downloads", "--python", sys.executable)
-    tests = "tests/test_pages.py"
-    for command in [("mypy", tests), ("pytest", tests, "-v", *options)]:
-        whole = (*run, "--with", DRIVER, "python", "-m", *command)
+    tests = [f"tests/{name}" for name in FILES if name.startswith("test_")]
+    for command in [("mypy", *tests), ("pytest", *tests, "-v", *options)]:
+        whole = (*run, "--with", DRIVER, "--with", AXE, "python", "-m", *command)
         done = subprocess.run(whole, cwd=service, env=environment(SERVERS), check=False)
         if done.returncode:
             return done.returncode

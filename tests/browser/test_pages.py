@@ -1,24 +1,20 @@
 """The pages `/docs` and `/asyncapi` in Chromium, which reaches nothing but the service."""
 
-import os
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
-from playwright.sync_api import BrowserContext, Route, expect, sync_playwright
+from playwright.sync_api import expect
 
 from app import wiring
 from app.platform.dev import asyncapi_page
 from app.platform.http.app import create_app
 from app.platform.service import Role
+from tests.browsers import HOST, Browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
-# Browsers and Swagger UI trust localhost more than other names.
-HOST = "service.test"
+pytest_plugins = ["tests.browsers"]
 
 
 @pytest.fixture(scope="module")
@@ -37,40 +33,6 @@ def origin() -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
-
-
-class Browser:
-    """A browser that blocks and records requests to other hosts, and records errors of scripts."""
-
-    def __init__(self, context: BrowserContext) -> None:
-        self.page = context.new_page()
-        self.blocked: list[str] = []
-        self.errors: list[str] = []
-        context.route("**/*", self._filter)
-        context.on("weberror", lambda found: self.errors.append(str(found.error)))
-
-    def _filter(self, route: Route) -> None:
-        if urlsplit(route.request.url).hostname == HOST:
-            route.continue_()
-        else:
-            self.blocked.append(route.request.url)
-            route.abort()
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        reason = "there is no Chromium: install the package chromium of your system"
-        if os.environ.get("REQUIRE_REAL_SERVERS") == "1":
-            pytest.fail(f"{reason} (REQUIRE_REAL_SERVERS=1 forbids to skip this)", pytrace=False)
-        pytest.skip(reason)
-    arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {HOST} 127.0.0.1, MAP * ~NOTFOUND"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        try:
-            yield Browser(chromium.new_context())
-        finally:
-            chromium.close()
 
 
 def test_the_http_api_is_shown_without_other_hosts(browser: Browser, origin: str) -> None:

@@ -1,5 +1,6 @@
 """Streams of events: who caused what, the state at any version, and what a version changed."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,7 +106,10 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Change]:
 
 
 def _shown(state: dict[str, Any], name: str) -> str | None:
-    return str(state[name]) if name in state else None
+    if name not in state:
+        return None
+    value = state[name]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _streams(request: Request) -> Streams:

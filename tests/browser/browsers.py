@@ -1,0 +1,49 @@
+"""A real browser, which reaches nothing but the service."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import BrowserContext, Route, sync_playwright
+
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
+# Browsers and Swagger UI trust localhost more than other names.
+HOST = "service.test"
+
+
+class Browser:
+    """A browser that blocks and records requests to other hosts, and records errors of scripts."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.page = context.new_page()
+        self.blocked: list[str] = []
+        self.errors: list[str] = []
+        self.context = context
+        context.route("**/*", self._filter)
+        context.on("weberror", lambda found: self.errors.append(str(found.error)))
+        self.page.on("console", lambda line: line.type == "error" and self.errors.append(line.text))
+
+    def _filter(self, route: Route) -> None:
+        if urlsplit(route.request.url).hostname == HOST:
+            route.continue_()
+        else:
+            self.blocked.append(route.request.url)
+            route.abort()
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        reason = "there is no Chromium: install the package chromium of your system"
+        if os.environ.get("REQUIRE_REAL_SERVERS") == "1":
+            pytest.fail(f"{reason} (REQUIRE_REAL_SERVERS=1 forbids to skip this)", pytrace=False)
+        pytest.skip(reason)
+    arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {HOST} 127.0.0.1, MAP * ~NOTFOUND"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        try:
+            yield Browser(chromium.new_context())
+        finally:
+            chromium.close()
