@@ -131,7 +131,7 @@ def debezium(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """Look at /docs and /asyncapi in the system's Chromium, with all other hosts blocked."""
+    """Use /docs, /asyncapi and the console in the system's Chromium, with all other hosts blocked."""
     install(session)
     service = Path(session.create_tmp()) / "browser-service"
     session.run("python", "-m", "tests.browser", str(service), *session.posargs)

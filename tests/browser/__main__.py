@@ -30,7 +30,7 @@ def main(path: str, *options: str) -> int:
         shutil.copy(HERE / name, service / "tests" / name)
     run = ("uv", "run", "--quiet", "--no-python-downloads", "--python", sys.executable)
     tests = [f"tests/{name}" for name in FILES if name.startswith("test_")]
-    for command in [("mypy", *tests), ("pytest", *tests, "-v", *options)]:
+    for command in [("mypy", *tests), ("pytest", *tests, "-v", "-p", "tests.browsers", *options)]:
         whole = (*run, "--with", DRIVER, "--with", AXE, "python", "-m", *command)
         done = subprocess.run(whole, cwd=service, env=environment(SERVERS), check=False)
         if done.returncode:

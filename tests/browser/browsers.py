@@ -14,16 +14,19 @@ HOST = "service.test"
 
 
 class Browser:
-    """A browser that blocks and records requests to other hosts, and records errors of scripts."""
+    """A browser that blocks and records requests to other hosts, and records errors: of scripts, and of its console."""
 
     def __init__(self, context: BrowserContext) -> None:
         self.page = context.new_page()
         self.blocked: list[str] = []
         self.errors: list[str] = []
+        self.console: list[str] = []
         self.context = context
         context.route("**/*", self._filter)
         context.on("weberror", lambda found: self.errors.append(str(found.error)))
-        self.page.on("console", lambda line: line.type == "error" and self.errors.append(line.text))
+        self.page.on(
+            "console", lambda line: line.type == "error" and self.console.append(line.text)
+        )
 
     def _filter(self, route: Route) -> None:
         if urlsplit(route.request.url).hostname == HOST:

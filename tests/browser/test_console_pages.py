@@ -104,10 +104,10 @@ def test_a_failure_is_found_understood_and_put_right(browser: Browser, origin: s
     page.goto(letter)
     page.locator("dl a[href*=story]").click()
     expect(page.get_by_role("region", name="Timeline")).to_be_visible()
-    page.locator("a[href*=inbox]").first.click()
+    page.locator("table a[href*=inbox]").first.click()
     row = page.get_by_role("row").filter(has_text="greeter")
     expect(row).not_to_contain_text("not applied")
-    assert browser.blocked == browser.errors == []
+    assert browser.blocked == browser.errors == browser.console == []
 
 
 def test_a_rebuild_shows_its_progress(browser: Browser, origin: str) -> None:
@@ -115,7 +115,7 @@ def test_a_rebuild_shows_its_progress(browser: Browser, origin: str) -> None:
     page.goto(f"{origin}/console/projections")
     page.get_by_role("button", name="Rebuild").first.click()
     expect(page.get_by_text("rebuilt from")).to_be_visible(timeout=30_000)
-    assert browser.blocked == browser.errors == []
+    assert browser.blocked == browser.errors == browser.console == []
 
 
 def test_a_topic_is_followed_live(browser: Browser, origin: str) -> None:
@@ -127,7 +127,7 @@ def test_a_topic_is_followed_live(browser: Browser, origin: str) -> None:
     for name in ("eve", "bob"):
         sign_up(origin, name)
     expect(page.locator("tbody tr")).to_have_count(2, timeout=30_000)
-    assert browser.blocked == browser.errors == []
+    assert browser.blocked == browser.errors == browser.console == []
 
 
 def test_the_keyboard_is_enough(browser: Browser, origin: str) -> None:
@@ -142,7 +142,7 @@ def test_the_keyboard_is_enough(browser: Browser, origin: str) -> None:
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_have_text("Topics")
-    assert browser.blocked == browser.errors == []
+    assert browser.blocked == browser.errors == browser.console == []
 
 
 PATHS = ("", "topics", "letters", "outbox", "projections", "streams", "inbox", "story", "events")
@@ -161,4 +161,4 @@ def test_pages_fit_narrow_screens_and_pass_axe(browser: Browser, origin: str, sc
         assert len(found["passes"]) > 5
         serious = [x["id"] for x in found["violations"] if x["impact"] in ("serious", "critical")]
         assert serious == [], path
-    assert browser.blocked == browser.errors == []
+    assert browser.blocked == browser.errors == browser.console == []

@@ -14,8 +14,6 @@ from app.platform.http.app import create_app
 from app.platform.service import Role
 from tests.browsers import HOST, Browser
 
-pytest_plugins = ["tests.browsers"]
-
 
 @pytest.fixture(scope="module")
 def origin() -> Iterator[str]:
