@@ -14,7 +14,7 @@ HOST = "service.test"
 
 
 class Browser:
-    """A browser that blocks and records requests to other hosts, and records errors: of scripts, and of its console."""
+    """A browser that blocks requests to other hosts. It records them, and errors of scripts and pages."""
 
     def __init__(self, context: BrowserContext) -> None:
         self.page = context.new_page()
