@@ -3,7 +3,7 @@
 python -m benchmarks PATH [--area AREA ...] [--rounds N] [--scale X] [--quick] [--resume]
                           [--page] [--into FOLDER]
 
-Results of all areas replace those in benchmarks/results, their plots and docs/benchmarks.md; those of
+Results of all areas (but soak, which takes an hour) replace those in benchmarks/results, their plots and docs/benchmarks.md; those of
 some areas, or of a quick run, only do with `--into`, in a folder of its own otherwise.
 """
 
@@ -44,6 +44,8 @@ INSIDE = [
     "cluster",
 ]
 AREAS = [*INSIDE, "generation"]
+# Only where they are asked for, because they take long.
+APART = ["soak"]
 PEERS = ["faststream", "faststream-outbox", "confluent-kafka", "eventsourcing"]
 VARIANTS = [[], ["outbox"], ["outbox", "cqrs"], ["outbox", "event_sourcing"]]
 # Settings that would replace the servers of the run.
@@ -53,7 +55,7 @@ SERVERS = "KAFKA_|DATABASE_|SERVICE_NAME|OUTBOX_|OTEL_"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("path", type=Path, help="a folder for the service and the environments")
-    parser.add_argument("--area", choices=AREAS, action="append", default=[])
+    parser.add_argument("--area", choices=[*AREAS, *APART], action="append", default=[])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the amount of work")
     parser.add_argument("--quick", action="store_true", help="one round, a fiftieth of the work")
@@ -85,8 +87,8 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     areas = [
         area
-        for name in AREAS
-        if not chosen.area or name in chosen.area
+        for name in [*AREAS, *APART]
+        if name in (chosen.area or AREAS)
         for area in [measure(name, work, chosen.rounds, chosen.scale, before)]
     ]
     found = results(

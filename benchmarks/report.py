@@ -27,6 +27,7 @@ system, as by default.
 ```
 nox -s bench                                    # everything; a quarter of an hour with --scale 0.35
 nox -s bench -- --area consume --rounds 5 --scale 0.5
+nox -s bench -- --area soak --scale 0.33        # twenty minutes at 500 events/s, to see what grows; not part of everything
 nox -s bench -- --quick                         # a check that everything works: the figures mean nothing
 ```
 """
@@ -89,6 +90,10 @@ The cores, which four brokers, PostgreSQL and the consumers share. A message han
 statement, and PostgreSQL about 80 us. The brokers of the largest side used twice the processor time of the consumers
 (10.7 s for 20,000 messages handled, with the creation of the topics).
 Short rounds also contain the start of the consumers: the join of each group, and the look-up of its offsets.""",
+    "soak": """\
+Nothing does at this rate: the processes are idle for a part of the time, and what grows would be a fault. A table and
+its indexes keep the pages that deleted rows had, until autovacuum, once a minute, makes them free for new ones. So both
+tables grow for the first minutes.""",
     "generation": """\
 Copier's own start and its git clone of the template are a third of it. The rest is linear in the number of files, and
 nearly all of that is Copier's own cost of a file, even of one line (*the same paths*, *a file more*): a `git config`

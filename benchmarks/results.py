@@ -93,7 +93,7 @@ class Area:
 
     def _row(self, comparison: Comparison, ours: str, other: str) -> dict[str, Any]:
         mine, theirs = self.sides[ours], self.sides[other]
-        ratio = mine.median / theirs.median if mine.median and theirs.median else None
+        ratio = mine.median / theirs.median if mine.median is not None and theirs.median else None
         return {
             "area": self.name,
             "name": comparison.name,

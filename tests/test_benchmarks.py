@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.__main__ import AREAS, PAGE, RESULTS, render_files
+from benchmarks.__main__ import APART, AREAS, PAGE, RESULTS, render_files
 from benchmarks.generation_peers import cost_of_a_file
 from benchmarks.plot import svg
 from benchmarks.report import LIMITS, render_report
@@ -68,6 +68,13 @@ def test_goals_are_bounds_of_the_ratio(ratio: float | None, goal: str, met: bool
 def test_a_goal_without_a_comparison_is_refused() -> None:
     with pytest.raises(ValueError, match="no goal"):
         is_met(1.0, "4")
+
+
+def test_a_figure_of_nothing_has_a_ratio() -> None:
+    (row,) = area(Comparison("growth", "a", "b"), a=[0.0], b=[20.0]).rows()
+    assert row["ratio"] == 0
+    (row,) = area(Comparison("beside nothing", "a", "b"), a=[20.0], b=[0.0]).rows()
+    assert row["ratio"] is None
 
 
 def test_processor_time_is_kept_beside_the_rate() -> None:
@@ -157,7 +164,7 @@ def test_figures_have_significant_digits_only() -> None:
 
 
 def test_every_area_says_what_limits_it() -> None:
-    assert set(LIMITS) == set(AREAS)
+    assert set(LIMITS) == {*AREAS, *APART}
 
 
 def test_the_report_and_the_plots_are_current() -> None:
