@@ -1,10 +1,12 @@
 """The console in Chromium, on real servers: journeys, keyboard, narrow screens, and axe."""
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,7 +25,7 @@ from tests.browsers import HOST, Browser
 from tests.fixtures import temporary_database, unique_service_name
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
-HOSTILE = "<img src=x onerror=alert(1)>"
+HOSTILE = "<b onclick=alert(1)>ann</b>"
 
 broken = threading.Event()
 
@@ -84,6 +86,13 @@ def reload_until(page: Page, text: str) -> None:
     expect(page.get_by_text(text).first).to_be_visible()
 
 
+def photograph(browser: Browser, name: str) -> None:
+    """Store a picture of the page for the documentation, if SCREENSHOTS names a folder."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        browser.page.set_viewport_size({"width": 1440, "height": 720})
+        browser.page.screenshot(path=Path(folder) / f"console-{name}.png")
+
+
 def test_a_failure_is_found_understood_and_put_right(browser: Browser, origin: str) -> None:
     page = browser.page
     broken.set()
@@ -91,6 +100,7 @@ def test_a_failure_is_found_understood_and_put_right(browser: Browser, origin: s
     page.goto(f"{origin}/console")
     page.get_by_role("link", name="Dead letters").click()
     reload_until(page, "PermanentError")
+    photograph(browser, "letters")
     page.get_by_role("region", name="Letters").get_by_role("link").first.click()
     expect(page.get_by_text(f"no greeting for {HOSTILE}").first).to_be_visible()
     expect(page.get_by_text("ann@example.com").first).to_be_visible()
@@ -104,6 +114,7 @@ def test_a_failure_is_found_understood_and_put_right(browser: Browser, origin: s
     page.goto(letter)
     page.locator("dl a[href*=story]").click()
     expect(page.get_by_role("region", name="Timeline")).to_be_visible()
+    photograph(browser, "story")
     page.locator("table a[href*=inbox]").first.click()
     row = page.get_by_role("row").filter(has_text="greeter")
     expect(row).not_to_contain_text("not applied")
@@ -133,6 +144,7 @@ def test_a_topic_is_followed_live(browser: Browser, origin: str) -> None:
 def test_the_keyboard_is_enough(browser: Browser, origin: str) -> None:
     page = browser.page
     page.goto(f"{origin}/console/")
+    photograph(browser, "overview")
     page.keyboard.press("Tab")
     expect(page.get_by_text("To the content")).to_be_focused()
     page.keyboard.press("Enter")

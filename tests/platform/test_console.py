@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -155,6 +157,19 @@ def test_wrong_lists_are_refused(name: str, value: str, monkeypatch: pytest.Monk
     monkeypatch.setenv(f"CONSOLE_{name}", value)
     with pytest.raises(ConfigurationError, match=f"CONSOLE_{name}"):
         load(ConsoleSettings)
+
+
+def test_a_process_without_a_console_imports_nothing_of_it() -> None:
+    code = """
+import sys
+from app import wiring
+from app.platform.http.app import create_app
+from app.platform.service import Role
+create_app(wiring.service, set(Role))
+print(*[name for name in sys.modules if "console" in name.split(".")[2:] or "jinja2" in name])
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == []
 
 
 # Bodies

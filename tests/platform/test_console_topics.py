@@ -230,6 +230,24 @@ def test_steps_are_placed_by_time_and_cause() -> None:
     assert story.arrange([]) == []
 
 
+@pytest.mark.parametrize(
+    ("topic", "failure", "attempt"),
+    [
+        ("a.b.c", None, None),
+        ("a.b.c.counter.dlq", "failed in counter: away", None),
+        ("a.b.c.counter.replay", None, "replayed to counter"),
+        ("a.b.c.counter.retry.5s", None, "a later attempt of counter, after: away"),
+    ],
+)
+def test_only_a_dead_letter_is_a_failure(
+    topic: str, failure: str | None, attempt: str | None
+) -> None:
+    consumer, error = (None, None) if topic == "a.b.c" else ("counter", "away")
+    step = Step(datetime.now(UTC), "topic", "", topic=topic, consumer=consumer, error=error)
+    (mark,) = story.arrange([step])
+    assert (mark.failure, mark.attempt) == (failure, attempt)
+
+
 async def test_the_inbox_says_who_has_applied_an_event(browser: Browser, world: World) -> None:
     first, second = counted(2)
     even, odd = sorted([first, second], key=lambda event: event.number % 2)

@@ -15,6 +15,7 @@ from app.platform.kafka import codec
 from app.platform.kafka.admin import reading
 from app.platform.kafka.codec import header
 from app.platform.kafka.excerpts import read_newest
+from app.platform.kafka.topics import failure_topic
 from app.platform.story import Step
 
 LOG = Path(".dev/app.log")
@@ -32,6 +33,27 @@ class Mark:
     x: float
     y: int
     cause: int | None
+
+    @property
+    def failure(self) -> str | None:
+        """What failed for good with this step; None for other steps."""
+        if self._kind == "dlq":
+            return f"failed in {self.step.consumer}: {self.step.error}"
+        return self.step.error if self.step.source == "outbox" else None
+
+    @property
+    def attempt(self) -> str | None:
+        """The attempt that a message in a replay or delay topic is; None for other steps."""
+        if self._kind == "replay":
+            return f"replayed to {self.step.consumer}"
+        if self._kind == "retry":
+            return f"a later attempt of {self.step.consumer}, after: {self.step.error}"
+        return None
+
+    @property
+    def _kind(self) -> str | None:
+        found = failure_topic(self.step.topic or "") if self.step.consumer else None
+        return None if found is None else found.kind
 
 
 async def show(request: Request) -> Response:
