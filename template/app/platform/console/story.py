@@ -36,14 +36,14 @@ class Mark:
 
     @property
     def failure(self) -> str | None:
-        """What failed for good with this step; None for other steps."""
+        """The failure that a dead letter or a parked event is; None for other steps."""
         if self._kind == "dlq":
             return f"failed in {self.step.consumer}: {self.step.error}"
         return self.step.error if self.step.source == "outbox" else None
 
     @property
     def attempt(self) -> str | None:
-        """The attempt that a message in a replay or delay topic is; None for other steps."""
+        """The later attempt that a message in a replay or delay topic is; None for other steps."""
         if self._kind == "replay":
             return f"replayed to {self.step.consumer}"
         if self._kind == "retry":
