@@ -73,6 +73,23 @@ def test_a_failing_message_passes_its_delays_in_order() -> None:
     assert next_delay(BILLING, TOPIC, second) is None
 
 
+def fail_for(secret: str) -> None:
+    raise ValueError(f"no room for {secret}")
+
+
+def test_a_dead_letter_says_where_its_handler_failed() -> None:
+    with pytest.raises(ValueError, match="no room") as raised:
+        fail_for("47" + "11")
+    message = dead_letter_message(record(), BILLING, TOPIC, 1, raised.value)
+    traceback = header(message.headers, names.ERROR_TRACEBACK) or ""
+    assert "in fail_for" in traceback
+    assert "4711" not in traceback
+    unraised = dead_letter_message(record(), BILLING, TOPIC, 1, ValueError("x"))
+    assert header(unraised.headers, names.ERROR_TRACEBACK) is None
+    replayed = dead_letter_message(record(headers=message.headers), BILLING, TOPIC, 1, ERROR)
+    assert header(replayed.headers, names.ERROR_TRACEBACK) is None
+
+
 def test_a_replayed_message_begins_with_the_first_delay() -> None:
     assert next_delay(BILLING, TOPIC, f"{TOPIC}.billing.replay") == DELAYS[0]
 

@@ -162,6 +162,7 @@ async def show_letter(request: Request) -> Response:
         "letter.html.j2",
         letter=letter,
         applied=letter.identity in applied,
+        traceback=header(letter.record.headers, codec.ERROR_TRACEBACK),
         event_type=header(letter.record.headers, codec.CE_TYPE),
         correlation_id=header(letter.record.headers, codec.CORRELATION_ID),
         body=console.body(letter.record.value),

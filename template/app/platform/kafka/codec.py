@@ -52,6 +52,7 @@ FIRST_FAILED_AT = "first-failed-at"
 LAST_FAILED_AT = "last-failed-at"
 ERROR_TYPE = "error-type"
 ERROR_MESSAGE = "error-message"
+ERROR_TRACEBACK = "error-traceback"
 ATTEMPT_TRACEPARENT = "attempt-traceparent"
 DUE_AT = "due-at"
 REPLAYED_AT = "replayed-at"
@@ -77,6 +78,7 @@ HISTORY = frozenset(
         LAST_FAILED_AT,
         ERROR_TYPE,
         ERROR_MESSAGE,
+        ERROR_TRACEBACK,
         ATTEMPT_TRACEPARENT,
         REPLAYED_AT,
         REPLAYS,

@@ -1,5 +1,6 @@
 """Retries: waits, the messages for delay and dead letter topics, and the circuit breaker."""
 
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from app.platform.kafka.topics import (
 )
 
 ERROR_MESSAGE_LENGTH = 2000
+_TRACEBACK_CALLS, _TRACEBACK_LENGTH = 8, 4000
 _BRIEF_BYTES = 250  # the longest possible topic name
 
 
@@ -73,6 +75,7 @@ def dead_letter_message(
 ) -> Message:
     """Build the message that takes `record`, with its key, bytes and headers, to the dead letters."""
     history = _history(record, subscription, origin, attempts, error, datetime.now(UTC))
+    history[names.ERROR_TRACEBACK] = _traceback(error)
     history |= dict.fromkeys(
         (names.DUE_AT, names.DISCARDS, names.DISCARDS_TIMESTAMP, names.OMITTED_BYTES)
     )
@@ -83,6 +86,12 @@ def dead_letter_message(
         _headers(record, origin, history),
         forwarded=True,
     )
+
+
+def _traceback(error: BaseException) -> str | None:
+    """Return the last calls before `error`: places in the code, without messages and values."""
+    calls = traceback.extract_tb(error.__traceback__)[-_TRACEBACK_CALLS:]
+    return "".join(traceback.format_list(calls))[-_TRACEBACK_LENGTH:] or None
 
 
 def _value(record: ConsumerRecord) -> bytes | None:
