@@ -3,8 +3,8 @@
 python -m benchmarks PATH [--area AREA ...] [--rounds N] [--scale X] [--quick] [--resume]
                           [--page] [--into FOLDER]
 
-Results of all areas (but soak, which takes an hour) replace those in benchmarks/results, their plots and docs/benchmarks.md; those of
-some areas, or of a quick run, only do with `--into`, in a folder of its own otherwise.
+Results of all areas (but soak, which takes an hour) replace those in benchmarks/results, their
+plots and docs/benchmarks.md; those of some areas, or of a quick run, go to a folder of their own.
 """
 
 import argparse
