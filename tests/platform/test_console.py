@@ -70,7 +70,9 @@ async def test_pages_link_relatively() -> None:
     assert [link for link in page.links if link.startswith(("/", "http"))] == []
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil", "", "[::1"]
+)
 async def test_the_name_of_another_site_is_refused(host: str) -> None:
     found = browser(settings())
     async with found.http:
@@ -122,6 +124,15 @@ async def test_a_form_of_another_site_is_refused(token: str) -> None:
         refused = await found.post("/act", {"token": token})
         sent = await found.post("/act", {"token": found.http.cookies["console_token"], "x": "1"})
     assert (refused.status, sent.status, sent.text) == (403, 200, "{'x': '1'}")
+
+
+async def test_large_and_garbled_forms_are_refused() -> None:
+    found = browser(settings(console_actions=True))
+    async with found.http:
+        await found.get("/jobs/1")
+        large = await found.post("/act", {"x": "x" * 1_000_001})
+        garbled = await found.http.post("/act", content=b"token=\xff")
+    assert (large.status, garbled.status_code) == (413, 403)
 
 
 async def test_a_form_without_a_cookie_is_refused() -> None:
@@ -250,6 +261,11 @@ async def test_consumers_are_added_up_over_processes(processes: Processes) -> No
     assert processes.paused("profiles") == ["overload"]
     await processes.ask()
     assert processes.rates("profiles") == [0.0]
+
+
+def test_processes_are_asked_without_a_proxy(process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{NOWHERE}")
+    assert read_process(process).problem is None
 
 
 def test_a_process_that_is_away_is_named() -> None:

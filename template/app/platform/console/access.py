@@ -18,6 +18,7 @@ from app.platform.config import ConfigurationError, EnvSettings
 
 COOKIE = "console_token"
 NOBODY = "anonymous"
+MOST_FORM_BYTES = 1_000_000
 
 # Nothing from other hosts, no script but the console's own file, no frames, no forms to elsewhere.
 HEADERS = {
@@ -129,13 +130,21 @@ class Guard:
             if not headers.get(self._user_header):
                 return f"the proxy sent no {self._user_header}: it has to name the user"
             return None
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        host = _host_of(headers)
         if host in self._hosts or _is_address(host):
             return None
         return f"the host {host!r} is not admitted: add it to CONSOLE_HOSTS"
 
     def _actor(self, headers: Headers) -> str:
         return (self._proxies and headers.get(self._user_header)) or NOBODY
+
+
+def _host_of(headers: Headers) -> str:
+    """Return the name or address in the browser's address bar, without its port."""
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    except ValueError:  # half a pair of brackets
+        return ""
 
 
 def _is_in(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
@@ -176,11 +185,16 @@ def cookie_of(request: Request) -> str | None:
 async def read_form(request: Request, settings: ConsoleSettings) -> dict[str, str]:
     """Return the fields of a form that asks for an action.
 
-    Raises HTTPException 403 where actions are off, and for a form of another site.
+    Raises HTTPException 403 where actions are off and for a form of another site, 413 for a large one.
     """
     if not settings.console_actions:
         raise HTTPException(403, "this console is read-only: CONSOLE_ACTIONS=true allows actions")
-    fields = dict(parse_qsl((await request.body()).decode(), keep_blank_values=True))
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_FORM_BYTES:
+            raise HTTPException(413, f"a form has at most {MOST_FORM_BYTES} bytes")
+    fields = dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
     expected, given = request.cookies.get(COOKIE, ""), fields.pop("token", "")
     if not expected or not hmac.compare_digest(expected.encode(), given.encode()):
         raise HTTPException(403, "the form has expired: go back, reload the page, and try again")

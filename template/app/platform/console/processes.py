@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,6 +18,9 @@ KEPT = 60  # samples: five minutes
 _MOST_BYTES = 10_000_000
 
 Labels = Mapping[str, str]
+
+# Processes are asked directly, whatever proxy the environment has for the world outside.
+_open = build_opener(ProxyHandler({})).open
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def read_process(address: str) -> Process:
 
 def _read(url: str) -> bytes:
     try:
-        with urlopen(Request(url), timeout=TIMEOUT_SECONDS) as response:  # an address of a setting
+        with _open(url, timeout=TIMEOUT_SECONDS) as response:
             body: bytes = response.read(_MOST_BYTES)
     except HTTPError as error:
         if error.code != 503:  # a process that is not ready says why

@@ -1,5 +1,6 @@
 """The story of one request: what happened on its behalf, in order of time, as a picture and a list."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nlargest
@@ -83,7 +84,8 @@ async def _find(console: Console, id: str) -> tuple[list[Step], bool]:
         if header(record.headers, codec.CORRELATION_ID) == id
     ]
     waiting = await story.unsent(console.database, id)
-    steps = [*sent, *waiting, *story.logged(LOG, id)]
+    logged = await asyncio.to_thread(lambda: list(story.logged(LOG, id)))
+    steps = [*sent, *waiting, *logged]
     return sorted(nlargest(SHOWN, steps, key=_time), key=_time), newest.has_older
 
 
