@@ -114,6 +114,8 @@ async def test_a_message_is_shown_decoded_and_raw(browser: Browser, world: World
     assert page.text.count(str(event.event_id)) >= 2
     assert "Counted" in page.text
     assert any(link.endswith("story?id=story") for link in page.links)
+    inbox = f"inbox?id={event.event_id}&topic={world.topic}"
+    assert any(link.endswith(inbox) for link in page.links)
     gone = await browser.get(f"/topics/{world.topic}/{record.partition}/99")
     assert gone.status == 404
     assert (await browser.get(f"/topics/{world.topic}/999/0")).status == 404
@@ -258,6 +260,12 @@ async def test_the_inbox_says_who_has_applied_an_event(browser: Browser, world: 
     assert "counter 2" in (await browser.get(f"/inbox?id={even.event_id}")).text
     for id in (odd.event_id, uuid4()):
         assert "counter not applied" in (await browser.get(f"/inbox?id={id}")).text
+    of_topic = await browser.get(f"/inbox?id={odd.event_id}&topic={world.topic}")
+    assert "or longer ago than that" in of_topic.text
+    assert "or not an event that it reads" not in of_topic.text
+    other = await browser.get(f"/inbox?id={even.event_id}&topic=other")
+    assert "No consumer of this service reads other." in other.text
+    assert f"{world.settings.inbox_retention_hours} hours" in other.text
     assert (await browser.get("/inbox?id=7")).status == 400
     assert (await browser.get("/inbox")).status == 200
 

@@ -7,9 +7,11 @@ from browsing import Browser, Page, console_for
 from sqlalchemy import text
 
 from app import wiring
+from app.platform.console.access import COOKIE, ConsoleSettings
 from app.platform.console.app import opened
 from app.platform.database.engine import Database
 from app.platform.projections.projection import RebuildRow
+from app.platform.projections.rebuild import exclusive_rebuild
 from app.platform.runtime import Context
 from tests.fixtures import settings_for, unique_service_name
 from tests.world import run_cli
@@ -76,6 +78,39 @@ async def test_an_interrupted_rebuild_can_be_abandoned(
     await interrupted(database)
     assert "abandoned" in (await run_cli("projections", "abandon", NAME)).output
     assert "there was no rebuild" in (await act(browser, "abandon")).text
+
+
+async def test_a_second_rebuild_is_refused(browser: Browser, database: Database) -> None:
+    page = await browser.get("/projections")
+    async with exclusive_rebuild(database, wiring.service.projections[0].projection):
+        await interrupted(database)
+        form = page.forms[0].fields | {"action": "rebuild"}
+        job = await browser.ended(await browser.post("/projections/start", form))
+        by_command = await run_cli("projections", "rebuild", NAME)
+        # The one that runs is shown as such, and only abandoned.
+        running = await browser.get("/projections")
+    for text in (job.text, by_command.output):
+        assert f"{NAME} is being rebuilt already" in text
+    assert "failed" in job.text
+    assert "interrupted" not in running.text
+    assert running.forms[0].fields["action"] == "abandon"
+    await act(browser, "abandon")
+
+
+async def test_a_read_only_console_rebuilds_nothing(
+    browser: Browser, migrated_database_url: str
+) -> None:
+    page = await browser.get("/projections")
+    context, settings = browser.app.state.console.context, ConsoleSettings(_env_file=None)
+    app = console_for(wiring.service, context, migrated_database_url, settings)
+    other = Browser(app)
+    async with opened(app), other.http:
+        assert (await other.get("/projections")).forms == []
+        # With a token that is right, so that nothing else refuses it.
+        right = {"action": "rebuild", "token": other.http.cookies[COOKIE]}
+        refused = await other.post("/projections/start", page.forms[0].fields | right)
+        assert (refused.status, "read-only" in refused.text) == (403, True)
+        assert app.state.console.jobs.latest() == []
 
 
 async def registered(database: Database) -> list[str]:

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 from browsing import Browser, console_for
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.platform.console.access import ConsoleSettings
@@ -19,6 +20,9 @@ from app.platform.runtime import Context
 from app.platform.service import Component, Service
 from tests.fixtures import settings_for
 
+HOSTILE = "</td><script>alert(1)</script>\"'&\N{RIGHT-TO-LEFT OVERRIDE}\x1b[2J"
+SHOWN = "</td><script>alert(1)</script>\"'&\\u202e\\x1b[2J"
+
 
 @dataclass(frozen=True)
 class Named:
@@ -26,6 +30,7 @@ class Named:
 
     name: str
     secret: str = "4711"
+    id: int = 7
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,11 @@ class Thing:
     id: int
     name: str
     names: int
+    secret: str = "4711"
 
 
 def evolve(state: Thing | None, event: Named) -> Thing:
-    return Thing(7, event.name, 1 if state is None else state.names + 1)
+    return Thing(event.id, event.name, 1 if state is None else state.names + 1)
 
 
 class Things(Streams):
@@ -92,6 +98,44 @@ async def test_events_lead_to_their_story(browser: Browser) -> None:
     assert any(link.endswith("story?id=c%201") for link in page.links)
     assert "actor: <b>ann</b>" in page.text
     assert "4711" not in page.response.text
+
+
+async def test_versions_are_compared_with_the_beginning(browser: Browser) -> None:
+    page = await browser.get("/streams/thing/7?version=3&since=0")
+    assert "compared with version 0" in page.text
+    assert "<ins>third</ins>" in page.response.text
+    assert "<del>" not in page.response.text
+
+
+async def test_a_stream_that_cannot_be_read_is_named(browser: Browser, database: Database) -> None:
+    async with database.sessions() as session, session.begin():
+        new = [NewEvent(uuid4(), Named("whole", id=8))]
+        await EventStore(session, Things.category).append(8, new, NO_STREAM)
+        await session.execute(text("SET LOCAL event_store.erasing = 'on'"))
+        await session.execute(text("DELETE FROM events WHERE stream_id = 7 AND version = 2"))
+    page = await browser.get("/streams/thing")
+    assert "7 thing 7 has no event 2 8 1 whole" in page.text
+    one = await browser.get("/streams/thing/7")
+    assert (one.status, "thing 7 has no event 2" in one.text) == (409, True)
+
+
+async def test_lists_mask_the_summary(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Things, "summary", "secret")
+    page = await browser.get("/streams/thing")
+    assert "7 3 ***" in page.text
+    assert "4711" not in page.response.text
+
+
+async def test_hostile_values_are_text(browser: Browser, database: Database) -> None:
+    metadata = {HOSTILE: HOSTILE, "correlation_id": HOSTILE}
+    async with database.sessions() as session, session.begin():
+        new = [NewEvent(uuid4(), Named(name), metadata) for name in ("", HOSTILE)]
+        await EventStore(session, Things.category).append(7, new, 3)
+    for path in ("/streams/thing", "/streams/thing/7", "/streams/thing/7?version=4&since=5"):
+        page = await browser.get(path)
+        assert SHOWN in page.text
+        assert page.tags.count("script") == 1
+        assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in page.response.text
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,24 @@
 """The outbox in the console, on a real database: the same effects as `app outbox`."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
+from urllib.parse import urlencode
 
 import pytest
-from browsing import Browser, console_for
+from browsing import Browser, Page, console_for
 from sqlalchemy import text
 
 from app import wiring
-from app.platform.console.access import ConsoleSettings
+from app.platform.console.access import COOKIE, ConsoleSettings
 from app.platform.console.app import opened
 from app.platform.database.engine import Database
+from app.platform.outbox.model import ParkedRow
 from app.platform.runtime import Context
 from tests.fixtures import settings_for
 from tests.world import run_cli
 
-HOSTILE = "</td><script>alert(1)</script>\N{RIGHT-TO-LEFT OVERRIDE}"
+HOSTILE = "</td><script>alert(1)</script>\"'&\N{RIGHT-TO-LEFT OVERRIDE}\x1b[2J"
+SHOWN = "</td><script>alert(1)</script>\"'&\\u202e\\x1b[2J"
 PARK = text("""
     INSERT INTO outbox_parked (id, held, reason, bucket, topic, key, value, headers, correlation_id)
     VALUES (:id, :held, :reason, 320001, 'shop.thing.counted', :key, '{"secret": 4711}', '{}', 'c')
@@ -58,7 +62,7 @@ async def test_parked_events_are_shown_with_their_reason(
     await park(database, 1, 2, held=[2])
     page = await browser.get("/outbox")
     assert "parked 1 blocked by them 1" in page.text
-    assert "</td><script>alert(1)</script>\\u202e" in page.text
+    assert SHOWN in page.text
     one = await browser.get("/outbox/1")
     assert "4711" not in one.response.text
     assert any(link.endswith("story?id=c") for link in one.links)
@@ -95,13 +99,96 @@ async def test_only_events_of_the_plan_are_changed(browser: Browser, database: D
     assert await rows(database) == ([], [2])
 
 
+async def test_an_event_that_is_blocked_meanwhile_stays(
+    browser: Browser, database: Database
+) -> None:
+    await park(database, 1, 2)
+    plan = await browser.get("/outbox/plan?action=retry&key=k")
+    await park(database, 1, 2, held=[2])
+    page = await browser.submit(plan, "outbox/start")
+    assert (page.status, "not parked: 2" in page.text) == (409, True)
+    by_command = await run_cli("outbox", "retry", "1", "2")
+    assert (by_command.exit_code, "not parked: 2" in by_command.output) == (1, True)
+    assert await rows(database) == ([], [1, 2])
+
+
 async def test_pages_of_parked_events_are_bounded(browser: Browser, database: Database) -> None:
     await park(database, *range(1, 206))
-    page = await browser.get("/outbox")
-    assert sum("outbox/" in link and link[-1].isdigit() for link in page.links) == 200
-    assert "These are the oldest 200." in page.text
+    page = await browser.get("/outbox?key=k")
+    assert listed(page) == list(range(1, 201))
+    assert "5 more. Next" in page.text
+    (after,) = [link for link in page.links if link.endswith("after=200")]
+    rest = await browser.get(after.removeprefix("./").removeprefix(".."))
+    assert listed(rest) == list(range(201, 206))
+    assert "more. Next" not in rest.text
+    plan = await browser.get("/outbox/plan?action=discard")
+    assert "5 more match and stay" in plan.text
+    assert len(plan.form("outbox/start").fields["ids"].split()) == 200
 
 
-async def test_unknown_actions_are_refused(browser: Browser) -> None:
+def listed(page: Page) -> list[int]:
+    """The ids of the events that a page links to."""
+    ends = [link.rpartition("outbox/")[2] for link in page.links if "outbox/" in link]
+    return [int(end) for end in ends if end.isdigit()]
+
+
+async def test_actions_keep_the_filter_of_the_page(browser: Browser, database: Database) -> None:
+    await park(database, 1, 2, 3, held=[3])
+    page = await browser.get("/outbox?id=2&key=k&topic=shop.thing.counted")
+    assert listed(page) == [2]
+    (retry,) = [link for link in page.links if "action=retry" in link]
+    plan = await browser.get(retry.removeprefix("./").removeprefix(".."))
+    assert plan.form("outbox/start").fields["ids"] == "2"
+    assert listed(await browser.get("/outbox?key=other")) == []
+
+
+async def test_blocked_events_are_listed_without_actions(
+    browser: Browser, database: Database
+) -> None:
+    await park(database, 1, 2, held=[2])
+    page = await browser.get("/outbox?blocked=1")
+    assert listed(page) == [2]
+    assert not any("action=" in link for link in page.links)
+
+
+async def test_hostile_values_are_text(browser: Browser, database: Database) -> None:
+    await park(database, 1, key=HOSTILE)
+    async with database.sessions() as session, session.begin():
+        row = await session.get_one(ParkedRow, 1)
+        row.topic, row.correlation_id, row.headers = HOSTILE, HOSTILE, {HOSTILE: HOSTILE}
+        row.value = json.dumps({HOSTILE: HOSTILE}).encode()
+    query = urlencode({"topic": HOSTILE, "key": HOSTILE})
+    paths = ["/outbox/1", f"/outbox?{query}", f"/outbox/plan?action=retry&{query}"]
+    for page in [await browser.get(path) for path in paths]:
+        assert page.status == 200
+        assert SHOWN in page.text
+        assert page.tags.count("script") == 1
+        assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in page.response.text
+        assert "\x1b" not in page.response.text
+
+
+async def test_unknown_actions_are_refused(browser: Browser, database: Database) -> None:
     assert (await browser.get("/outbox/plan?action=drop")).status == 400
     assert (await browser.get("/outbox?id=x")).status == 400
+    await park(database, 1)
+    plan = await browser.get("/outbox/plan?action=discard")
+    for ids in ("", "x", "9" * 30):
+        assert (await browser.submit(plan, "outbox/start", ids=ids)).status == 400
+    assert await rows(database) == ([], [1])
+
+
+async def test_a_read_only_console_changes_nothing(
+    browser: Browser, database: Database, migrated_database_url: str
+) -> None:
+    await park(database, 1)
+    plan = await browser.get("/outbox/plan?action=discard")
+    context, settings = browser.app.state.console.context, ConsoleSettings(_env_file=None)
+    app = console_for(wiring.service, context, migrated_database_url, settings)
+    other = Browser(app)
+    async with opened(app), other.http:
+        assert (await other.get("/outbox/plan?action=discard")).forms == []
+        # With a token that is right, so that nothing else refuses it.
+        token = other.http.cookies[COOKIE]
+        refused = await other.submit(plan, "outbox/start", token=token)
+    assert (refused.status, "read-only" in refused.text) == (403, True)
+    assert await rows(database) == ([], [1])

@@ -106,16 +106,20 @@ def discard(
 def _selected(
     ids: list[int] | None, topic: str | None, key: str | None, every: bool
 ) -> "list[ParkedRow]":
-    from app.platform.outbox.store import ParkedFilter
+    from app.platform.outbox import store
 
     if not (ids or topic or key or every):
         raise failure("no event is selected; give ids, --topic, --key or --all")
-    criteria = ParkedFilter(ids or (), topic, key)
-    rows = asyncio.run(on_database(lambda database: _find(database, criteria, blocked=False)))
-    if missing := set(ids or ()) - {row.id for row in rows}:
-        numbers = ", ".join(map(str, sorted(missing)))
-        raise failure(f"not parked: {numbers}; `app outbox status` lists parked events")
-    return rows
+    criteria = store.ParkedFilter(ids or (), topic, key)
+
+    async def select(database: "Database") -> "list[ParkedRow]":
+        async with database.sessions() as session:
+            return await store.select_parked(session, criteria)
+
+    try:
+        return asyncio.run(on_database(select))
+    except store.NotParked as refusal:
+        raise failure(f"{refusal}; `app outbox status` lists parked events") from refusal
 
 
 def _ids(rows: "list[ParkedRow]") -> list[int]:

@@ -13,8 +13,14 @@ from app.platform.kafka import inbox
 
 
 async def show(request: Request) -> Response:
+    """Show when the consumers have applied an event: all of them, or those that read a topic."""
     console, id = console_of(request), request.query_params.get("id", "").strip()
-    consumers = [each.name for each in console.context.subscriptions]
+    topic = request.query_params.get("topic", "").strip()
+    consumers = [
+        each.name
+        for each in console.context.subscriptions
+        if not topic or topic in each.topics(console.context.registry)
+    ]
     rows: dict[str, datetime | None] = {}
     if id:
         try:
@@ -25,7 +31,7 @@ async def show(request: Request) -> Response:
             applied = await inbox.applied_at(session, event_id, consumers)
         rows = {name: applied.get(name) for name in consumers}
     hours = console.context.kafka.inbox_retention_hours
-    return console.render(request, "inbox.html.j2", id=id, rows=rows, hours=hours)
+    return console.render(request, "inbox.html.j2", id=id, topic=topic, rows=rows, hours=hours)
 
 
 ROUTES = [Route("/inbox", show)]

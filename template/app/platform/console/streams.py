@@ -1,7 +1,7 @@
 """Streams of events: who caused what, the state at any version, and what a version changed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -10,10 +10,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.platform.console.access import listed
-from app.platform.console.pages import Console, console_of, mask, number_in
+from app.platform.console.pages import MASK, Console, console_of, mask, number_in
 from app.platform.event_store.category import Category
 from app.platform.event_store.store import EventStore, StreamState
 from app.platform.event_store.streams import Streams
+from app.platform.event_store.verification import UNREADABLE
 
 SHOWN = 100
 MOST_ID = 2**63  # of a bigint
@@ -37,37 +38,52 @@ async def show_streams(request: Request) -> Response:
     after = number_in(request.query_params, "after") or 0
     async with console.database.sessions() as session:
         store = EventStore(session, streams.category)
-        found = await store.load_many(await store.streams(after, SHOWN))
-    rows = [
-        {
-            "id": each.state.id,
-            "version": each.version,
-            "summary": str(getattr(each.state, streams.summary)),
-            "began": each.began_at,
-            "changed": each.changed_at,
-        }
-        for each in found
-    ]
-    last = rows[-1]["id"] if len(rows) == SHOWN else None
+        ids = await store.streams(after, SHOWN)
+        found = await _load_each(store, ids)
+    rows = [(id, state, _summary(console, streams, state)) for id, state in found.items()]
+    last = ids[-1] if len(ids) == SHOWN else None
     name = streams.category.name
     return console.render(request, "streams_list.html.j2", name=name, rows=rows, last=last)
+
+
+async def _load_each(
+    store: EventStore[Any, Any], ids: Sequence[int]
+) -> dict[int, StreamState[Any] | str]:
+    """Return the states of streams, or why one cannot be read."""
+    try:
+        return {each.state.id: each for each in await store.load_many(ids)}
+    except UNREADABLE as error:
+        if len(ids) == 1:
+            return {ids[0]: str(error)}
+    return {id: (await _load_each(store, [id]))[id] for id in ids}
+
+
+def _summary(console: Console, streams: Streams, found: StreamState[Any] | str) -> str:
+    """Return the field of a state that lists show, masked; the problem if there is no state."""
+    if isinstance(found, str):
+        return found
+    name, masked = streams.summary, listed(console.settings.console_masked_fields)
+    return MASK if name in masked else str(getattr(found.state, name))
 
 
 async def show_stream(request: Request) -> Response:
     """Show the events of a stream, the state after one of them, and what that one changed."""
     console, category = console_of(request), _streams(request).category
     id: int = request.path_params["id"]
+    version, since = (number_in(request.query_params, name) for name in ("version", "since"))
     async with console.database.sessions() as session:
         store = EventStore(session, category)
-        last = await store.load(id) if id < MOST_ID else None
-        if last is None:
-            raise HTTPException(404, f"there is no {category.name} {id}")
-        asked = number_in(request.query_params, "version")
-        version = min(asked or last.version, last.version)
-        before = min(number_in(request.query_params, "since") or version - 1, last.version)
-        events = await store.events(id, max(0, version - SHOWN), SHOWN)
-        new = await store.load(id, version)
-        old = await store.load(id, before) if before else None
+        try:
+            last = await store.load(id) if id < MOST_ID else None
+            if last is None:
+                raise HTTPException(404, f"there is no {category.name} {id}")
+            version = min(version or last.version, last.version)
+            before = min(version - 1 if since is None else since, last.version)
+            events = await store.events(id, max(0, version - SHOWN), SHOWN)
+            new = await store.load(id, version)
+            old = await store.load(id, before) if before else None
+        except UNREADABLE as error:
+            raise HTTPException(409, f"its state cannot be computed: {error}") from None
     return console.render(
         request,
         "stream.html.j2",

@@ -166,15 +166,16 @@ async def show_message(request: Request) -> Response:
     if record is None:
         reason = "there is no message: not yet, not any more, or a marker of a transaction"
         raise HTTPException(404, f"{name}[{partition.partition}]@{offset}: {reason}")
-    decoder = EventDecoder(console.context.registry)
+    decoder, origin = EventDecoder(console.context.registry), _origin(console, record)
     return console.render(
         request,
         "message.html.j2",
         record=record,
         headers=record.headers,
         correlation_id=header(record.headers, codec.CORRELATION_ID),
-        event_id=header(record.headers, codec.CE_ID),
-        decoded=console.decoded(decoder, record, _origin(console, record)),
+        event_id=decoder.identify(record, origin) or header(record.headers, codec.CE_ID),
+        origin=origin,
+        decoded=console.decoded(decoder, record, origin),
         body=console.body(record.value),
     )
 

@@ -15,7 +15,8 @@ from app.platform.event_store.streams import State, Streams, View
 BATCH = 500
 RECHECK_SECONDS = 0.1
 _MAX_ID = 2**63 - 1
-_UNREADABLE = (BrokenStream, UnknownEvent, InvalidTransition)
+UNREADABLE = (BrokenStream, UnknownEvent, InvalidTransition)
+"""Errors of a stream from whose events no state can be computed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Verification:
                     states: dict[int, State | Exception] = {
                         each.state.id: each.state for each in loaded
                     }
-                except _UNREADABLE:
+                except UNREADABLE:
                     states = {id: await _state(store, id) for id in ids}
             yield ids, states
             after = ids[-1]
@@ -114,7 +115,7 @@ class Verification:
         async with self._sessions() as session, session.begin():
             try:
                 (loaded,) = await EventStore(session, self._streams.category).load_many([id])
-            except _UNREADABLE:
+            except UNREADABLE:
                 return False
             await self._streams.repair(session, loaded)
             return True
@@ -123,6 +124,6 @@ class Verification:
 async def _state(store: EventStore[Any, State], id: int) -> State | Exception:
     try:
         (loaded,) = await store.load_many([id])
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return error
     return loaded.state

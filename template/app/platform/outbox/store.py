@@ -108,11 +108,12 @@ _RESTORED_COLUMNS = [c.name for c in OutboxRow.__table__.columns if c.name != "a
 
 @dataclass(frozen=True)
 class ParkedFilter:
-    """Criteria of parked rows. A row has to match all that are given."""
+    """Criteria of parked rows. A row has to match all that are given, and its id is above `after`."""
 
     ids: Sequence[int] = ()
     topic: str | None = None
     key: str | None = None
+    after: int | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = []
@@ -122,7 +123,13 @@ class ParkedFilter:
             found.append(ParkedRow.topic == self.topic)
         if self.key is not None:
             found.append(ParkedRow.key == self.key.encode())
+        if self.after is not None:
+            found.append(ParkedRow.id > self.after)
         return found
+
+
+class NotParked(Exception):
+    """Events that an action cannot change: they are not parked, or only blocked by a parked one."""
 
 
 async def find_parked(
@@ -139,6 +146,20 @@ async def find_parked(
     if blocked is not None:
         query = query.where(ParkedRow.blocked.is_(blocked))
     return list(await session.scalars(query))
+
+
+async def count_parked(session: AsyncSession, only: ParkedFilter, blocked: bool) -> int:
+    """Count the parked rows that are `blocked` by another, or those that are not."""
+    query = select(func.count()).select_from(ParkedRow).where(*only.conditions())
+    return await session.scalar(query.where(ParkedRow.blocked.is_(blocked))) or 0
+
+
+async def select_parked(session: AsyncSession, only: ParkedFilter) -> list[ParkedRow]:
+    """Find the rows that `retry` and `discard` may change. Raises NotParked, with the ids."""
+    rows = await find_parked(session, only, blocked=False)
+    if missing := set(only.ids) - {row.id for row in rows}:
+        raise NotParked(f"not parked: {', '.join(map(str, sorted(missing)))}")
+    return rows
 
 
 async def retry(engine: AsyncEngine, ids: Sequence[int]) -> int:
