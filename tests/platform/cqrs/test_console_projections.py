@@ -89,8 +89,8 @@ async def test_a_second_rebuild_is_refused(browser: Browser, database: Database)
         by_command = await run_cli("projections", "rebuild", NAME)
         # The one that runs is shown as such, and only abandoned.
         running = await browser.get("/projections")
-    for text in (job.text, by_command.output):
-        assert f"{NAME} is being rebuilt already" in text
+    for said in (job.text, by_command.output):
+        assert f"{NAME} is being rebuilt already" in said
     assert "failed" in job.text
     assert "interrupted" not in running.text
     assert running.forms[0].fields["action"] == "abandon"
