@@ -14,7 +14,7 @@ from app.platform.console.app import opened
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.event import EventType
 from app.platform.kafka.admin import TopicAdmin
-from app.platform.kafka.codec import Message
+from app.platform.kafka.codec import Header, Message
 from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.subscription import Subscription
 from app.platform.runtime import Context
@@ -135,8 +135,13 @@ async def test_masked_fields_are_hidden(browser: Browser, world: World) -> None:
 async def test_values_of_messages_are_never_html(
     browser: Browser, world: World, value: bytes | None
 ) -> None:
-    headers = (("ce_type", HOSTILE.encode()), (HOSTILE, HOSTILE.encode()), ("empty", None))
-    headers += (("correlation-id", b"hostile"), ("ce_id", HOSTILE.encode()))
+    headers: tuple[Header, ...] = (
+        ("ce_type", HOSTILE.encode()),
+        (HOSTILE, HOSTILE.encode()),
+        ("empty", None),
+        ("correlation-id", b"hostile"),
+        ("ce_id", HOSTILE.encode()),
+    )
     await world.producer.send(Message(world.topic, HOSTILE.encode(), value, headers))
     (record,) = await world.records(world.topic)
     paths = [

@@ -317,7 +317,7 @@ async def failure(session: AsyncSession, work: Awaitable[object]) -> tuple[objec
 async def test_a_value_is_refused_as_by_an_insert(session: AsyncSession, column: str) -> None:
     table = every_type("refusing")
     await create(session, table)
-    first, refused, last = ({"id": id, "version": 1, column: None} for id in range(3))
+    first, refused, last = (Row(id=id, version=1) | {column: None} for id in range(3))
     refused[column] = REFUSED[column]
     inserted = await failure(session, session.execute(insert(table), refused))
     upsert = upsert_newest(session, table, [first, refused, last], "version")
@@ -355,8 +355,13 @@ async def test_columns_that_are_left_out_have_their_defaults(session: AsyncSessi
 
 
 async def test_rows_are_upserted_by_a_key_of_several_columns(session: AsyncSession) -> None:
-    key = [Column("user", String(5), primary_key=True), Column("day", Date, primary_key=True)]
-    table = Table("days", MetaData(), *key, Column("version", Integer))
+    table = Table(
+        "days",
+        MetaData(),
+        Column("user", String(5), primary_key=True),
+        Column("day", Date, primary_key=True),
+        Column("version", Integer),
+    )
     await create(session, table)
     day = date(2026, 2, 3)
     rows = [{"user": user, "day": day, "version": n} for n in (2, 3, 1) for user in ("b", "a")]
