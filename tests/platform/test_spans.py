@@ -387,7 +387,9 @@ async def test_several_headers_of_a_context_are_read(http: AsyncClient, is_on: b
 class Vendor(TextMapPropagator):
     """A propagator whose header is not in lower case, as that of AWS."""
 
-    fields = {"X-Vendor-Trace"}
+    @property
+    def fields(self) -> set[str]:
+        return {"X-Vendor-Trace"}
 
     def extract(
         self,
