@@ -135,6 +135,14 @@ async def test_large_and_garbled_forms_are_refused() -> None:
     assert (large.status, garbled.status_code) == (413, 403)
 
 
+async def test_nul_characters_are_refused_before_they_reach_a_server() -> None:
+    found = browser(settings(console_actions=True))
+    async with found.http:
+        asked = await found.get("/story?id=a%00")
+        sent = await found.post("/act", {"x": "\0"})
+    assert (asked.status, sent.status) == (400, 400)
+
+
 async def test_a_form_without_a_cookie_is_refused() -> None:
     found = browser(settings(console_actions=True))
     async with found.http:

@@ -117,6 +117,10 @@ class Guard:
         if refusal is not None:
             await PlainTextResponse(f"{refusal}\n", 403)(scope, receive, send_with_headers)
             return
+        if b"%00" in scope["query_string"]:  # PostgreSQL's texts have none
+            answer = PlainTextResponse("a query has no NUL characters: leave %00 out\n", 400)
+            await answer(scope, receive, send_with_headers)
+            return
         scope.setdefault("state", {})["actor"] = self._actor(headers)
         await self._app(scope, receive, send_with_headers)
 
@@ -185,7 +189,8 @@ def cookie_of(request: Request) -> str | None:
 async def read_form(request: Request, settings: ConsoleSettings) -> dict[str, str]:
     """Return the fields of a form that asks for an action.
 
-    Raises HTTPException 403 where actions are off and for a form of another site, 413 for a large one.
+    Raises HTTPException 403 where actions are off and for a form of another site, 413 for a large
+    one, 400 for one with NUL characters.
     """
     if not settings.console_actions:
         raise HTTPException(403, "this console is read-only: CONSOLE_ACTIONS=true allows actions")
@@ -194,6 +199,8 @@ async def read_form(request: Request, settings: ConsoleSettings) -> dict[str, st
         body += part
         if len(body) > MOST_FORM_BYTES:
             raise HTTPException(413, f"a form has at most {MOST_FORM_BYTES} bytes")
+    if b"%00" in body:
+        raise HTTPException(400, "a form has no NUL characters")
     fields = dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
     expected, given = request.cookies.get(COOKIE, ""), fields.pop("token", "")
     if not expected or not hmac.compare_digest(expected.encode(), given.encode()):
