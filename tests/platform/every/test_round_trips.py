@@ -1,5 +1,6 @@
 """The statements of a request, each of which is a round trip: none is added unnoticed."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -31,10 +32,13 @@ PLACING = 1 + STORED + 1
 
 @contextmanager
 def counted(engine: AsyncEngine) -> Iterator[list[str]]:
+    """Collect the statements of this task: work in the background, such as clean-ups, has its own."""
     statements: list[str] = []
+    task = asyncio.current_task()
 
     def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        statements.append(statement)
+        if asyncio.current_task() is task:
+            statements.append(statement)
 
     event.listen(engine.sync_engine, "before_cursor_execute", count)
     yield statements
