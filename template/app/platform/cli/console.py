@@ -19,15 +19,15 @@ def console(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
 
     if find_spec("jinja2") is None:
         raise failure("the package jinja2 is missing: install the service with its extra `console`")
-    from app.platform import logs
     from app.platform.config import Settings
     from app.platform.console.access import ConsoleSettings, listed
     from app.platform.console.app import create_console, serve_console
     from app.platform.database.engine import DatabaseSettings
+    from app.platform.http.server import configure_logs
 
     service, context = service_of(ctx), context_of(ctx)
     general, settings = load(Settings), load(ConsoleSettings)
-    logs.configure(general.log_level, general.log_format)
+    configure_logs(general)
     processes = listed(settings.console_processes)
     app = create_console(service, context, load(DatabaseSettings), settings, processes)
     serve_console(app, host or settings.console_host, port or general.listen_port or 8003)

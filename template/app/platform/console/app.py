@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from app import PROJECT_NAME
+from app.platform import telemetry
 from app.platform.config import HttpSettings, load
 from app.platform.console.access import ConsoleSettings, Guard, check_host
 from app.platform.console.pages import Console, Link, console_of
@@ -166,6 +167,7 @@ def serve_console(app: Starlette, host: str, port: int) -> None:
     listener = listen(host, port)
     try:
         log.info("console", url=f"http://{host}:{port}/", actions=settings.console_actions)
-        run(app, listener, load(HttpSettings))
+        with telemetry.for_command():  # a replay is a part of its message's trace
+            run(app, listener, load(HttpSettings))
     finally:
         listener.close()

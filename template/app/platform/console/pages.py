@@ -4,7 +4,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, NamedTuple
 
 from aiokafka import ConsumerRecord
@@ -213,4 +212,3 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters |= {"moment": _moment, "text": _text, "number": _number}
-_environment.globals |= {"now": partial(datetime.now, UTC)}

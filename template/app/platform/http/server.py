@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.platform import logs
-from app.platform.config import ConfigurationError, HttpSettings
+from app.platform.config import ConfigurationError, HttpSettings, Settings
 from app.platform.http.app import create_app
 from app.platform.runtime import Configuration
 from app.platform.service import Role, Service, installed_version
@@ -126,15 +126,19 @@ def serve(
 
     Raises ConfigurationError for wrong settings and for a port that is in use.
     """
-    settings = configuration.service
-    version = installed_version() or "unknown"
-    resource = {"service_name": settings.service_name, "service_version": version}
-    logs.configure(settings.log_level, settings.log_format, resource=resource)
+    configure_logs(configuration.service)
     listener = listen(host, port)
     try:
         run(create_app(service, roles, configuration), listener, configuration.http)
     finally:
         listener.close()
+
+
+def configure_logs(settings: Settings) -> None:
+    """Configure the log of a serving process, whose lines name the service and its version."""
+    version = installed_version() or "unknown"
+    resource = {"service_name": settings.service_name, "service_version": version}
+    logs.configure(settings.log_level, settings.log_format, resource=resource)
 
 
 def tune_garbage_collector() -> None:

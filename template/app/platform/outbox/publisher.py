@@ -75,6 +75,7 @@ class OutboxPublisher:
         for entry in self._entries:
             key = (entry.message.key or b"").decode("utf-8", "replace")
             log.info("event stored in the outbox", topic=entry.message.topic, key=key)
+        self._entries.clear()  # the session may begin another transaction
 
     async def has_committed(self, error: BaseException) -> bool:
         """Return False: the rows are committed or rolled back with the transaction, so the outcome
