@@ -2,15 +2,34 @@
 
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from playwright.sync_api import BrowserContext, Route, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
 # Browsers and Swagger UI trust localhost more than other names.
 HOST = "service.test"
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Serve `app` in a thread during the block; its URL, as the browser knows it."""
+    with socket.create_server(("127.0.0.1", 0)) as at:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=10))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
+        thread.start()
+        try:
+            yield f"http://{HOST}:{at.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class Browser:

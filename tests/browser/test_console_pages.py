@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from importlib.resources import files
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from playwright.sync_api import Page, expect
 
 from app import wiring
@@ -21,7 +19,7 @@ from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.subscription import Subscription
 from app.platform.service import Component, Service
 from app.users.events import UserCreated
-from tests.browsers import HOST, Browser
+from tests.browsers import HOST, Browser, serving
 from tests.fixtures import temporary_database, unique_service_name
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
@@ -49,10 +47,9 @@ def origin(servers: Servers) -> Iterator[str]:
     """The service with all its roles and its console, as `app dev` runs it."""
     with (
         pytest.MonkeyPatch.context() as environment,
-        temporary_database(servers.database_url) as url,
-        socket.create_server(("127.0.0.1", 0)) as at,
+        temporary_database(servers.database_url) as database_url,
     ):
-        environment.setenv("DATABASE_URL", url)
+        environment.setenv("DATABASE_URL", database_url)
         environment.setenv("KAFKA_BOOTSTRAP_SERVERS", servers.kafka_bootstrap_servers)
         environment.setenv("CONSOLE_HOSTS", HOST)
         name = unique_service_name()
@@ -60,14 +57,8 @@ def origin(servers: Servers) -> Iterator[str]:
             environment.setenv(variable, name)
         asyncio.run(prepare(SERVICE, own_broker=True))
         app = create_dev_app(SERVICE)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=10))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
-        thread.start()
-        try:
-            yield f"http://{HOST}:{at.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+        with serving(app) as url:
+            yield url
 
 
 def sign_up(origin: str, name: str) -> None:

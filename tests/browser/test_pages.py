@@ -1,36 +1,27 @@
 """The pages `/docs` and `/asyncapi` in Chromium, which reaches nothing but the service."""
 
-import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from playwright.sync_api import expect
 
 from app import wiring
 from app.platform.dev import asyncapi_page
 from app.platform.http.app import create_app
 from app.platform.service import Role
-from tests.browsers import HOST, Browser
+from tests.browsers import Browser, serving
 
 
 @pytest.fixture(scope="module")
 def origin() -> Iterator[str]:
     """A service without its database and its Kafka, which the pages do not need."""
-    with pytest.MonkeyPatch.context() as environment, socket.create_server(("127.0.0.1", 0)) as at:
+    with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:9/nothing")
         environment.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
         app = create_app(wiring.service, {Role.API})
         asyncapi_page.install(app, wiring.service)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
-        thread.start()
-        try:
-            yield f"http://{HOST}:{at.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+        with serving(app) as url:
+            yield url
 
 
 def test_the_http_api_is_shown_without_other_hosts(browser: Browser, origin: str) -> None:

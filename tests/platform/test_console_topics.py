@@ -181,7 +181,8 @@ async def stream(browser: Browser, world: World, last_id: str) -> tuple[list[lis
     )
     assert answer.headers["content-type"].startswith("text/event-stream")
     fields = [line.split(": ", 1) for line in answer.text.splitlines() if line and line[0] != ":"]
-    rows = [json.loads(value) for name, value in fields if name == "data"]
+    assert ["event", "ready"] in fields
+    rows = [json.loads(value) for name, value in fields if name == "data" and value != "1"]
     return rows, [value for name, value in fields if name == "id"][-1]
 
 

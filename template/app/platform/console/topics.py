@@ -216,7 +216,8 @@ async def _events(
     try:
         async with reading(console.context.kafka, [name]) as client:
             reached = await _seek(client, positions)
-            yield f"retry: 300\nid: {json.dumps(reached)}\n\n"
+            # Not before the ends are known: whoever reads "following" misses nothing from then on.
+            yield f"retry: 300\nid: {json.dumps(reached)}\nevent: ready\ndata: 1\n\n"
             loop = asyncio.get_running_loop()
             ends_at = loop.time() + STREAM_SECONDS
             while client.assignment() and loop.time() < ends_at:

@@ -23,7 +23,7 @@ function keepFresh(id, seconds) {
 function follow(list) {
   const state = document.getElementById(list.dataset.state);
   const source = new EventSource(list.dataset.follow);
-  source.onopen = () => { state.textContent = "following"; };
+  source.addEventListener("ready", () => { state.textContent = "following"; });
   source.onerror = () => { state.textContent = "interrupted; trying again"; };
   source.onmessage = (event) => {
     const row = document.createElement("tr");
