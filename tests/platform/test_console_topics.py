@@ -99,6 +99,24 @@ async def test_messages_are_found_by_time(browser: Browser, world: World, real_k
     assert before.text.count("@") == 2
 
 
+@pytest.mark.parametrize(
+    ("query", "note"),
+    [
+        ("partition=99", "It has no such partition."),
+        ("time=0001-01-01T00:00:00", "The first 50 from there on."),
+        ("time=9999-12-31T23:59:59", "The first 50 from there on."),
+        ("offset=999999999999999999", "The first 50 from there on."),
+    ],
+)
+async def test_queries_beyond_the_topic_are_answered(
+    browser: Browser, world: World, real_kafka: str, query: str, note: str
+) -> None:
+    await world.send(*counted(1))
+    page = await browser.get(f"/topics/{world.topic}?{query}")
+    assert page.status == 200
+    assert note in page.text
+
+
 @pytest.mark.parametrize("query", ["partition=x", "offset=-1", "time=noon", "offset=٣"])
 async def test_wrong_queries_say_what_is_right(browser: Browser, world: World, query: str) -> None:
     page = await browser.get(f"/topics/{world.topic}?{query}")

@@ -105,8 +105,11 @@ async def show_messages(request: Request) -> Response:
     async with reading(console.context.kafka, [name]) as client:
         chosen = [tp for tp in client.assignment() if query.partition in (None, tp.partition)]
         ranges = await _ranges(client)
-        client.assign(chosen)
-        records, note = await _find(client, query) if chosen else ([], "It has no such partition.")
+        records: Sequence[ConsumerRecord] = []
+        note = "It has no such partition."
+        if chosen:
+            client.assign(chosen)
+            records, note = await _find(client, query)
     return console.render(
         request,
         "messages.html.j2",
@@ -139,7 +142,7 @@ async def _positions(client: AIOKafkaConsumer, query: Query) -> dict[TopicPartit
     if query.offset is not None:
         return dict.fromkeys(partitions, query.offset)
     assert query.time is not None
-    moment = int(query.time.timestamp() * 1000)
+    moment = max(0, int(query.time.timestamp() * 1000))  # Kafka has no times before 1970
     found = await client.offsets_for_times(dict.fromkeys(partitions, moment))
     return {tp: at.offset for tp, at in found.items() if at is not None}
 

@@ -5,7 +5,7 @@ const LEAST_SECONDS = 1;
 async function refresh(part) {
   if (document.hidden) return;
   const response = await fetch(location.href, { headers: { Accept: "text/html" } });
-  if (!response.ok) return;
+  if (!response.ok) throw new Error(`status ${response.status}`);
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
   const fresh = page.getElementById(part.id);
   // Somebody who is reading or choosing there is not disturbed.
@@ -16,7 +16,8 @@ async function refresh(part) {
 function keepFresh(id, seconds) {
   setInterval(() => {
     const part = document.getElementById(id);
-    if (part !== null && part.dataset.refresh) refresh(part).catch(() => {});
+    // A part that could not be loaded anew is shown as outdated until it is.
+    if (part !== null && part.dataset.refresh) refresh(part).catch(() => { part.ariaBusy = "true"; });
   }, seconds * 1000);
 }
 
