@@ -109,7 +109,11 @@ def test_the_image_has_the_migrations(image: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["api"], ["worker"]], ids=["default", "api", "worker"])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["api"], ["worker"], ["console"]],
+    ids=["default", "api", "worker", "console"],
+)
 def test_the_health_check_works_for_every_process(
     base: Service, image: Path, command: list[str]
 ) -> None:

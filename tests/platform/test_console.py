@@ -16,14 +16,17 @@ from starlette.routing import Route
 
 from app import wiring
 from app.platform.config import ConfigurationError, load
+from app.platform.console import app as console_app
 from app.platform.console.access import HEADERS, ConsoleSettings, check_host
 from app.platform.console.app import opened
 from app.platform.console.jobs import Job, Jobs
 from app.platform.console.overview import sparkline
 from app.platform.console.pages import MASK, console_of, format_body
 from app.platform.console.processes import Processes, read_process
+from app.platform.http import server
 from app.platform.runtime import Context
 from tests.fixtures import settings_for
+from tests.world import run_cli
 
 NOWHERE = "127.0.0.1:9"
 
@@ -176,6 +179,30 @@ def test_wrong_lists_are_refused(name: str, value: str, monkeypatch: pytest.Monk
     monkeypatch.setenv(f"CONSOLE_{name}", value)
     with pytest.raises(ConfigurationError, match=f"CONSOLE_{name}"):
         load(ConsoleSettings)
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "where"),
+    [
+        ({}, [], ("127.0.0.1", 8003)),
+        ({"LISTEN_HOST": "0.0.0.0", "LISTEN_PORT": "8000"}, [], ("127.0.0.1", 8000)),
+        ({"CONSOLE_HOST": "::1"}, ["--port", "1"], ("::1", 1)),
+        ({"CONSOLE_HOST": "::1"}, ["--host", "localhost"], ("localhost", 8003)),
+    ],
+)
+async def test_the_console_listens_on_loopback_unless_told(
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    arguments: list[str],
+    where: tuple[str, int],
+) -> None:
+    served: list[tuple[str, int]] = []
+    monkeypatch.setattr(server, "configure_logs", lambda _settings: None)
+    monkeypatch.setattr(console_app, "serve_console", lambda _app, *at: served.append(at))
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    result = await run_cli("console", *arguments)
+    assert (result.exit_code, served) == (0, [where]), result.output
 
 
 def test_a_process_without_a_console_imports_nothing_of_it() -> None:
