@@ -4,7 +4,8 @@ python -m benchmarks PATH [--area AREA ...] [--rounds N] [--scale X] [--quick] [
                           [--page] [--into FOLDER]
 
 Results of all areas (but soak, which takes an hour) replace those in benchmarks/results, their
-plots and docs/benchmarks.md; those of some areas, or of a quick run, go to a folder of their own.
+plots and docs/benchmarks.md; so does a whole soak, `--area soak --rounds 1`, for its own section.
+Those of some areas, or of a quick run, go to a folder of their own.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from benchmarks import generation_peers
 from benchmarks.generation import workplace
@@ -74,13 +76,14 @@ def main() -> int:
     )
     chosen = parser.parse_args()
     if chosen.page:
-        write(json.loads((RESULTS / "latest.json").read_text()), RESULTS, PAGE)
+        write(published(), RESULTS, PAGE)
         return 0
     before = chosen.before or newest_version()
     if chosen.quick:
         chosen.rounds, chosen.scale = 1, 0.02
     complete = not chosen.area and not chosen.quick
-    into = chosen.into or (RESULTS if complete else chosen.path / "results")
+    apart = chosen.area == APART and not chosen.quick and chosen.scale >= 1
+    into = chosen.into or (RESULTS if complete or apart else chosen.path / "results")
     work = chosen.path.resolve()
     if not chosen.resume:
         shutil.rmtree(work, ignore_errors=True)
@@ -101,13 +104,29 @@ def main() -> int:
         versions=versions(work),
         before=before,
     )
+    if into == RESULTS:
+        found = with_published(found, apart)
     write(found, into.resolve(), PAGE if into == RESULTS else into / "benchmarks.md")
     failed = [f"{area.name}: {n}" for area in areas for n, s in area.sides.items() if s.failed]
     print(*(f"failed: {each}" for each in failed), sep="\n")
     return 1 if failed else 0
 
 
-def write(found: dict[str, object], into: Path, documentation: Path) -> None:
+def published() -> dict[str, Any]:
+    """Return the results that the page shows. `apart` has those of a whole soak, a run of its own."""
+    read: dict[str, Any] = json.loads((RESULTS / "latest.json").read_text())
+    return read
+
+
+def with_published(found: dict[str, Any], apart: bool) -> dict[str, Any]:
+    """Return `found` with what it does not replace: the soak, or everything else."""
+    before = published()
+    if apart:
+        return {**before, "apart": found}
+    return {**found, **({"apart": before["apart"]} if "apart" in before else {})}
+
+
+def write(found: dict[str, Any], into: Path, documentation: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     (into / "latest.json").write_text(json.dumps(found, indent=1) + "\n")
     for name, text in render_files(found).items():
@@ -115,9 +134,10 @@ def write(found: dict[str, object], into: Path, documentation: Path) -> None:
     print(f"wrote {into / 'latest.json'} and {documentation}")
 
 
-def render_files(found: dict[str, object]) -> dict[str, str]:
+def render_files(found: dict[str, Any]) -> dict[str, str]:
     """Return the plots and the page of some results, by file name."""
-    areas = [Area.of(each) for each in found["areas"]]  # type: ignore[attr-defined]
+    runs = [found, *([found["apart"]] if "apart" in found else [])]
+    areas = [Area.of(each) for run in runs for each in run["areas"]]
     return {**{f"{area.name}.svg": svg(area) for area in areas}, PAGE.name: render_report(found)}
 
 

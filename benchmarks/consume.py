@@ -368,9 +368,9 @@ ONE, BULK, FLOORS = SIDES[0][0], "batch handler", [n for n, *_ in SIDES if n.sta
 LANES = ["group commit, 2 lanes", "group commit, 4 lanes", "group commit, 8 lanes"]
 SLOW = "10 ms, one transaction per message"
 COMPARISONS = [
-    Comparison("group commit, beside one transaction per message", "group commit", ONE, ">= 4"),
-    Comparison("the best lanes, beside one transaction per message", LANES, ONE, ">= 5.5"),
-    Comparison("batch handler, beside one transaction per message", BULK, ONE, ">= 50"),
+    Comparison("group commit, beside one transaction per message", "group commit", ONE, ">= 6"),
+    Comparison("the best lanes, beside one transaction per message", LANES, ONE, ">= 8"),
+    Comparison("batch handler, beside one transaction per message", BULK, ONE, ">= 66"),
     Comparison("batch handler, beside the floor", BULK, FLOORS, ">= 0.5"),
     Comparison("batch handler, 2 lanes, beside the floor", "batch handler, 2 lanes", FLOORS),
     Comparison("batches of 500, beside the floor", "batch handler, batches of 500", FLOORS),

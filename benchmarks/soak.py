@@ -2,7 +2,7 @@
 
 The writer (this process) commits ten events in a transaction, fifty times a second; a process `app
 relay` sends them; a process like `app worker` applies each, with an inbox row and an effect. A scale of
-one is an hour. It is no part of a run of all areas: `nox -s bench -- --area soak --scale 0.33`.
+one is an hour. It is no part of a run of all areas: `nox -s bench -- --area soak --rounds 1`.
 
 - Every five seconds: the resident memory and the file descriptors of each process, the sizes of the
   tables outbox and inbox with their indexes, the rows of the inbox, and the latency from the making of
