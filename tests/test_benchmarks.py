@@ -181,6 +181,5 @@ UNPUBLISHED = {"tracing", "start", "effect", "cluster"}
 def test_latest_json_has_every_area_and_names_no_host() -> None:
     latest = json.loads((RESULTS / "latest.json").read_text())
     assert {row["area"] for row in latest["rows"]} == set(AREAS) - UNPUBLISHED
-    assert {row["area"] for row in latest["apart"]["rows"]} == set(APART)
     assert set(latest["machine"]) == {"cores", "processor", "memory", "kernel", "python"}
     assert all({"name", "ours", "other", "unit", "ratio", "goal"} <= set(r) for r in latest["rows"])

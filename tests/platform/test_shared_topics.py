@@ -10,8 +10,9 @@ from aiokafka import ConsumerRecord, TopicPartition
 from prometheus_client import REGISTRY as METRICS
 from samples import FakeUnits, MeterNamed, MeterRead, body, meter_read, named_2, named_3, record
 
+from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.envelope import Decoder, Envelope, Received
-from app.platform.events.event import BaseEvent, EventRegistry, EventTopic, EventType
+from app.platform.events.event import BaseEvent, EventRegistry, EventTopic, EventType, Tombstone
 from app.platform.kafka import codec as names
 from app.platform.kafka.asyncapi import document
 from app.platform.kafka.codec import Message, decode, encode, header
@@ -23,7 +24,7 @@ from app.platform.kafka.processing import Processor
 from app.platform.kafka.retry import replay_message
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.status import ConsumerStatus
-from app.platform.kafka.subscription import RetryPolicy, Subscription
+from app.platform.kafka.subscription import Handler, RetryPolicy, Subscription
 from app.platform.kafka.topics import foreign_topics, required_topics, source_topics
 from app.platform.tracing import Trace
 from tests.fixtures import eventually
@@ -244,6 +245,37 @@ def test_the_document_has_a_channel_with_all_messages_of_a_topic() -> None:
     assert set(found["channels"]["shop.meter"]["messages"]) == {"meter.read", "meter.named"}
     (received,) = [op for name, op in found["operations"].items() if name.startswith("receive.")]
     assert received["messages"] == [{"$ref": "#/channels/shop.meter/messages/meter.read"}]
+
+
+async def forget(tombstone: Tombstone[MeterRead], uow: UnitOfWork) -> None:
+    """Take a tombstone."""
+
+
+@pytest.mark.parametrize(
+    ("compacted", "tombstones", "channel", "received"),
+    [
+        (False, {}, ["meter.read"], ["meter.read"]),
+        (True, {}, ["meter.read", "tombstone"], ["meter.read"]),
+        (False, {MeterRead: forget}, ["meter.read", "tombstone"], ["meter.read", "tombstone"]),
+    ],
+)
+def test_the_document_has_tombstones_kept_or_handled(
+    compacted: bool,
+    tombstones: dict[type[BaseEvent], Handler],
+    channel: list[str],
+    received: list[str],
+) -> None:
+    topic = EventTopic("Meters_All.v1", compacted=compacted)
+    registry = EventRegistry("shop", [EventType(MeterRead, topic=topic)])
+    subscription = replace(Billing().subscription, tombstones=tombstones)
+    info, settings = {"title": "shop", "version": "1"}, KafkaSettings(_env_file=None)
+    found = document(info, registry, [subscription], settings)
+    messages = found["channels"]["Meters_All.v1"]["messages"]
+    (operation,) = [op for op in found["operations"].values() if op["action"] == "receive"]
+
+    assert list(messages) == channel
+    assert [each["$ref"].rpartition("/")[2] for each in operation["messages"]] == received
+    assert messages.get("tombstone", {}).get("payload") in ({"type": "null"}, None)
 
 
 class Own:

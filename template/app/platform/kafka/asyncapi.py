@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from app.platform.events.envelope import Decoder, Described
-from app.platform.events.event import BaseEvent, EventRegistry, EventType
+from app.platform.events.event import BaseEvent, EventRegistry, EventType, TopicEvents
 from app.platform.kafka import codec as names
 from app.platform.kafka.settings import KafkaSettings
 from app.platform.kafka.subscription import Subscription
@@ -18,6 +18,7 @@ from app.platform.kafka.topics import Topic, event_topics, foreign_topics
 Part = dict[str, Any]
 
 BINDING_VERSION = "0.5.0"
+TOMBSTONE = "tombstone"  # no event is named so: their names have a dot
 _SCHEMES = {
     "PLAIN": "plain",
     "SCRAM-SHA-256": "scramSha256",
@@ -36,7 +37,7 @@ def document(
 
     Failure topics are internal, and omitted.
     """
-    events = list(registry)
+    events, consumers = list(registry), list(subscriptions)
     payloads, schemas = _schemas(registry)
     bindings = _channel_bindings(settings, registry)
     channels = {
@@ -46,7 +47,8 @@ def document(
             "messages": {
                 entry.name: _message(entry, registry, payloads[entry.model])
                 for entry in topic.types.values()
-            },
+            }
+            | _tombstones(topic, consumers, registry),
         }
         for topic in registry.topics
     }
@@ -58,7 +60,7 @@ def document(
         "defaultContentType": names.JSON,
         "servers": _servers(settings, security),
         "channels": channels,
-        "operations": _sends(events, registry) | _receives(subscriptions, registry, group_id),
+        "operations": _sends(events, registry) | _receives(consumers, registry, group_id),
         "components": {"schemas": schemas} | ({"securitySchemes": security} if security else {}),
     }
 
@@ -156,6 +158,22 @@ def _message(entry: EventType, registry: EventRegistry, payload: Part) -> Part:
     }
 
 
+def _tombstones(
+    topic: TopicEvents, subscriptions: Iterable[Subscription], registry: EventRegistry
+) -> dict[str, Part]:
+    """Describe the tombstones of a topic that is compacted, or whose tombstones are handled."""
+    handled = any(topic.name in _with_tombstones(each, registry) for each in subscriptions)
+    if not (handled or (topic.declared and topic.declared.compacted)):
+        return {}
+    text = "A message without a value: its key is deleted."
+    return {TOMBSTONE: {"name": TOMBSTONE, "description": text, "payload": {"type": "null"}}}
+
+
+def _with_tombstones(subscription: Subscription, registry: EventRegistry) -> set[str]:
+    """Return the topics whose tombstones the subscription handles."""
+    return {registry.topic(model) for model in subscription.tombstones}
+
+
 def _of_ours(entry: EventType, registry: EventRegistry) -> Part:
     key = {"type": "string", "description": f"The event's {entry.model.key_field}"}
     return {
@@ -227,14 +245,15 @@ def _receives(
 
 
 def _handled(subscription: Subscription, registry: EventRegistry, topic: str) -> list[str]:
-    """Return the names of the events of `topic` that the subscription handles."""
+    """Return the names of the messages of `topic` that the subscription handles."""
     entries = [registry.entry(model) for model in subscription.handlers]
-    return [entry.name for entry in entries if registry.topic(entry.model) == topic]
+    events = [entry.name for entry in entries if registry.topic(entry.model) == topic]
+    return [*events, *([TOMBSTONE] if topic in _with_tombstones(subscription, registry) else [])]
 
 
-def _channel_reference(events: Sequence[str], topic: str) -> Part:
+def _channel_reference(names_of: Sequence[str], topic: str) -> Part:
     channel = f"#/channels/{topic}"
-    messages = [{"$ref": f"{channel}/messages/{event}"} for event in events]
+    messages = [{"$ref": f"{channel}/messages/{name}"} for name in names_of]
     return {"channel": {"$ref": channel}, "messages": messages}
 
 
