@@ -15,15 +15,16 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from app import wiring
+from app.platform.bodies import MASK, format_body
 from app.platform.config import ConfigurationError, load
 from app.platform.console import app as console_app
-from app.platform.console.access import HEADERS, ConsoleSettings, check_host
+from app.platform.console.access import ConsoleSettings, check_host
 from app.platform.console.app import opened
 from app.platform.console.jobs import Job, Jobs
-from app.platform.console.overview import sparkline
-from app.platform.console.pages import MASK, console_of, format_body
-from app.platform.console.processes import Processes, read_process
+from app.platform.console.pages import console_of, sparkline
 from app.platform.http import server
+from app.platform.http.browser import HEADERS
+from app.platform.processes import Processes, read_process
 from app.platform.runtime import Context
 from tests.fixtures import settings_for
 from tests.world import run_cli
@@ -231,7 +232,7 @@ def test_masked_fields_are_hidden_at_every_depth() -> None:
 
 
 def test_long_bodies_are_cut() -> None:
-    shown = format_body(b"x" * 150_000)
+    shown = browser(settings()).app.state.console.body(b"x" * 150_000)
     assert shown.endswith("(50000 characters left out)")
     assert len(shown) < 100_100
 

@@ -126,7 +126,7 @@ async def test_the_console_has_the_effects_of_the_command_line(
 
     await command("dlq", "discard", "--consumer", "first", "--error", "valueerror")
     discarded = await act(browser, "/letters/plan?action=discard&consumer=second&error=valueerror")
-    assert "discarded 3 of 3 second: 3" in discarded.text
+    assert "second: discarded 3 discarded 3 of 3" in discarded.text
     letters = [await world.records(f"{world.topic}.{name}.dlq") for name in ("first", "second")]
     assert_alike(*letters)
     assert len(letters[1]) == 6 + 3
@@ -135,7 +135,7 @@ async def test_the_console_has_the_effects_of_the_command_line(
         await command("dlq", "replay", "--consumer", "first", "--wait")
         replayed = await act(browser, "/letters/plan?action=replay&consumer=second")
         assert "finished" in replayed.text
-        assert "sent 3 of 3 second: 3 applied 3, failed again 0, pending 0" in replayed.text
+        assert "second: sent 3 sent 3 of 3 applied 3, failed again 0, pending 0" in replayed.text
         await world.has_effects(6)
     sent = [await world.records(f"{world.topic}.{name}.replay") for name in ("first", "second")]
     assert len(sent[1]) == 3

@@ -15,7 +15,7 @@ from app.platform.config import (
 )
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.unit_of_work import UnitOfWorkFactory
-from app.platform.events.event import EventRegistry
+from app.platform.events.event import EventRegistry, EventType
 from app.platform.health import Health
 from app.platform.kafka.producer import Producer
 from app.platform.kafka.settings import KafkaSettings
@@ -68,6 +68,18 @@ class Context:
     def foreign_topics(self) -> list[Topic]:
         """Return the topics that the service reads and other services own."""
         return foreign_topics(self.kafka, self.registry)
+
+    def all_topics(self) -> list[Topic]:
+        """Return every topic that the service owns or reads."""
+        return [*self.topics(), *self.foreign_topics()]
+
+    def consumers_of(self, event: EventType) -> list[str]:
+        """Return the names of the consumers that handle the event or its tombstones."""
+        return [
+            each.name
+            for each in self.subscriptions
+            if event.model in each.handlers or event.model in each.tombstones
+        ]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The story of one request: its steps, as the log, the topics and the outbox have them."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,8 @@ from app.platform.database.engine import Database
 from app.platform.kafka import codec
 from app.platform.kafka.admin import read_to_end, reading
 from app.platform.kafka.codec import header
+from app.platform.kafka.excerpts import MAX_BYTES, read_newest
+from app.platform.kafka.topics import failure_topic
 from app.platform.runtime import Context
 
 _STANDARD_FIELDS = {
@@ -46,14 +48,49 @@ class Step(NamedTuple):
     consumer: str | None = None
     error: str | None = None
 
+    @property
+    def failure(self) -> str | None:
+        """The failure that a dead letter or a parked event is; None for other steps."""
+        if self._kind == "dlq":
+            return f"failed in {self.consumer}: {self.error}"
+        return self.error if self.source == "outbox" else None
+
+    @property
+    def attempt(self) -> str | None:
+        """The later attempt that a message in a replay or delay topic is; None for other steps."""
+        if self._kind == "replay":
+            return f"replayed to {self.consumer}"
+        if self._kind == "retry":
+            return f"a later attempt of {self.consumer}, after: {self.error}"
+        return None
+
+    @property
+    def _kind(self) -> str | None:
+        found = failure_topic(self.topic or "") if self.consumer else None
+        return None if found is None else found.kind
+
 
 async def recorded(context: Context, database: Database, correlation_id: str) -> list[Step]:
     """Find the steps in the topics, which are read from their beginnings, and in the outbox.
 
     Raises BrokerUnavailable.
     """
-    steps = [step async for step in _sent(context, correlation_id)]
-    return steps + await unsent(database, correlation_id)
+    async with reading(context.kafka, _topics(context)) as client:
+        sent = [record async for record in read_to_end(client) if _is_of(record, correlation_id)]
+    return [*map(step_of, sent), *await unsent(database, correlation_id)]
+
+
+async def newest(
+    context: Context, database: Database, correlation_id: str, count: int
+) -> tuple[list[Step], bool]:
+    """Find the steps in the `count` newest messages, and in the outbox; and say if there are older ones.
+
+    Raises BrokerUnavailable.
+    """
+    async with reading(context.kafka, _topics(context)) as client:
+        records, has_older = await read_newest(client, count, MAX_BYTES)
+    sent = [step_of(record) for record in records if _is_of(record, correlation_id)]
+    return sent + await unsent(database, correlation_id), has_older
 
 
 def logged(log: Path, correlation_id: str) -> Iterator[Step]:
@@ -90,13 +127,12 @@ def _log_text(entry: dict[str, object]) -> str:
     return " ".join([prefix + message, *(f"{name}={value}" for name, value in fields.items())])
 
 
-async def _sent(context: Context, correlation_id: str) -> AsyncIterator[Step]:
-    topics = {topic.name for topic in context.topics()}
-    topics |= {topic.name for topic in context.registry.topics}
-    async with reading(context.kafka, sorted(topics)) as client:
-        async for record in read_to_end(client):
-            if header(record.headers, codec.CORRELATION_ID) == correlation_id:
-                yield step_of(record)
+def _topics(context: Context) -> list[str]:
+    return sorted({topic.name for topic in context.all_topics()})
+
+
+def _is_of(record: ConsumerRecord, correlation_id: str) -> bool:
+    return header(record.headers, codec.CORRELATION_ID) == correlation_id
 
 
 def step_of(record: ConsumerRecord) -> Step:

@@ -7,7 +7,7 @@ from browsing import Browser, Page, console_for
 from sqlalchemy import text
 
 from app import wiring
-from app.platform.console.access import COOKIE, ConsoleSettings
+from app.platform.console.access import TOKEN, ConsoleSettings
 from app.platform.console.app import opened
 from app.platform.database.engine import Database
 from app.platform.projections.projection import RebuildRow
@@ -107,7 +107,7 @@ async def test_a_read_only_console_rebuilds_nothing(
     async with opened(app), other.http:
         assert (await other.get("/projections")).forms == []
         # With a token that is right, so that nothing else refuses it.
-        right = {"action": "rebuild", "token": other.http.cookies[COOKIE]}
+        right = {"action": "rebuild", "token": other.http.cookies[TOKEN.name]}
         refused = await other.post("/projections/start", page.forms[0].fields | right)
         assert (refused.status, "read-only" in refused.text) == (403, True)
         assert app.state.console.jobs.latest() == []

@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.platform.console.access import ConsoleSettings
 from app.platform.console.app import opened
-from app.platform.console.streams import changes
 from app.platform.database.engine import Database
 from app.platform.event_store.category import Category, EventType
+from app.platform.event_store.differences import changes
 from app.platform.event_store.store import NO_STREAM, EventStore, NewEvent
 from app.platform.event_store.streams import Imported, Sessions, Streams, View
 from app.platform.runtime import Context

@@ -9,7 +9,7 @@ from browsing import Browser, Page, console_for
 from sqlalchemy import text
 
 from app import wiring
-from app.platform.console.access import COOKIE, ConsoleSettings
+from app.platform.console.access import TOKEN, ConsoleSettings
 from app.platform.console.app import opened
 from app.platform.database.engine import Database
 from app.platform.outbox.model import ParkedRow
@@ -188,7 +188,7 @@ async def test_a_read_only_console_changes_nothing(
     async with opened(app), other.http:
         assert (await other.get("/outbox/plan?action=discard")).forms == []
         # With a token that is right, so that nothing else refuses it.
-        token = other.http.cookies[COOKIE]
+        token = other.http.cookies[TOKEN.name]
         refused = await other.submit(plan, "outbox/start", token=token)
     assert (refused.status, "read-only" in refused.text) == (403, True)
     assert await rows(database) == ([], [1])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # imported when a command runs, so that its help is quick
 S = TypeVar("S", bound="EnvSettings")
 T = TypeVar("T")
 
+TIME_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+
 
 def load(settings: type[S]) -> S:
     """Load `settings`. Without an address of its own, a server is that of the running `app dev`.

@@ -6,14 +6,12 @@ from typing import Annotated
 
 import typer
 
-from app.platform.cli.base import context_of, failure
+from app.platform.cli.base import TIME_FORMATS, context_of, failure
 from app.platform.terminal import say, say_block
 
 commands = typer.Typer()
 group = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
 commands.add_typer(group, name="dlq")
-
-TIME_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
 ConsumerName = Annotated[
     str | None, typer.Option("--consumer", help="Only letters of this consumer.")

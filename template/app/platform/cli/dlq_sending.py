@@ -1,7 +1,6 @@
 """Sending for `app dlq replay` and `app dlq discard`."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -36,7 +35,7 @@ def replay(
         )
     if (outcome := progress.outcome) is None:
         return
-    say(f"applied {outcome.applied}, failed again {outcome.failed}, pending {outcome.pending}")
+    say(str(outcome))
     if outcome.applied < len(letters):
         raise typer.Exit(1)
 
@@ -58,9 +57,8 @@ class _Printed(sending.Progress):
         say(f"skipped {letter.id}: {reason}", err=True)
 
     def on_sending_ended(self) -> None:
-        for consumer, count in sorted(Counter(letter.consumer for letter in self.sent).items()):
-            say(f"{consumer or 'no consumer'}: {self._done} {count}")
-        say(f"{self._done} {len(self.sent)} of {len(self.letters)}")
+        for line in self.summary(self._done):
+            say(line)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from uuid import uuid4
 from aiokafka import ConsumerRecord
 
 from app.platform import telemetry, tracing
+from app.platform.bodies import format_body
 from app.platform.cli.base import failure, unknown
 from app.platform.events.envelope import Received
 from app.platform.events.event import BaseEvent
@@ -28,6 +29,7 @@ from app.platform.kafka.codec import (
 )
 from app.platform.kafka.decoding import EventDecoder
 from app.platform.kafka.errors import UndecodableMessage, UnknownTopic
+from app.platform.kafka.excerpts import Place, read_at
 from app.platform.kafka.producer import KafkaProducer
 from app.platform.kafka.spans import creating
 from app.platform.kafka.topics import missing_foreign
@@ -51,6 +53,18 @@ async def tail(
             seen += 1
             if limit is not None and seen >= limit:
                 return
+
+
+async def show_messages(context: Context, topic: str, place: Place, limit: int) -> None:
+    """Print up to `limit` messages of `topic` from `place` on, the oldest first."""
+    names = sorted(each.name for each in context.all_topics())
+    if topic not in names:
+        raise unknown("topic", topic, names)
+    async with reading(context.kafka, [topic]) as client:
+        records, note = await read_at(client, place, limit)
+    for record in records:
+        say_block(show(record))
+    say(note)
 
 
 def has_decoder(context: Context, topic: str) -> bool:
@@ -173,7 +187,7 @@ def show(record: ConsumerRecord) -> str:
     key = "none" if record.key is None else record.key.decode("utf-8", "backslashreplace")
     lines = [f"{when}  {record.topic}[{record.partition}]@{record.offset}  key={key}"]
     lines += [f"  {name}: {_header(name, value)}" for name, value in record.headers]
-    if body := _body(record.value):
+    if body := format_body(record.value):
         lines += [f"  {line}" for line in body.split("\n")]
     return "\n".join(printable(line) for line in lines)
 
@@ -189,12 +203,3 @@ def _time(milliseconds: int) -> str:
         return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
     except (ValueError, OverflowError, OSError):  # the sender's clock may be arbitrarily wrong
         return f"timestamp {milliseconds}"
-
-
-def _body(value: bytes | None) -> str:
-    if value is None:
-        return "(no value)"
-    try:
-        return json.dumps(json.loads(value), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return value.decode("utf-8", "backslashreplace")

@@ -39,24 +39,24 @@ Patience = Annotated[
 def list_streams(
     ctx: typer.Context, category: CategoryName = None, after: After = 0, limit: Limit = 100
 ) -> None:
-    """List the streams, with their versions and the times of their first and last event."""
+    """List the streams, with their versions and the times of their first and last event.
+
+    A stream that cannot be read is listed with the reason.
+    """
     from app.platform.event_store.store import EventStore
+    from app.platform.event_store.verification import load_each
 
     streams = _find_streams(ctx, category)
 
-    async def read(database: "Database") -> "tuple[list[StreamState[State]], int]":
+    async def read(database: "Database") -> "tuple[dict[int, StreamState[State] | Exception], int]":
         async with database.sessions() as session:
             store = EventStore(session, streams.category)
-            found = await store.load_many(await store.streams(after, limit))
+            found = await load_each(store, await store.streams(after, limit))
             return found, await store.count()
 
     found, count = asyncio.run(on_database(read))
-    for loaded in found:
-        began, changed = (
-            moment.isoformat(timespec="seconds") for moment in (loaded.began_at, loaded.changed_at)
-        )
-        summary = getattr(loaded.state, streams.summary)
-        say(f"{loaded.state.id}  version {loaded.version}  {summary}  {began}  {changed}")
+    for id, loaded in found.items():
+        say(f"{id}  {loaded if isinstance(loaded, Exception) else _summary(streams, loaded)}")
     say(counted(count, "stream"))
 
 
@@ -144,6 +144,14 @@ def _find_streams(ctx: typer.Context, name: str | None) -> "Streams":
     if name not in by_name:
         raise unknown("category", name, by_name)
     return by_name[name]
+
+
+def _summary(streams: "Streams", loaded: "StreamState[State]") -> str:
+    began, changed = (
+        moment.isoformat(timespec="seconds") for moment in (loaded.began_at, loaded.changed_at)
+    )
+    summary = getattr(loaded.state, streams.summary)
+    return f"version {loaded.version}  {summary}  {began}  {changed}"
 
 
 def _format_event(category: "Category[Any, Any]", stored: "StoredEvent[Any]") -> str:

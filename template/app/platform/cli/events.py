@@ -3,16 +3,14 @@
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from app import DESCRIPTION, PROJECT_NAME
 from app.platform.cli.base import context_of, counted, failure, service_of, unknown
+from app.platform.events import KEPT_SCHEMAS
 from app.platform.terminal import say, say_block
-
-if TYPE_CHECKING:
-    from app.platform.events.event import EventType
 
 commands = typer.Typer()
 group = typer.Typer(help="The events on the service's topics.", no_args_is_help=True)
@@ -96,11 +94,10 @@ schemas = typer.Typer(help="The JSON Schemas of the published events.", no_args_
 commands.add_typer(schemas, name="schemas")
 
 Folder = Annotated[Path, typer.Argument(help="The folder of the schemas, under version control.")]
-KEPT = Path("tests/contracts")
 
 
 @schemas.command("export")
-def export_schemas(ctx: typer.Context, folder: Folder = KEPT) -> None:
+def export_schemas(ctx: typer.Context, folder: Folder = KEPT_SCHEMAS) -> None:
     """Write the schema of each event's newest version, and a sample if there is none.
 
     A change without a new version is refused, with the version that it needs.
@@ -131,33 +128,16 @@ def export_schemas(ctx: typer.Context, folder: Folder = KEPT) -> None:
 
 
 @schemas.command()
-def check(ctx: typer.Context, folder: Folder = KEPT) -> None:
+def check(ctx: typer.Context, folder: Folder = KEPT_SCHEMAS) -> None:
     """Exit with code 1 if a schema is not exported, or is incompatible with an earlier one."""
-    problems = [text for entry in service_of(ctx).events if (text := _problem(entry, folder))]
+    from app.platform.events.schemas import problem_of
+
+    problems = [text for entry in service_of(ctx).events if (text := problem_of(entry, folder))]
     for text in problems:
         say_block(f"error: {text}", err=True)
     if problems:
         raise typer.Exit(1)
     say("all schemas are exported and compatible")
-
-
-def _problem(entry: "EventType", folder: Path) -> str:
-    from app.platform.events.schemas import (
-        IncompatibleChange,
-        UnreadableFile,
-        VersionNotRaised,
-        check_compatible,
-        is_exported,
-    )
-
-    try:
-        check_compatible(entry, folder)
-        exported = is_exported(entry, folder)
-    except (IncompatibleChange, VersionNotRaised, UnreadableFile) as error:
-        return str(error)
-    if exported:
-        return ""
-    return f"{entry.name} {entry.version} is not exported: run `app schemas export`"
 
 
 @commands.command()

@@ -1,7 +1,6 @@
 """The outbox: `app relay`, `app outbox …`."""
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -157,15 +156,9 @@ def _line(row: "ParkedRow") -> str:
 
 
 def _details(row: "ParkedRow") -> str:
-    from app.platform.outbox.model import HEADER_COLUMNS
+    from app.platform.bodies import format_body
 
-    headers = {name: getattr(row, column) for name, column in HEADER_COLUMNS.items()}
-    headers |= row.headers
-    lines = [f"  {name}: {value}" for name, value in headers.items() if value is not None]
-    lines = [printable(line) for line in lines]
-    return "\n".join([_line(row), f"  written {row.created_at.isoformat()}", *lines, _body(row)])
-
-
-def _body(row: "ParkedRow") -> str:
-    body = json.dumps(json.loads(row.value), indent=2, ensure_ascii=False)
-    return "\n".join(f"  {printable(line)}" for line in body.split("\n"))
+    lines = [f"  {name}: {value}" for name, value in row.all_headers.items()]
+    lines += [f"  {line}" for line in format_body(row.value).split("\n")]
+    written = f"  written {row.created_at.isoformat()}"
+    return "\n".join([_line(row), written, *(printable(line) for line in lines)])

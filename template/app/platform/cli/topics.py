@@ -2,17 +2,16 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.platform.cli.base import context_of, counted
+from app.platform.cli.base import TIME_FORMATS, context_of, counted
 from app.platform.terminal import say
 
 if TYPE_CHECKING:  # imported when a command runs, so that its help is quick
     from app.platform.kafka.admin import TopicState
-    from app.platform.kafka.topics import Topic
     from app.platform.runtime import Context
 
 commands = typer.Typer()
@@ -59,6 +58,27 @@ def create(ctx: typer.Context) -> None:
     say(f"{counted(len(created), 'topic')} created" if created else "all topics exist")
 
 
+@group.command()
+def messages(
+    ctx: typer.Context,
+    topic: Annotated[str, typer.Argument(help="A topic that `app topics list` prints.")],
+    partition: Annotated[int | None, typer.Option(help="Only of this partition.", min=0)] = None,
+    offset: Annotated[int | None, typer.Option(help="From this offset on.", min=0)] = None,
+    time: Annotated[
+        datetime | None, typer.Option(formats=TIME_FORMATS, help="From this time on (UTC).")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="With this key, among the newest 5,000.")] = None,
+    limit: Annotated[int, typer.Option(help="The maximum number to print.", min=1)] = 10,
+) -> None:
+    """Show messages of a topic, the oldest first: the newest ones, or those from an offset or a time
+    on, or those with a key. However many there are, no others are read, and nothing is committed."""
+    from app.platform.cli import event_messages
+    from app.platform.kafka.excerpts import Place
+
+    place = Place(partition, offset, time.replace(tzinfo=UTC) if time else None, key)
+    asyncio.run(event_messages.show_messages(context_of(ctx), topic, place, limit))
+
+
 async def compare_topics(context: "Context") -> "list[TopicState]":
     """Compare the service's topics, and those of foreign events, with the broker's.
 
@@ -66,9 +86,8 @@ async def compare_topics(context: "Context") -> "list[TopicState]":
     """
     from app.platform.kafka.admin import TopicAdmin
 
-    topics: Sequence[Topic] = [*context.topics(), *context.foreign_topics()]
     async with TopicAdmin.connected(context.kafka) as admin:
-        return await admin.compare(topics)
+        return await admin.compare(context.all_topics())
 
 
 async def _orphaned(context: "Context") -> list[str]:

@@ -16,12 +16,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from app import PROJECT_NAME
 from app.platform import telemetry
 from app.platform.config import HttpSettings, load
-from app.platform.console.access import ConsoleSettings, Guard, check_host
-from app.platform.console.pages import Console, Link, console_of
-from app.platform.console.processes import Processes
+from app.platform.console.access import ConsoleSettings, check_host, listed
+from app.platform.console.pages import Console, console_of
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.errors import (
     ConnectionPoolEmpty,
@@ -31,25 +29,28 @@ from app.platform.database.errors import (
 )
 from app.platform.database.migrations import SchemaCheck
 from app.platform.health import Health
+from app.platform.http.browser import Guard
 from app.platform.http.server import listen, run
 from app.platform.kafka.admin import TopicAdmin
 from app.platform.kafka.errors import MessagingError
+from app.platform.processes import Processes
 from app.platform.runtime import Context
-from app.platform.service import Service, installed_version
+from app.platform.service import Service
 
 log = structlog.get_logger(__name__)
 
-# The pages, in the order of the navigation; those of modules are only there with their module.
+# The modules of pages in the order of the navigation, with the texts of their links. Those of the
+# service's modules are only there with their module.
 PAGES = {
-    "overview": Link("Overview", ""),
-    "topics": Link("Topics", "topics"),
-    "letters": Link("Dead letters", "letters"),
-    "outbox": Link("Outbox", "outbox"),
-    "projections": Link("Projections", "projections"),
-    "streams": Link("Streams", "streams"),
-    "inbox": Link("Inbox", "inbox"),
-    "story": Link("Story", "story"),
-    "events": Link("Events", "events"),
+    "overview": "Overview",
+    "topics": "Topics",
+    "letters": "Dead letters",
+    "outbox": "Outbox",
+    "projections": "Projections",
+    "streams": "Streams",
+    "inbox": "Inbox",
+    "story": "Story",
+    "events": "Events",
 }
 
 
@@ -62,33 +63,36 @@ def create_console(
 ) -> Starlette:
     """Create the console of `service`. It shows the processes at the addresses `processes`; None stands
     for the process that serves it."""
-    modules = {name: f"{__package__}.{name}" for name in PAGES}
-    there = [name for name, module in modules.items() if find_spec(module)]
+    found = {name: text for name, text in PAGES.items() if find_spec(f"{__package__}.{name}")}
+    routes = [r for name in found for r in import_module(f"{__package__}.{name}").ROUTES]
     database = Database(database_settings)
-    console = Console(
-        title=PROJECT_NAME,
-        version=installed_version() or "unknown",
-        service=service,
-        context=context,
-        database=database,
-        unlimited=Database(database_settings, no_timeout=True),
-        health=_health(database, context),
-        settings=settings,
-        navigation=[PAGES[name] for name in there],
+    guard = Middleware(
+        Guard,
+        hosts=listed(settings.console_hosts),
+        hosts_setting="CONSOLE_HOSTS",
+        proxies=listed(settings.console_trusted_proxies),
+        user_header=settings.console_user_header,
     )
-    routes = [route for name in there for route in import_module(modules[name]).ROUTES]
     app = Starlette(
         routes=[
             *routes,
             *_HEALTH,
             Mount("/static", StaticFiles(packages=[(__package__, "static")])),
         ],
-        middleware=[Middleware(Guard, settings=settings)],
+        middleware=[guard],
         exception_handlers={HTTPException: _refused, **dict.fromkeys(_AWAY, _away)},
         lifespan=opened,
     )
-    app.state.console, app.state.processes = console, Processes(processes)
-    app.state.streams = set()
+    app.state.console = Console(
+        service=service,
+        context=context,
+        database=database,
+        unlimited=Database(database_settings, no_timeout=True),
+        health=_health(database, context),
+        settings=settings,
+        navigation={"" if name == "overview" else name: text for name, text in found.items()},
+    )
+    app.state.processes, app.state.streams = Processes(processes), set()
     return app
 
 
@@ -152,7 +156,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 def _problem(request: Request, status: int, title: str, reason: str) -> Response:
-    page = console_of(request).render(request, "problem.html.j2", problem=title, reason=reason)
+    page = console_of(request).render(request, "problem", title, reason=reason)
     page.status_code = status
     return page
 

@@ -1,87 +1,72 @@
-"""Events: who publishes and who reads them, as a picture and a list, with their schemas."""
+"""Events: who publishes and who reads them, their schemas, and how those have changed."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.platform.console.pages import Console, console_of
-from app.platform.events.event import EventType
+from app import PROJECT_NAME
+from app.platform.console.pages import console_of
+from app.platform.events import KEPT_SCHEMAS
+from app.platform.events.schemas import UnreadableFile, history, problem_of, schema_of
 from app.platform.kafka.asyncapi import document
+from app.platform.service import installed_version
 
 ROW, MARGIN = 26, 14
 
 
-@dataclass(frozen=True)
-class Flow:
-    """An event: its topic, the service that owns it, and the consumers here that read it."""
-
-    event: EventType
-    topic: str
-    owner: str
-    is_own: bool
-    consumers: list[str]
-
-
-def flows(console: Console) -> list[Flow]:
-    """Return every event that the service publishes or reads."""
-    registry = console.context.registry
-    return [
-        Flow(
-            event,
-            registry.topic(event.model),
-            event.service or registry.service,
-            event.service is None,
-            [
-                each.name
-                for each in console.context.subscriptions
-                if event.model in each.handlers or event.model in each.tombstones
-            ],
-        )
-        for event in registry
-    ]
-
-
 async def show(request: Request) -> Response:
+    """Show every event that the service publishes or reads, as a picture and a list."""
     console = console_of(request)
-    found = flows(console)
-    consumers = list(dict.fromkeys(name for flow in found for name in flow.consumers))
-    owners = list(dict.fromkeys(flow.owner for flow in found))
+    registry = console.context.registry
+    consumers = {event.model: console.context.consumers_of(event) for event in registry}
+    events = _rows(event.name for event in registry)
+    readers = _rows(name for names in consumers.values() for name in names)
     return console.render(
         request,
-        "events.html.j2",
-        flows=found,
-        owner_rows=_rows(owners),
-        event_rows=_rows([flow.event.name for flow in found]),
-        consumer_rows=_rows(consumers),
-        height=MARGIN + ROW * max(len(found), len(consumers), 1),
+        "events",
+        "Events",
+        registry=registry,
+        consumers=consumers,
+        owner_rows=_rows(event.service or registry.service for event in registry),
+        event_rows=events,
+        consumer_rows=readers,
+        height=MARGIN + ROW * max(len(events), len(readers), 1),
     )
 
 
-def _rows(names: list[str]) -> dict[str, int]:
-    return {name: MARGIN + ROW * number for number, name in enumerate(names)}
+def _rows(names: Iterable[str]) -> dict[str, int]:
+    return {name: MARGIN + ROW * number for number, name in enumerate(dict.fromkeys(names))}
 
 
 async def show_event(request: Request) -> Response:
+    """Show an event, its schema, and the differences between its kept versions and the code's."""
     console, name = console_of(request), request.path_params["name"]
-    found = [flow for flow in flows(console) if flow.event.name == name]
-    if not found:
+    events = [event for event in console.context.registry if event.name == name]
+    if not events:
         raise HTTPException(404, f"this service neither publishes nor reads an event {name}")
-    schemas = [
-        json.dumps(flow.event.model.model_json_schema(), indent=2, ensure_ascii=False)
-        for flow in found
-    ]
-    pairs = list(zip(found, schemas, strict=True))
-    return console.render(request, "event.html.j2", name=name, pairs=pairs)
+    try:
+        steps = [history(event, KEPT_SCHEMAS) for event in events]
+    except UnreadableFile as error:
+        raise HTTPException(409, str(error)) from None
+    return console.render(
+        request,
+        "event",
+        name,
+        context=console.context,
+        events=list(zip(events, steps, strict=True)),
+        schema=lambda event: json.dumps(schema_of(event), indent=2, ensure_ascii=False),
+        problem=lambda event: problem_of(event, KEPT_SCHEMAS),
+        folder=KEPT_SCHEMAS,
+    )
 
 
 async def asyncapi(request: Request) -> Response:
-    console = console_of(request)
-    context = console.context
-    info = {"title": console.title, "version": console.version}
+    context = console_of(request).context
+    info = {"title": PROJECT_NAME, "version": installed_version() or "unknown"}
     return JSONResponse(document(info, context.registry, context.subscriptions, context.kafka))
 
 

@@ -1,10 +1,9 @@
 """Dead letters: their groups, one letter, and the letters that an action would send."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from urllib.parse import urlencode
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,10 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.platform.console.jobs import Job
-from app.platform.console.letter_actions import Action, act
-from app.platform.console.pages import Console, console_of, redirect, time_in
-from app.platform.dead_letters import selection
-from app.platform.dead_letters.outcomes import find_applied
+from app.platform.console.pages import HEIGHT, WIDTH, Console, Fields, action_in, console_of
+from app.platform.dead_letters import selection, sending
+from app.platform.dead_letters.outcomes import Outcome, find_applied
 from app.platform.dead_letters.selection import Found, SelectionRefused
 from app.platform.kafka import codec
 from app.platform.kafka.codec import header
@@ -25,74 +23,49 @@ from app.platform.kafka.dead_letters import DeadLetter, Filter, decoder_of
 NEWEST, LISTED = 1000, 200
 # Letters that arrive between a page and the action must not displace those that the page has shown.
 LATER = 1000
+# As long as `app dlq replay --wait` waits by default.
+WAIT_SECONDS = 60.0
+MOST_SKIPPED = 100  # of those whose reasons are shown
+BUCKETS = 24
 
-BUCKETS, WIDTH, HEIGHT = 24, 120, 24
-
+# Those of a URL and of a form that choose letters, as the options of `app dlq` do. `id` is one of those.
 _FIELDS = ("consumer", "topic", "error", "key", "since", "until", "undecodable", "to", "id")
+# The actions, and the state of a letter after each.
+_ACTIONS = {"replay": "sent", "discard": "discarded"}
 
 
-@dataclass(frozen=True)
-class Query:
-    """The letters that a page is about. `fields` are those of its URL and of its forms.
-
-    `undecodable` and `to` mean the same as the options of `app dlq`. With `id`, it is one letter of those.
-    """
-
-    fields: Mapping[str, str]
-    only: Filter
-    undecodable: bool
-    to: str | None
-    id: str | None
-
-    @classmethod
-    def of(cls, given: Mapping[str, str]) -> "Query":
-        """Read the query of a URL or a form. Raises HTTPException 400."""
-        fields = {name: text for name in _FIELDS if (text := given.get(name))}
-        only = Filter(
-            fields.get("consumer"),
-            fields.get("topic"),
-            fields.get("error"),
-            fields.get("key"),
-            time_in(fields, "since"),
-            time_in(fields, "until"),
+async def _find(console: Console, given: Fields, newest: int) -> Found:
+    """Find the letters among the `newest` messages, the last failure first. Raises HTTPException 400."""
+    consumer, topic, error, key = map(given.get, ("consumer", "topic", "error", "key"))
+    only = Filter(consumer, topic, error, key, given.time("since"), given.time("until"))
+    context, to = console.context, given.get("to")
+    try:
+        if to is not None:
+            await selection.check_reassignment(context, only, to)
+        found = await selection.find(
+            context, console.database, only, "undecodable" in given, to, newest
         )
-        return cls(fields, only, "undecodable" in fields, fields.get("to"), fields.get("id"))
-
-    def url(self, **changes: str | None) -> str:
-        """Return the part of a URL after the question mark, with `changes`; None removes a field."""
-        fields = {name: text for name, text in {**self.fields, **changes}.items() if text}
-        return urlencode(fields)
-
-    async def find(self, console: Console, newest: int) -> Found:
-        """Find the letters among the `newest` messages. Raises HTTPException 400."""
-        context = console.context
-        try:
-            if self.to is not None:
-                await selection.check_reassignment(context, self.only, self.to)
-            found = await selection.find(
-                context, console.database, self.only, self.undecodable, self.to, newest
-            )
-        except SelectionRefused as refused:
-            raise HTTPException(400, str(refused)) from refused
-        letters = [x for x in found.letters if self.id in (None, x.id)]
-        letters.sort(key=lambda letter: letter.record.timestamp, reverse=True)
-        return Found(letters, found.applied, found.has_older)
+    except SelectionRefused as refused:
+        raise HTTPException(400, str(refused)) from refused
+    letters = [x for x in found.letters if given.get("id") in (None, x.id)]
+    letters.sort(key=lambda letter: letter.record.timestamp, reverse=True)
+    return replace(found, letters=letters)
 
 
 async def show(request: Request) -> Response:
-    console, query = console_of(request), Query.of(request.query_params)
-    found = await query.find(console, NEWEST)
-    times = [letter.last_failed_at for letter in found.letters if letter.last_failed_at]
+    console, given = console_of(request), Fields.of(request.query_params, *_FIELDS)
+    found = await _find(console, given, NEWEST)
+    times = _times(found.letters)
     return console.render(
         request,
-        "letters.html.j2",
-        query=query,
+        "letters",
+        "Dead letters",
+        given=given,
         found=found,
         newest=NEWEST,
         listed=found.letters[:LISTED],
         groups=group(found),
-        first=min(times, default=None),
-        last=max(times, default=None),
+        times=times,
         bars=bars(times, times),
         advice=selection.advice_on_orphaned(console.context, found.waiting),
         consumers=[each.name for each in console.context.subscriptions],
@@ -107,7 +80,7 @@ class Group:
     """The letters of one consumer with one type of error."""
 
     consumer: str
-    error_type: str
+    error: str
     count: int
     waiting: int
     last: datetime | None
@@ -119,14 +92,17 @@ def group(found: Found) -> list[Group]:
     members: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
     for letter in found.letters:
         members[letter.consumer, letter.error_type].append(letter)
-    span = [letter.last_failed_at for letter in found.letters if letter.last_failed_at]
-    groups = []
-    for (consumer, error_type), letters in members.items():
+    span, groups = _times(found.letters), []
+    for key, letters in members.items():
         waiting = sum(letter.identity not in found.applied for letter in letters)
-        times = [letter.last_failed_at for letter in letters if letter.last_failed_at]
+        times = _times(letters)
         last = max(times, default=None)
-        groups.append(Group(consumer, error_type, len(letters), waiting, last, bars(times, span)))
-    return sorted(groups, key=lambda each: (-each.count, each.consumer, each.error_type))
+        groups.append(Group(*key, len(letters), waiting, last, bars(times, span)))
+    return sorted(groups, key=lambda each: (-each.count, each.consumer, each.error))
+
+
+def _times(letters: Sequence[DeadLetter]) -> list[datetime]:
+    return [letter.last_failed_at for letter in letters if letter.last_failed_at]
 
 
 def bars(times: Sequence[datetime], span: Sequence[datetime]) -> list[tuple[float, float]]:
@@ -159,16 +135,16 @@ async def show_letter(request: Request) -> Response:
     decoder = decoder_of(letter.consumer, context.registry, context.subscriptions)
     return console.render(
         request,
-        "letter.html.j2",
+        "letter",
+        f"Dead letter {letter.id}",
         letter=letter,
         applied=letter.identity in applied,
-        traceback=header(letter.record.headers, codec.ERROR_TRACEBACK),
-        event_type=header(letter.record.headers, codec.CE_TYPE),
-        correlation_id=header(letter.record.headers, codec.CORRELATION_ID),
+        header=lambda name: header(letter.record.headers, name),
+        names=codec,
         body=console.body(letter.record.value),
         decoded=console.decoded(decoder, letter.record, letter.origin),
         advice=selection.advice_on_orphaned(context, [letter]),
-        query=Query.of({"consumer": letter.consumer, "topic": letter.origin, "id": letter.id}),
+        given=Fields(consumer=letter.consumer, topic=letter.origin, id=letter.id),
     )
 
 
@@ -177,62 +153,90 @@ async def show_letter(request: Request) -> Response:
 
 async def show_plan(request: Request) -> Response:
     """Show what an action would do: the letters that it would send, and those that it would not."""
-    console, query = console_of(request), Query.of(request.query_params)
-    action = _action(request.query_params.get("action", ""))
-    found = await query.find(console, NEWEST)
-    chosen = _choose(console, query, action, found)
+    console, given = console_of(request), Fields.of(request.query_params, *_FIELDS)
+    action = action_in(request.query_params, _ACTIONS)
+    found = await _find(console, given, NEWEST)
+    chosen = _choose(console, given, action, found)
+    count = len(chosen.letters)
     return console.render(
         request,
-        "letters_plan.html.j2",
+        "letters_plan",
+        f"{action.capitalize()} {count} dead letter{'' if count == 1 else 's'}",
         action=action,
-        query=query,
+        given=given,
         found=found,
         newest=NEWEST,
-        letters=chosen.letters,
-        reasons=chosen.reasons,
-        others=_others(console, query, found),
-        ids=" ".join(letter.id for letter in chosen.letters),
+        chosen=chosen,
+        others=_others(console, given, found),
     )
 
 
 async def start(request: Request) -> Response:
-    """Begin the action of a plan, on the letters that its page has shown, and no others."""
+    """Begin the action of a plan, on the letters that its page has shown, and no others.
+
+    It is done as `app dlq` does it, with its progress in a job. A replay's outcome is awaited.
+    """
     console = console_of(request)
     form = await console.form(request)
-    query, action = Query.of(form), _action(form.get("action", ""))
-    shown = form.get("ids", "").split()
-    found = await query.find(console, NEWEST + LATER)
-    chosen = _choose(console, query, action, found)
-    letters = _only(chosen.letters, set(shown))
-    title = f"{action.value} {len(shown)} dead letters ({query.url(id=None) or 'all'})"
+    given, action = Fields.of(form, *_FIELDS), action_in(form, _ACTIONS)
+    shown = set(form.get("ids", "").split())
+    found = await _find(console, given, NEWEST + LATER)
+    letters = [x for x in _choose(console, given, action, found).letters if x.id in shown]
 
     async def work(job: Job) -> None:
-        await act(console, job, action, letters, query.to, missing=len(shown) - len(letters))
+        progress = _JobProgress(letters, job, _ACTIONS[action], len(shown) - len(letters))
+        if action == "discard":
+            await sending.discard(console.context, progress)
+        else:
+            await sending.replay(
+                console.context, console.database, progress, given.get("to"), max_wait=WAIT_SECONDS
+            )
 
-    job = console.jobs.start(title, request.state.actor, work)
-    return redirect(request, f"jobs/{job.id}")
+    title = f"{action} {len(shown)} dead letters ({given.url(id=None) or 'all'})"
+    return console.begin(request, title, work)
 
 
-def _action(name: str) -> Action:
-    try:
-        return Action(name)
-    except ValueError:
-        raise HTTPException(400, f"there is no action {name!r}") from None
+class _JobProgress(sending.Progress):
+    """Progress that the page of a job shows. `missing` letters of the plan are not among them."""
+
+    def __init__(self, letters: Sequence[DeadLetter], job: Job, done: str, missing: int) -> None:
+        super().__init__(letters)
+        self._job, self._done, self._missing = job, done, missing
+        self._show()
+
+    def on_sent(self, letter: DeadLetter) -> None:
+        self._show()
+
+    def on_skipped(self, letter: DeadLetter, reason: str) -> None:
+        self._show()
+
+    def report(self, outcome: Outcome) -> None:
+        super().report(outcome)
+        self._show()
+
+    def _show(self) -> None:
+        self._job.progress(len(self.sent) + len(self.skipped), len(self.letters))
+        lines = self.summary(self._done)
+        if self._missing:
+            lines.append(
+                f"{self._missing} of the page left out: since then they were applied, discarded, or failed"
+                " again"
+            )
+        lines += [f"skipped {x.id}: {reason}" for x, reason in self.skipped[:MOST_SKIPPED]]
+        if len(self.skipped) > MOST_SKIPPED:
+            lines.append(f"and {len(self.skipped) - MOST_SKIPPED} others skipped")
+        self._job.lines = [*lines, str(self.outcome)] if self.outcome else lines
 
 
-def _choose(console: Console, query: Query, action: Action, found: Found) -> selection.Choice:
-    if action is Action.DISCARD:
+def _choose(console: Console, given: Fields, action: str, found: Found) -> selection.Choice:
+    if action == "discard":
         return selection.Choice(list(found.letters), [])
-    return selection.choose(console.context, found, query.to, query.undecodable)
+    return selection.choose(console.context, found, given.get("to"), "undecodable" in given)
 
 
-def _only(letters: Sequence[DeadLetter], ids: Collection[str]) -> list[DeadLetter]:
-    return [letter for letter in letters if letter.id in ids]
-
-
-def _others(console: Console, query: Query, found: Found) -> list[str]:
+def _others(console: Console, given: Fields, found: Found) -> list[str]:
     """Return the consumers that could take the letters of one that no longer reads their topics."""
-    if query.only.consumer is None:
+    if "consumer" not in given:
         return []
     orphaned = [x for x in found.waiting if selection.is_orphaned(console.context, x)]
     return sorted({name for x in orphaned for name in selection.readers(console.context, x.origin)})

@@ -1,10 +1,10 @@
-"""Pages of the console: templates, links, masking, and the parts that all pages share."""
+"""Pages of the console: rendering, the fields of URLs and forms, and what all pages share."""
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from aiokafka import ConsumerRecord
 from jinja2 import Environment, PackageLoader
@@ -12,14 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse
 
-from app.platform.console.access import (
-    ConsoleSettings,
-    cookie_of,
-    listed,
-    read_form,
-    token_of,
-)
-from app.platform.console.jobs import Jobs
+from app import PROJECT_NAME
+from app.platform.bodies import format_body
+from app.platform.console.access import TOKEN, ConsoleSettings, listed
+from app.platform.console.jobs import Job, Jobs
 from app.platform.database.engine import Database
 from app.platform.events.event import Tombstone
 from app.platform.health import Health
@@ -29,17 +25,8 @@ from app.platform.runtime import Context
 from app.platform.service import Service
 from app.platform.terminal import printable
 
-MASK = "***"
 NOTHING = "-"
 BODY_CHARACTERS = 100_000
-
-
-@dataclass(frozen=True)
-class Link:
-    """An entry of the navigation: its text, and its path below the console."""
-
-    text: str
-    path: str
 
 
 class Decoded(NamedTuple):
@@ -54,41 +41,56 @@ class Decoded(NamedTuple):
 class Console:
     """The service as the console sees it, and what its pages share.
 
-    Actions use the database `unlimited`, as commands do: its statements take any time.
+    Actions use the database `unlimited`, as commands do: its statements take any time. `navigation`
+    has the texts of the pages by their paths.
     """
 
-    title: str
-    version: str
     service: Service
     context: Context
     database: Database
     unlimited: Database
     health: Health
     settings: ConsoleSettings
-    navigation: Sequence[Link]
+    navigation: Mapping[str, str]
     jobs: Jobs = field(default_factory=Jobs)
 
-    def render(self, request: Request, template: str, **values: Any) -> HTMLResponse:
-        """Return the page of `template` with `values`. Every value is escaped."""
-        response = HTMLResponse(
-            _environment.get_template(template).render(
-                console=self,
-                request=request,
-                root=root_of(request),
-                here=path_of(request).split("/")[1],
-                token=token_of(request),
-                can_act=self.settings.console_actions,
-                actor=request.state.actor,
-                **values,
-            )
+    def render(self, request: Request, page: str, title: str, **values: Any) -> HTMLResponse:
+        """Return the page of the template `page` with `values`. Every value is escaped."""
+        path = _path_of(request)
+        text = _environment.get_template("base.html.j2").render(
+            page=f"{page}.html.j2",
+            title=title,
+            project=PROJECT_NAME,
+            navigation=self.navigation,
+            root=_root_of(request),
+            here=path.split("/")[1],
+            token=TOKEN.of(request),
+            can_act=self.settings.console_actions,
+            actor=request.state.actor,
+            **values,
         )
-        if (cookie := cookie_of(request)) is not None:
+        response = HTMLResponse(text)
+        if (cookie := TOKEN.cookie(request)) is not None:
             response.headers.append("Set-Cookie", cookie)
         return response
 
     async def form(self, request: Request) -> dict[str, str]:
-        """Return the fields of a form. Raises HTTPException 403, see `read_form`."""
-        return await read_form(request, self.settings)
+        """Return the fields of a form that asks for an action.
+
+        Raises HTTPException 403 where actions are off, and that of `FormToken.read_form`.
+        """
+        if not self.settings.console_actions:
+            raise HTTPException(
+                403, "this console is read-only: CONSOLE_ACTIONS=true allows actions"
+            )
+        return await TOKEN.read_form(request)
+
+    def begin(
+        self, request: Request, title: str, work: Callable[[Job], Awaitable[None]]
+    ) -> RedirectResponse:
+        """Run `work` in the background, and lead the browser to the page of its progress."""
+        job = self.jobs.start(title, request.state.actor, work)
+        return RedirectResponse(f"{_root_of(request)}jobs/{job.id}", 303)
 
     def decoded(self, decoder: EventDecoder, record: ConsumerRecord, origin: str) -> Decoded:
         """Return the event that this version of the service reads in a message, or why it reads none."""
@@ -103,9 +105,16 @@ class Console:
             return Decoded(f"a tombstone of {event.model.__name__}", None)
         return Decoded(type(event).__name__, None, self.body(event.model_dump_json().encode()))
 
+    @property
+    def masked(self) -> list[str]:
+        """The names of the fields whose values are hidden."""
+        return listed(self.settings.console_masked_fields)
+
     def body(self, value: bytes | None) -> str:
         """Format a message's value for people, with masked fields, cut after 100,000 characters."""
-        return format_body(value, listed(self.settings.console_masked_fields))
+        text = format_body(value, self.masked)
+        left = len(text) - BODY_CHARACTERS
+        return text if left <= 0 else f"{text[:BODY_CHARACTERS]}… ({left} characters left out)"
 
 
 def console_of(request: Request) -> Console:
@@ -114,63 +123,58 @@ def console_of(request: Request) -> Console:
     return found
 
 
-def path_of(request: Request) -> str:
+def _path_of(request: Request) -> str:
     """Return the path below the console, which may be mounted somewhere."""
     path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     return path or "/"
 
 
-def root_of(request: Request) -> str:
+def _root_of(request: Request) -> str:
     """Return the relative URL of the console's root: it holds behind any proxy's prefix."""
-    return "../" * (path_of(request).count("/") - 1) or "./"
+    return "../" * (_path_of(request).count("/") - 1) or "./"
 
 
-def redirect(request: Request, path: str) -> RedirectResponse:
-    """Lead the browser to `path` below the console, after a form."""
-    return RedirectResponse(root_of(request) + path, 303)
+class Fields(dict[str, str]):
+    """Those fields of a URL or a form that are not empty.
+
+    Values of the wrong form raise HTTPException 400.
+    """
+
+    @classmethod
+    def of(cls, given: Mapping[str, str], *names: str) -> "Fields":
+        return cls({name: text for name in names if (text := given.get(name))})
+
+    def number(self, name: str) -> int | None:
+        """Return the number in a field; None without one."""
+        text = self.get(name)
+        if text and not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise HTTPException(400, f"{name} {text!r} is no number: use digits")
+        return int(text) if text else None
+
+    def time(self, name: str) -> datetime | None:
+        """Return the time in a field, in UTC unless it says; None without one."""
+        text = self.get(name)
+        try:
+            time = datetime.fromisoformat(text) if text else None
+        except ValueError:
+            raise HTTPException(400, f"{text!r} is no time: use 2030-12-31T23:59:59") from None
+        return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
+
+    def but(self, **changes: str | None) -> "Fields":
+        """Return the fields with `changes`; None removes one."""
+        return Fields({k: v for k, v in {**self, **changes}.items() if v is not None})
+
+    def url(self, **changes: str | None) -> str:
+        """Return the part of a URL after the question mark, with `changes`."""
+        return urlencode(self.but(**changes))
 
 
-def number_in(given: Mapping[str, str], name: str) -> int | None:
-    """Return the number in a field of a URL or a form; None without one. Raises HTTPException 400."""
-    text = given.get(name) or ""
-    if text and not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise HTTPException(400, f"{name} {text!r} is no number: use digits")
-    return int(text) if text else None
-
-
-def time_in(given: Mapping[str, str], name: str) -> datetime | None:
-    """Return the time in a field, in UTC unless it says; None without one. Raises HTTPException 400."""
-    text = given.get(name) or ""
-    try:
-        time = datetime.fromisoformat(text) if text else None
-    except ValueError:
-        raise HTTPException(400, f"{text!r} is no time: use 2030-12-31T23:59:59") from None
-    return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
-
-
-def format_body(value: bytes | None, masked: Collection[str] = ()) -> str:
-    """Format a message's value: indented if it is JSON, without the values of `masked` fields."""
-    if value is None:
-        return "(no value)"
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        # Fields cannot be found in other formats, so nothing of them is shown.
-        text = MASK if masked else value.decode("utf-8", "backslashreplace")
-    else:
-        text = json.dumps(mask(found, masked), indent=2, ensure_ascii=False)
-    if len(text) <= BODY_CHARACTERS:
-        return text
-    return f"{text[:BODY_CHARACTERS]}… ({len(text) - BODY_CHARACTERS} characters left out)"
-
-
-def mask(value: Any, names: Collection[str]) -> Any:
-    """Replace the values of the fields `names`, at every depth."""
-    if isinstance(value, dict):
-        return {k: MASK if k in names else mask(of, names) for k, of in value.items()}
-    if isinstance(value, list):
-        return [mask(of, names) for of in value]
-    return value
+def action_in(given: Mapping[str, str], actions: Collection[str]) -> str:
+    """Return the action that a URL or a form asks for. Raises HTTPException 400 for another one."""
+    action = given.get("action", "")
+    if action not in actions:
+        raise HTTPException(400, f"there is no action {action!r}")
+    return action
 
 
 # Filters of the templates
@@ -183,18 +187,19 @@ def _shown(value: object) -> object:
     return printable(value, keep="\n\t") if type(value) is str else value
 
 
-def _moment(value: datetime | int | float | None) -> str:
+def moment(value: datetime | int | float | None) -> str:
     """Format a time, or the milliseconds of a record, in UTC."""
     if value is None:
         return NOTHING
     try:
-        moment = value if isinstance(value, datetime) else datetime.fromtimestamp(value / 1000, UTC)
-        return moment.astimezone(UTC).isoformat(" ", "milliseconds").removesuffix("+00:00")
+        time = value if isinstance(value, datetime) else datetime.fromtimestamp(value / 1000, UTC)
+        return time.astimezone(UTC).isoformat(" ", "milliseconds").removesuffix("+00:00")
     except (ValueError, OverflowError, OSError):  # the sender's clock may be arbitrarily wrong
         return f"timestamp {value}"
 
 
-def _text(value: bytes | None) -> str:
+def text(value: bytes | None) -> str:
+    """Decode a key or a header's value for people."""
     return NOTHING if value is None else value.decode("utf-8", "backslashreplace")
 
 
@@ -204,6 +209,20 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
+WIDTH, HEIGHT = 120, 24
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return the points of a polyline of 120 by 24 for `values`, evenly spaced; "" for fewer than two."""
+    if len(values) < 2:
+        return ""
+    top, step = max(values) or 1.0, WIDTH / (len(values) - 1)
+    return " ".join(
+        f"{n * step:.1f},{HEIGHT - 1 - (HEIGHT - 2) * value / top:.1f}"
+        for n, value in enumerate(values)
+    )
+
+
 _environment = Environment(
     loader=PackageLoader("app.platform.console"),
     autoescape=True,
@@ -211,4 +230,9 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_environment.filters |= {"moment": _moment, "text": _text, "number": _number}
+_environment.filters |= {
+    "moment": moment,
+    "text": text,
+    "number": _number,
+    "sparkline": sparkline,
+}

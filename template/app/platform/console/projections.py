@@ -1,14 +1,12 @@
 """The read side: how far each projection is behind, and its rebuild."""
 
-from typing import Any
-
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from app.platform.console.jobs import Job
-from app.platform.console.pages import console_of, redirect
+from app.platform.console.pages import action_in, console_of
 from app.platform.projections import lag
 from app.platform.projections.rebuild import AnyProjection
 from app.platform.projections.status import rebuild_states
@@ -18,29 +16,25 @@ BATCH = 1000  # rows per transaction, as by default on the command line
 
 async def show(request: Request) -> Response:
     console, context = console_of(request), console_of(request).context
-    projectors, entries = console.service.projectors, console.service.projections
-    lags = await lag.measure(context.kafka, context.registry, projectors)
-    rebuilds = await rebuild_states(entries, console.database)
-    rows: list[dict[str, Any]] = [
-        {
-            "name": entry.projection.name,
-            "tables": [table.name for table in entry.projection.tables],
-            "lag": lags.get(entry.projection.name),
-            "rebuild": rebuilds.get(entry.projection.name),
-        }
-        for entry in entries
-    ]
-    return console.render(request, "projections.html.j2", rows=rows)
+    entries = console.service.projections
+    return console.render(
+        request,
+        "projections",
+        "Projections",
+        projections=[entry.projection for entry in entries],
+        lags=await lag.measure(context.kafka, context.registry, console.service.projectors),
+        rebuilds=await rebuild_states(entries, console.database),
+    )
 
 
 async def start(request: Request) -> Response:
     """Begin a rebuild, or abandon one."""
     console = console_of(request)
     form = await console.form(request)
-    name, action = form.get("name", ""), form.get("action", "")
+    name, action = form.get("name", ""), action_in(form, ("rebuild", "abandon"))
     entries: dict[str, AnyProjection] = {e.projection.name: e for e in console.service.projections}
-    if name not in entries or action not in ("rebuild", "abandon"):
-        raise HTTPException(400, f"there is no projection {name!r} to {action or 'change'}")
+    if name not in entries:
+        raise HTTPException(400, f"there is no projection {name!r}")
 
     async def rebuild(job: Job) -> None:
         run = entries[name].rebuild(console.unlimited, BATCH)
@@ -54,8 +48,7 @@ async def start(request: Request) -> Response:
         )
 
     work = rebuild if action == "rebuild" else abandon
-    job = console.jobs.start(f"{action} {name}", request.state.actor, work)
-    return redirect(request, f"jobs/{job.id}")
+    return console.begin(request, f"{action} {name}", work)
 
 
 ROUTES = [

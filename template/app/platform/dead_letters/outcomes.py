@@ -40,6 +40,9 @@ class Outcome:
     failed: int
     pending: int
 
+    def __str__(self) -> str:
+        return f"applied {self.applied}, failed again {self.failed}, pending {self.pending}"
+
 
 class ReplayWatch:
     """A view of the dead letter topics, from the moment before a replay."""

@@ -19,13 +19,10 @@ from app.platform.kafka.dead_letters import (
     is_decodable,
     read_dead_letters,
 )
-from app.platform.kafka.excerpts import read_newest, read_one
+from app.platform.kafka.excerpts import MAX_BYTES, read_newest, read_one
 from app.platform.kafka.orphans import has_members, orphaned_topics, read_orphaned, waiting_filter
 from app.platform.kafka.topics import FailureTopic, failure_topic
 from app.platform.runtime import Context
-
-# Of the values of letters that are read with a limit on their number.
-MAX_BYTES = 64_000_000
 
 
 class SelectionRefused(Exception):

@@ -1,6 +1,7 @@
 """Replaying and discarding dead letters."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from app.platform.database.engine import Database
@@ -42,6 +43,12 @@ class Progress:
     def report(self, outcome: Outcome) -> None:
         """Called with the outcome so far while it is awaited, and at the end of the wait."""
         self.outcome = outcome
+
+    def summary(self, done: str) -> list[str]:
+        """Say how many letters were sent, by consumer and in all. `done` is their state after it."""
+        counts = Counter(letter.consumer for letter in self.sent)
+        lines = [f"{name or 'no consumer'}: {done} {n}" for name, n in sorted(counts.items())]
+        return [*lines, f"{done} {len(self.sent)} of {len(self.letters)}"]
 
 
 async def replay(

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from app.platform.database.engine import Database
 from app.platform.errors import InvalidTransition
 from app.platform.event_store.category import UnknownEvent
-from app.platform.event_store.store import BrokenStream, EventStore
+from app.platform.event_store.store import BrokenStream, EventStore, StreamState
 from app.platform.event_store.streams import State, Streams, View
 
 BATCH = 500
@@ -72,14 +72,8 @@ class Verification:
                 ids = await store.streams(after, BATCH)
                 if not ids:
                     return
-                try:
-                    loaded = await store.load_many(ids)
-                    states: dict[int, State | Exception] = {
-                        each.state.id: each.state for each in loaded
-                    }
-                except UNREADABLE:
-                    states = {id: await _state(store, id) for id in ids}
-            yield ids, states
+                found = await load_each(store, ids)
+            yield ids, {id: _state(each) for id, each in found.items()}
             after = ids[-1]
 
     async def _lasting_difference(self, id: int) -> str | None:
@@ -89,7 +83,7 @@ class Verification:
             async with self._sessions() as session:
                 store = EventStore(session, self._streams.category)
                 known = await store.events(id, limit=1)
-                state = await _state(store, id) if known else None
+                state = _state((await load_each(store, [id]))[id]) if known else None
             views = await self._streams.views(self._sessions, id - 1, id + 1)
             problem = self._difference(state, views.get(id))
             if problem is None or isinstance(state, Exception) or time.monotonic() >= deadline:
@@ -121,9 +115,17 @@ class Verification:
             return True
 
 
-async def _state(store: EventStore[Any, State], id: int) -> State | Exception:
+async def load_each(
+    store: EventStore[Any, State], ids: Sequence[int]
+) -> dict[int, StreamState[State] | Exception]:
+    """Return the states of streams by id; an error of UNREADABLE for one that cannot be read."""
     try:
-        (loaded,) = await store.load_many([id])
+        return {each.state.id: each for each in await store.load_many(ids)}
     except UNREADABLE as error:
-        return error
-    return loaded.state
+        if len(ids) == 1:
+            return {ids[0]: error}
+    return {id: (await load_each(store, [id]))[id] for id in ids}
+
+
+def _state(found: StreamState[State] | Exception) -> State | Exception:
+    return found if isinstance(found, Exception) else found.state

@@ -6,6 +6,7 @@ version that was ever published, the `schema` and a `sample`: the body of a mess
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,6 +195,49 @@ def is_exported(event_type: EventType, folder: Path) -> bool:
 def has_sample(event_type: EventType, folder: Path) -> bool:
     """Return whether the newest version has a stored sample. Raises UnreadableFile."""
     return "sample" in stored_versions(event_type.name, folder).get(event_type.version, {})
+
+
+def problem_of(event_type: EventType, folder: Path) -> str:
+    """Return what `app schemas check` finds wrong with the event; "" if nothing is."""
+    try:
+        check_compatible(event_type, folder)
+        exported = is_exported(event_type, folder)
+    except (IncompatibleChange, VersionNotRaised, UnreadableFile) as error:
+        return str(error)
+    if exported:
+        return ""
+    return f"{event_type.name} {event_type.version} is not exported: run `app schemas export`"
+
+
+class Step(NamedTuple):
+    """The step from a version of an event to the next one: all differences between their schemas.
+
+    `breaking` are those for which readers of the old version can fail with messages of the new one.
+    """
+
+    old: str
+    new: str
+    changes: list[str]
+    breaking: list[str]
+
+
+def history(event_type: EventType, folder: Path) -> list[Step]:
+    """Compare each stored version with the next, and the last one with the code.
+
+    Raises UnreadableFile.
+    """
+    stored = stored_versions(event_type.name, folder)
+    schemas = {version: entry["schema"] for version, entry in stored.items() if "schema" in entry}
+    versions = [(version, schemas[version]) for version in sorted(schemas, key=_numbers)]
+    versions.append((f"{event_type.version} in the code", schema_of(event_type)))
+    return [
+        Step(old, new, [c.text for c in changes(before, after)], breaking_changes(before, after))
+        for (old, before), (new, after) in pairwise(versions)
+    ]
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 class Change(NamedTuple):

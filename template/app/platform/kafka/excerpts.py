@@ -1,8 +1,9 @@
-"""Excerpts of topics: one record by its offset, the newest records, and those from an offset on."""
+"""Excerpts of topics: one record, the newest records, and those from a place on or with a key."""
 
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from heapq import heappop, heappush
 from operator import itemgetter
 from typing import NamedTuple
@@ -13,6 +14,11 @@ from app.platform.kafka import admin
 from app.platform.kafka.errors import BrokerUnavailable
 
 _MIN_CHUNK, _MAX_CHUNK = 16, 500  # offsets
+SEARCHED = 5_000  # messages in which a key is looked for
+MAX_BYTES = 64_000_000  # of the values that are kept
+
+Ranges = dict[TopicPartition, tuple[int, int]]
+"""The first offset of partitions, and the offset after the last one."""
 
 
 async def read_one(
@@ -182,3 +188,54 @@ async def read_from(
             found += [record async for record in _read_range(client, partition, lower, upper)]
     found.sort(key=lambda each: (each.timestamp, each.topic, each.partition, each.offset))
     return found[:count]
+
+
+async def read_ranges(client: AIOKafkaConsumer) -> Ranges:
+    """Return the ranges of the assigned partitions."""
+    partitions = sorted(client.assignment())
+    starts = await client.beginning_offsets(partitions) if partitions else {}
+    ends = await client.end_offsets(partitions) if partitions else {}
+    return {tp: (starts[tp], ends[tp]) for tp in partitions}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The messages to read: the newest ones unless a field says from where on, or with which key."""
+
+    partition: int | None = None
+    offset: int | None = None
+    time: datetime | None = None
+    key: str | None = None
+
+
+async def read_at(
+    client: AIOKafkaConsumer, place: Place, count: int
+) -> tuple[list[ConsumerRecord], str]:
+    """Return up to `count` records, the oldest first, and a sentence on which ones they are.
+
+    The client is left on the partitions of `place`, paused. Raises BrokerUnavailable.
+    """
+    chosen = [tp for tp in client.assignment() if place.partition in (None, tp.partition)]
+    if not chosen:
+        return [], "It has no such partition."
+    client.assign(chosen)
+    if place.key is not None:
+        newest = await read_newest(client, SEARCHED, MAX_BYTES)
+        found = [record for record in newest.records if record.key == place.key.encode()]
+        limits = f"the newest {len(newest.records)}" if newest.has_older else "all"
+        return found[-count:], f"Found {len(found)} with this key among {limits} messages."
+    if place.offset is not None or place.time is not None:
+        positions = await _positions(client, place)
+        return await read_from(client, positions, count), f"The first {count} from there on."
+    newest = await read_newest(client, count, MAX_BYTES)
+    return newest.records, f"The newest {count}." if newest.has_older else "All messages."
+
+
+async def _positions(client: AIOKafkaConsumer, place: Place) -> dict[TopicPartition, int]:
+    partitions = sorted(client.assignment())
+    if place.offset is not None:
+        return dict.fromkeys(partitions, place.offset)
+    assert place.time is not None
+    moment = max(0, int(place.time.timestamp() * 1000))  # Kafka has no times before 1970
+    found = await client.offsets_for_times(dict.fromkeys(partitions, moment))
+    return {tp: at.offset for tp, at in found.items() if at is not None}

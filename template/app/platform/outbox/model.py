@@ -116,6 +116,12 @@ class ParkedRow(MessageColumns, Base):
     reason: Mapped[str] = mapped_column(Text)
     parked_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
+    @property
+    def all_headers(self) -> dict[str, str]:
+        """The headers of the message, those with a column first."""
+        own = {name: getattr(self, column) for name, column in HEADER_COLUMNS.items()}
+        return {name: value for name, value in own.items() if value is not None} | self.headers
+
 
 class OutboxBucket(Base):
     """The lock of a bucket: the relay that holds it sends the bucket's rows."""
