@@ -195,6 +195,27 @@ def test_a_sent_event_keeps_its_id_if_asked_to() -> None:
     assert json.loads(event)["event_id"] not in fresh.output
 
 
+@pytest.mark.usefixtures("mock_broker")
+def test_messages_are_shown_from_a_place_on() -> None:
+    sent = [
+        runner.invoke(meters, ["events", "send", "-"], input=Moved(meter_id=id).model_dump_json())
+        for id in ("m-1", "m-2", "m-2")
+    ]
+    topic = sent[0].output.split(" to ")[1].split(":")[0]
+    show = ["topics", "messages", topic]
+
+    newest = runner.invoke(meters, [*show, "--limit", "1"]).output
+    assert newest.startswith("20")
+    assert (newest.count("key=m-2"), newest.count("key=")) == (1, 1)
+    assert "The newest 1." in newest
+    of_key = runner.invoke(meters, [*show, "--key", "m-1"]).output
+    assert (of_key.count("key=m-1"), of_key.count("key=")) == (1, 1)
+    assert "Found 1 with this key among all messages." in of_key
+    assert "key=" not in runner.invoke(meters, [*show, "--offset", "9"]).output
+    assert "has no such partition" in runner.invoke(meters, [*show, "--partition", "99"]).output
+    assert "there is no topic other" in runner.invoke(meters, ["topics", "messages", "other"]).output
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

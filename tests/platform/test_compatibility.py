@@ -1,5 +1,6 @@
 """The check of events that change: what is accepted is read, and what is refused is named."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -33,7 +34,7 @@ from app.platform.events.compatibility import obstacles
 from app.platform.events.event import VERSION_PATTERN, BaseEvent, EventType
 from app.platform.events.json_schema import ExactJsonSchema
 from app.platform.events.keywords import Schema
-from app.platform.events.schemas import IncompatibleChange, check_compatible, export
+from app.platform.events.schemas import IncompatibleChange, check_compatible, export, history
 from app.platform.service import Component, Service
 
 MODES = ("serialization", "validation")
@@ -322,6 +323,22 @@ def test_older_messages_have_to_be_read_too(
     first, *lines, last = str(refused.value).splitlines()
     assert [first, *lines] == ["thing.sold 1.0.0:", f"  {text} (in older messages)"]
     assert "revert it, or make it version 2.0.0 with an upcaster from version 1" in last
+
+
+def test_versions_are_compared_with_the_next_one(tmp_path: Path) -> None:
+    event = EventType(Sold)
+    (file,) = export([event], tmp_path)
+    kept = json.loads(file.read_text())[event.version]
+    older = json.loads(json.dumps(kept))
+    older["schema"]["properties"]["colour"] = {"type": "string"}
+    older["schema"]["required"] = [*older["schema"].get("required", ()), "colour"]
+    file.write_text(json.dumps({"0.10.0": kept, "0.9.0": older, "0.1.0": {"sample": {}}}))
+
+    first, last = history(event, tmp_path)
+    assert (first.old, first.new, first.changes) == ("0.9.0", "0.10.0", ["colour: is gone"])
+    assert first.breaking == ["colour: is gone"]
+    assert (last.old, last.new, last.changes) == ("0.10.0", f"{event.version} in the code", [])
+    assert history(event, tmp_path / "nothing") == []
 
 
 def test_another_services_event_is_only_read(tmp_path: Path) -> None:

@@ -3,16 +3,18 @@
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from browsing import Browser, console_for
 
-from app.platform.console import story, topics
+from app.platform.console import events, story, topics
 from app.platform.console.access import ConsoleSettings
 from app.platform.console.app import opened
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.events.event import EventType
+from app.platform.events.schemas import export
 from app.platform.kafka.admin import TopicAdmin
 from app.platform.kafka.codec import Header, Message
 from app.platform.kafka.errors import PermanentError
@@ -301,3 +303,27 @@ async def test_events_lead_to_their_schemas(browser: Browser, world: World) -> N
     assert (await browser.get("/events/nothing")).status == 404
     document = (await browser.http.get("/asyncapi.json")).json()
     assert document["asyncapi"] == "3.1.0"
+
+
+async def test_versions_of_an_event_are_compared(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = await browser.get("/events/thing.counted")
+    assert "No version of it is kept in tests/contracts of this process" in nothing.text
+
+    monkeypatch.setattr(events, "KEPT_SCHEMAS", tmp_path)
+    (file,) = export([EventType(Counted)], tmp_path)
+    page = await browser.get("/events/thing.counted")
+    assert "The code agrees with what is kept" in page.text
+    assert "1.0.0 1.0.0 in the code none can read the new one" in page.text
+
+    kept = json.loads(file.read_text())
+    kept["1.0.0"]["schema"]["properties"]["<b>colour"] = {"type": "string"}
+    kept["1.0.0"]["schema"]["required"] = ["<b>colour"]
+    file.write_text(json.dumps(kept))
+    page = await browser.get("/events/thing.counted")
+    assert "Readers would fail: revert it, or make it version 2.0.0" in page.text
+    assert '<span class="bad">&lt;b&gt;colour: is gone</span>' in page.response.text
+    assert "b" not in page.tags
+    file.write_text("{")
+    assert (await browser.get("/events/thing.counted")).status == 409
