@@ -77,9 +77,9 @@ Nearly all of it is imports: Typer, Rich and pydantic for a help text, and the l
 command that reads its events and consumers: SQLAlchemy, aiokafka and pydantic, with the tables and events of the slices.""",
     "start": """\
 Processor time, nearly all of it for imports. What the service needs beyond the bare process are first of all its own
-modules, with their tables, models and routes (four tenths of the difference), then Alembic, by which it knows the newest
-revision of the schema, Rich and Pygments, which structlog imports, Typer, and pydantic-settings. The same code is
-most of its memory. Load adds connections, their prepared statements and the statements that SQLAlchemy has built.""",
+modules, with their tables, models and routes (seven tenths of the difference), then structlog, Typer, the client of
+Prometheus and pydantic-settings. Alembic is only imported if the database has other revisions than the newest, and Rich
+only to print help. The same code is most of its memory. Load adds connections, their prepared statements and the statements that SQLAlchemy has built.""",
     "effect": """\
 Each step wakes one more process, and is done by Python there: the request with its two inserts and its commit, then with
 the outbox the relay, with three round trips to PostgreSQL and one to Kafka, and then the consumer, with its inbox row,

@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from sqlalchemy import Connection, event, make_url, text
@@ -608,3 +609,66 @@ async def test_the_migration_lock_survives_idle_limits(
 
     monkeypatch.setattr(migrations, "_upgrade", slow_migration)
     await migrations.upgrade(url)
+
+
+MIGRATION = "revision: str = {revision!r}\ndown_revision: str | None = {before!r}\n"
+
+
+def write_migrations(folder: Path, **files: object) -> Path:
+    """Write a folder with a file for each revision: the revision before, or the text of the file."""
+    (folder / "versions").mkdir()
+    for revision, before in files.items():
+        text_of_file = MIGRATION.format(revision=revision, before=before)
+        if isinstance(before, str) and "\n" in before:
+            text_of_file = before
+        (folder / "versions" / f"{revision}.py").write_text(text_of_file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "heads"),
+    [
+        ({"a1": None}, {"a1"}),
+        ({"a1": None, "a2": "a1"}, {"a2"}),
+        ({"a1": None, "a2": "a1", "b1": None}, {"a2", "b1"}),
+        ({"a1": None, "b1": None, "c1": ("a1", "b1")}, {"c1"}),
+        ({"a1": None, "a2": "a1", "plain": "revision = 'a3'\ndown_revision = 'a2'\n"}, {"a3"}),
+    ],
+)
+def test_the_heads_are_those_that_alembic_finds(
+    tmp_path: Path, files: dict[str, object], heads: set[str]
+) -> None:
+    folder = write_migrations(tmp_path, **files)
+    (folder / "versions" / "__init__.py").touch()
+    config = Config(attributes={})
+    config.set_main_option("script_location", str(folder))
+
+    assert migrations.read_heads(folder) == heads
+    assert {*ScriptDirectory.from_config(config).get_heads()} == heads
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"a2": "a1"},
+        {"a1": None, "again": "revision = 'a1'\ndown_revision = None\n"},
+        {"a1": None, "computed": "revision = 'a' + str(2)\ndown_revision = 'a1'\n"},
+        {"a1": None, "alone": "revision = 'a2'\n"},
+        {"a1": None, "broken": "revision = \n"},
+    ],
+)
+def test_other_files_are_left_to_alembic(tmp_path: Path, files: dict[str, object]) -> None:
+    assert not migrations.read_heads(write_migrations(tmp_path, **files))
+
+
+async def test_a_complete_database_is_found_without_alembic(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrations.upgrade(url)
+    monkeypatch.delattr(migrations, "_load_scripts")
+    database = Database(database_settings(url))
+    try:
+        await migrations.SchemaCheck(database.probe).check()
+    finally:
+        await database.close()

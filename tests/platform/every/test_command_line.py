@@ -133,6 +133,28 @@ assert service.routers and "fastapi" in sys.modules
     assert done.returncode == 0, done.stderr
 
 
+def test_a_process_starts_without_alembic_and_rich() -> None:
+    """Neither is needed where nothing is pending and nothing is printed for people."""
+    load = """
+import gc, sys
+from app.__main__ import main
+sys.argv = ["app", "asyncapi"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end
+from app.platform.http import server
+from app.wiring import service
+assert service.routers and gc.get_threshold()[0] >= 10_000
+loaded = sys.modules.keys() & {"alembic", "mako", "rich", "pygments"}
+assert not loaded, loaded
+import rich.console
+"""
+    done = subprocess.run((sys.executable, "-c", load), capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_command_that_is_not_there_is_refused() -> None:
     result = CliRunner().invoke(command_line(lambda: wiring.service), ["nosuch"])
 

@@ -1,7 +1,6 @@
 """The outcome of an in-doubt transaction: one whose answer to COMMIT was lost."""
 
 import asyncio
-from datetime import datetime
 from enum import StrEnum
 
 import structlog
@@ -26,6 +25,9 @@ _TERMINATE_BACKEND = text(
     " WHERE backend_xid = CAST(CAST(CAST(:xid AS text) AS xid8) AS xid)"
 )
 
+# The key of a session's transaction in its `info`: its id and the server's start, once they are read.
+_TRANSACTION = "tracked transaction"
+
 _QUERY_TIMEOUT_SECONDS = 3.0
 _INITIAL_SECONDS, _LONGEST_SECONDS = 0.02, 0.5
 # A transaction that is still in progress after so many polls may never have received COMMIT: its
@@ -46,23 +48,15 @@ class CommitTracker:
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
-        self._xid: str | None = None
-        self._server_started: datetime | None = None
+        self._info = session.sync_session.info
 
     def track(self) -> None:
         """Read the id when the session commits, which takes one round trip."""
-        event.listen(self._session.sync_session, "before_commit", self._read_id)
-
-    def _read_id(self, session: Session) -> None:
-        if session.in_nested_transaction():  # a savepoint is released
-            return
-        self._xid, self._server_started = (
-            session.connection().exec_driver_sql(_CURRENT_TRANSACTION).one()
-        )
+        self._info.setdefault(_TRANSACTION, None)
 
     def is_in_doubt(self, error: BaseException) -> bool:
         """Return whether COMMIT may have been sent before `error` was raised."""
-        return self._xid is not None and not is_confirmed_rollback(error)
+        return self._info.get(_TRANSACTION) is not None and not is_confirmed_rollback(error)
 
     async def outcome(self, seconds: float) -> CommitOutcome:
         """Ask the server until it knows the outcome, for up to `seconds`."""
@@ -85,10 +79,11 @@ class CommitTracker:
         """Query the outcome once; return None if a later query may find it."""
         try:
             async with asyncio.timeout(_QUERY_TIMEOUT_SECONDS), engine.connect() as connection:
-                values = {"xid": self._xid, "started": self._server_started}
+                xid, started = self._info[_TRANSACTION]
+                values = {"xid": xid, "started": started}
                 status, same_server = (await connection.execute(_STATUS, values)).one()
                 if status == "in progress" and same_server and terminate:
-                    await connection.execute(_TERMINATE_BACKEND, {"xid": self._xid})
+                    await connection.execute(_TERMINATE_BACKEND, {"xid": xid})
         except Exception as error:  # whatever the reason, the outcome is unknown
             log.info("query for the outcome of COMMIT failed", error=summary(error))
             return None
@@ -97,3 +92,11 @@ class CommitTracker:
         if status is None or not same_server:
             return CommitOutcome.UNKNOWN
         return CommitOutcome(status)
+
+
+@event.listens_for(Session, "before_commit")
+def _read_id(session: Session) -> None:
+    """Read the id of a tracked transaction. One listener for all sessions costs less than one each."""
+    if _TRANSACTION in session.info and not session.in_nested_transaction():  # no savepoint's end
+        connection = session.connection()
+        session.info[_TRANSACTION] = connection.exec_driver_sql(_CURRENT_TRANSACTION).one()

@@ -1,18 +1,17 @@
-"""Migrations: run them (`app db upgrade`, tests), revert them, and check that they have run."""
+"""Migrations: run them (`app db upgrade`, tests), revert them, and check that they have run.
 
+Alembic is imported where it is used: a process whose database is up to date starts without it.
+"""
+
+import ast
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
@@ -20,6 +19,10 @@ from sqlalchemy.pool import NullPool
 import app
 from app.platform.config import ConfigurationError
 from app.platform.database.engine import DISABLE_TIMEOUTS, Probe, open_engine
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
 log = structlog.get_logger(__name__)
 
@@ -79,8 +82,10 @@ async def downgrade(database_url: str, target: str, *, pooler: bool = False) -> 
 
     Raises UnknownTarget.
     """
+    from alembic import command
+    from alembic.util import CommandError
 
-    def revert(connection: Connection, config: Config) -> None:
+    def revert(connection: Connection, config: "Config") -> None:
         config.attributes["connection"] = connection
         try:
             command.downgrade(config, target)
@@ -115,6 +120,7 @@ class SchemaCheck:
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
+        self._heads: frozenset[str] | None = None
         self._scripts: ScriptDirectory | None = None
         self._complete = False
 
@@ -125,11 +131,19 @@ class SchemaCheck:
         """
         if self._complete:
             return
-        if self._scripts is None:  # reads files, so not in the event loop's thread
-            self._scripts = await asyncio.to_thread(_load_scripts)
-        if pending := _pending(self._scripts, await self._revisions()):
-            raise MigrationsPending(pending)
+        if self._heads is None:  # reads files, so not in the event loop's thread
+            self._heads = await asyncio.to_thread(read_heads, migrations_folder())
+        run = await self._revisions()
+        if not self._heads or self._heads != {*run}:
+            await self._compare(run)
         self._complete = True
+
+    async def _compare(self, run: tuple[str, ...]) -> None:
+        """Have Alembic compare. Its import takes a good part of a process's start."""
+        if self._scripts is None:
+            self._scripts = await asyncio.to_thread(_load_scripts)
+        if pending := _pending(self._scripts, run):
+            raise MigrationsPending(pending)
 
     async def _revisions(self) -> tuple[str, ...]:
         # Alembic would run more queries.
@@ -140,13 +154,47 @@ class SchemaCheck:
         return tuple(row[0] for row in rows)
 
 
-def _load_scripts() -> ScriptDirectory:
+def read_heads(folder: Path) -> frozenset[str]:
+    """Return the newest revision of each branch in `folder`, without Alembic.
+
+    There are none if the files do not assign all revisions as literals: then only Alembic knows.
+    """
+    files = [f for f in (folder / "versions").glob("*.py") if not f.name.startswith((".#", "__"))]
+    try:
+        found = [_assigned_literals(file) for file in files]
+        revisions = {each["revision"] for each in found}
+        followed = {name for each in found for name in _names(each["down_revision"])}
+    except (OSError, SyntaxError, ValueError, KeyError):
+        return frozenset()
+    is_whole = len(revisions) == len(files) and followed < revisions
+    return frozenset(revisions - followed if is_whole else ())
+
+
+def _assigned_literals(file: Path) -> dict[str, Any]:
+    """Return the literals that a module assigns to the names of revisions, or raise ValueError."""
+    return {
+        target.id: ast.literal_eval(line.value)
+        for line in ast.parse(file.read_bytes()).body
+        if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None
+        for target in (line.targets if isinstance(line, ast.Assign) else [line.target])
+        if isinstance(target, ast.Name) and target.id in {"revision", "down_revision"}
+    }
+
+
+def _names(revisions: str | Iterable[str] | None) -> Iterable[str]:
+    """Return the revisions that one follows: none, one, or those that it merges."""
+    return [revisions] if isinstance(revisions, str) else revisions or ()
+
+
+def _load_scripts() -> "ScriptDirectory":
+    from alembic.script import ScriptDirectory
+
     scripts = ScriptDirectory.from_config(alembic_config())
     scripts.get_heads()  # reads the files now, not at the first use
     return scripts
 
 
-def _pending(scripts: ScriptDirectory, run: tuple[str, ...]) -> list[str]:
+def _pending(scripts: "ScriptDirectory", run: tuple[str, ...]) -> list[str]:
     """Return the pending migrations, oldest first, of a database with the revisions `run`.
 
     A revision without a file belongs to a newer service: then nothing is pending, so that the old
@@ -165,12 +213,14 @@ def newest_of_branch(revision: str) -> str:
     Without one it is the name for the empty database, `base`.
     """
     branch = revision.rpartition("_")[0]
-    heads = ScriptDirectory.from_config(alembic_config()).get_heads()
+    heads = _load_scripts().get_heads()
     return next((head for head in heads if head.rpartition("_")[0] == branch), "base")
 
 
-def alembic_config() -> Config:
+def alembic_config() -> "Config":
     """Return Alembic's configuration, wherever the service is installed."""
+    from alembic.config import Config
+
     folder = migrations_folder()
     config = Config(attributes={})
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
@@ -190,7 +240,7 @@ def migrations_folder() -> Path:
 
 
 async def _with_migration_lock(
-    database_url: str, pooler: bool, work: Callable[[Connection, Config], T]
+    database_url: str, pooler: bool, work: "Callable[[Connection, Config], T]"
 ) -> T:
     config = alembic_config()
     engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
@@ -201,7 +251,9 @@ async def _with_migration_lock(
         await engine.dispose()
 
 
-def _upgrade(connection: Connection, config: Config) -> list[str]:
+def _upgrade(connection: Connection, config: "Config") -> list[str]:
+    from alembic import command
+
     status = _read_status(connection, config)
     if status.unknown:
         raise UnknownRevision(status.unknown)
@@ -210,7 +262,10 @@ def _upgrade(connection: Connection, config: Config) -> list[str]:
     return list(status.pending)
 
 
-def _read_status(connection: Connection, config: Config) -> SchemaStatus:
+def _read_status(connection: Connection, config: "Config") -> SchemaStatus:
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
     scripts = ScriptDirectory.from_config(config)
     known = {script.revision for script in scripts.walk_revisions()}
     run = MigrationContext.configure(connection).get_current_heads()
