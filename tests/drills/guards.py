@@ -495,7 +495,7 @@ GUARDS = [
     Guard(
         "outcome-of-a-lost-commit",
         "app/platform/database/commit_outcome.py",
-        "        return self._xid is not None and not is_confirmed_rollback(error)\n",
+        "        return self._info.get(_TRANSACTION) is not None and not is_confirmed_rollback(error)\n",
         "        return False\n",
         "test_commits_whose_answer_is_lost",
     ),
