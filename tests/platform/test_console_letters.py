@@ -175,7 +175,7 @@ async def test_a_letter_is_shown_whole(world: World, console: Open) -> None:
     assert "applied since no" in page.text
     assert "ValueError: <b>odd</b>" in page.text
     assert "b" not in page.tags
-    assert '"number": 1 } As this version decodes it The same.' in page.text
+    assert '"number": 1 } As this version decodes it Counted, the same.' in page.text
     assert "Where it failed File" in page.text
     assert "in refuse" in page.text
     for name, value in letter.headers:
@@ -196,7 +196,7 @@ async def test_what_cannot_be_decoded_is_replayed_if_asked_for(world: World, con
 
     assert "Body \\xff<script> As this version decodes it" in page.text
     assert page.tags.count("script") == 1  # the console's own
-    assert "As this version decodes it The same." not in page.text
+    assert "As this version decodes it Counted, the same." not in page.text
     plan = await browser.get("/letters/plan?action=replay")
     assert "Replay 0 dead letters" in plan.text
     assert "1 skipped, because this version of the service cannot decode them" in plan.text

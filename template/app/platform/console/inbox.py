@@ -7,7 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.platform.console.pages import Fields, console_of
+from app.platform.console.pages import console_of
+from app.platform.http.browser import Fields
 from app.platform.kafka import inbox
 
 

@@ -11,10 +11,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.platform.console.jobs import Job
-from app.platform.console.pages import HEIGHT, WIDTH, Console, Fields, action_in, console_of
+from app.platform.console.pages import HEIGHT, WIDTH, Console, console_of
 from app.platform.dead_letters import selection, sending
 from app.platform.dead_letters.outcomes import Outcome, find_applied
 from app.platform.dead_letters.selection import Found, SelectionRefused
+from app.platform.http.browser import Fields
 from app.platform.kafka import codec
 from app.platform.kafka.codec import header
 from app.platform.kafka.dead_letters import DeadLetter, Filter, decoder_of
@@ -154,7 +155,7 @@ async def show_letter(request: Request) -> Response:
 async def show_plan(request: Request) -> Response:
     """Show what an action would do: the letters that it would send, and those that it would not."""
     console, given = console_of(request), Fields.of(request.query_params, *_FIELDS)
-    action = action_in(request.query_params, _ACTIONS)
+    action = Fields(request.query_params).choice("action", _ACTIONS)
     found = await _find(console, given, NEWEST)
     chosen = _choose(console, given, action, found)
     count = len(chosen.letters)
@@ -167,7 +168,7 @@ async def show_plan(request: Request) -> Response:
         found=found,
         newest=NEWEST,
         chosen=chosen,
-        others=_others(console, given, found),
+        others=selection.takers(console.context, found) if "consumer" in given else [],
     )
 
 
@@ -178,7 +179,7 @@ async def start(request: Request) -> Response:
     """
     console = console_of(request)
     form = await console.form(request)
-    given, action = Fields.of(form, *_FIELDS), action_in(form, _ACTIONS)
+    given, action = Fields.of(form, *_FIELDS), form.choice("action", _ACTIONS)
     shown = set(form.get("ids", "").split())
     found = await _find(console, given, NEWEST + LATER)
     letters = [x for x in _choose(console, given, action, found).letters if x.id in shown]
@@ -232,14 +233,6 @@ def _choose(console: Console, given: Fields, action: str, found: Found) -> selec
     if action == "discard":
         return selection.Choice(list(found.letters), [])
     return selection.choose(console.context, found, given.get("to"), "undecodable" in given)
-
-
-def _others(console: Console, given: Fields, found: Found) -> list[str]:
-    """Return the consumers that could take the letters of one that no longer reads their topics."""
-    if "consumer" not in given:
-        return []
-    orphaned = [x for x in found.waiting if selection.is_orphaned(console.context, x)]
-    return sorted({name for x in orphaned for name in selection.readers(console.context, x.origin)})
 
 
 ROUTES = [

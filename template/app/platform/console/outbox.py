@@ -6,7 +6,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.platform.console.jobs import Job
-from app.platform.console.pages import Console, Fields, action_in, console_of
+from app.platform.console.pages import Console, console_of
+from app.platform.http.browser import Fields
 from app.platform.outbox import store
 from app.platform.outbox.model import ParkedRow
 from app.platform.outbox.monitor import COUNT_LIMIT, measure
@@ -22,7 +23,7 @@ _ACTIONS = {
 
 def _fields(request: Request) -> Fields:
     """Read which parked events a page is about. With `blocked`, they wait behind another one."""
-    return Fields.of(request.query_params, "topic", "key", "id", "after", "blocked")
+    return Fields.of(request.query_params, "topic", "key", "id", "after", "blocked", "action")
 
 
 async def _parked(
@@ -59,8 +60,9 @@ async def show_one(request: Request) -> Response:
 
 async def show_plan(request: Request) -> Response:
     """Show which events an action would change."""
-    console, action = console_of(request), action_in(request.query_params, _ACTIONS)
-    rows, left = await _parked(console, _fields(request))
+    console, given = console_of(request), _fields(request)
+    action = given.choice("action", _ACTIONS)
+    rows, left = await _parked(console, given)
     title = f"{action.capitalize()} parked events"
     return console.render(request, "outbox_plan", title, action=action, rows=rows, left=left)
 
@@ -72,7 +74,7 @@ async def start(request: Request) -> Response:
     """
     console = console_of(request)
     form = await console.form(request)
-    action = action_in(form, _ACTIONS)
+    action = form.choice("action", _ACTIONS)
     change, changed = _ACTIONS[action]
     ids = [Fields(id=text).number("id") or 0 for text in form.get("ids", "").split()]
     if not ids:

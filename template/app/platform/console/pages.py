@@ -1,10 +1,9 @@
 """Pages of the console: rendering, the fields of URLs and forms, and what all pages share."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from typing import Any
 
 from aiokafka import ConsumerRecord
 from jinja2 import Environment, PackageLoader
@@ -19,6 +18,7 @@ from app.platform.console.jobs import Job, Jobs
 from app.platform.database.engine import Database
 from app.platform.events.event import Tombstone
 from app.platform.health import Health
+from app.platform.http.browser import Fields
 from app.platform.kafka.decoding import EventDecoder
 from app.platform.kafka.errors import UndecodableMessage
 from app.platform.runtime import Context
@@ -27,14 +27,6 @@ from app.platform.terminal import printable
 
 NOTHING = "-"
 BODY_CHARACTERS = 100_000
-
-
-class Decoded(NamedTuple):
-    """An event as this version of the service reads it, or the problem."""
-
-    name: str
-    problem: str | None
-    body: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ class Console:
             response.headers.append("Set-Cookie", cookie)
         return response
 
-    async def form(self, request: Request) -> dict[str, str]:
+    async def form(self, request: Request) -> Fields:
         """Return the fields of a form that asks for an action.
 
         Raises HTTPException 403 where actions are off, and that of `FormToken.read_form`.
@@ -92,18 +84,22 @@ class Console:
         job = self.jobs.start(title, request.state.actor, work)
         return RedirectResponse(f"{_root_of(request)}jobs/{job.id}", 303)
 
-    def decoded(self, decoder: EventDecoder, record: ConsumerRecord, origin: str) -> Decoded:
-        """Return the event that this version of the service reads in a message, or why it reads none."""
+    def decoded(
+        self, decoder: EventDecoder, record: ConsumerRecord, origin: str
+    ) -> tuple[str, str | None]:
+        """Return the name and the body of the event that this version of the service reads in a message.
+
+        If it reads none, the first is the reason, and the second is None.
+        """
         try:
             found = decoder.decode(record, origin)
         except UndecodableMessage as error:
-            return Decoded("", str(error))
+            return str(error), None
         if found is None:
-            return Decoded("", "no event of the service has its type")
-        event = found.event
-        if isinstance(event, Tombstone):
-            return Decoded(f"a tombstone of {event.model.__name__}", None)
-        return Decoded(type(event).__name__, None, self.body(event.model_dump_json().encode()))
+            return "no event of the service has its type", None
+        if isinstance(found.event, Tombstone):
+            return f"a tombstone of {found.event.model.__name__}", ""
+        return type(found.event).__name__, self.body(found.event.model_dump_json().encode())
 
     @property
     def masked(self) -> list[str]:
@@ -132,49 +128,6 @@ def _path_of(request: Request) -> str:
 def _root_of(request: Request) -> str:
     """Return the relative URL of the console's root: it holds behind any proxy's prefix."""
     return "../" * (_path_of(request).count("/") - 1) or "./"
-
-
-class Fields(dict[str, str]):
-    """Those fields of a URL or a form that are not empty.
-
-    Values of the wrong form raise HTTPException 400.
-    """
-
-    @classmethod
-    def of(cls, given: Mapping[str, str], *names: str) -> "Fields":
-        return cls({name: text for name in names if (text := given.get(name))})
-
-    def number(self, name: str) -> int | None:
-        """Return the number in a field; None without one."""
-        text = self.get(name)
-        if text and not (text.isascii() and text.isdigit() and len(text) < 19):
-            raise HTTPException(400, f"{name} {text!r} is no number: use digits")
-        return int(text) if text else None
-
-    def time(self, name: str) -> datetime | None:
-        """Return the time in a field, in UTC unless it says; None without one."""
-        text = self.get(name)
-        try:
-            time = datetime.fromisoformat(text) if text else None
-        except ValueError:
-            raise HTTPException(400, f"{text!r} is no time: use 2030-12-31T23:59:59") from None
-        return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
-
-    def but(self, **changes: str | None) -> "Fields":
-        """Return the fields with `changes`; None removes one."""
-        return Fields({k: v for k, v in {**self, **changes}.items() if v is not None})
-
-    def url(self, **changes: str | None) -> str:
-        """Return the part of a URL after the question mark, with `changes`."""
-        return urlencode(self.but(**changes))
-
-
-def action_in(given: Mapping[str, str], actions: Collection[str]) -> str:
-    """Return the action that a URL or a form asks for. Raises HTTPException 400 for another one."""
-    action = given.get("action", "")
-    if action not in actions:
-        raise HTTPException(400, f"there is no action {action!r}")
-    return action
 
 
 # Filters of the templates

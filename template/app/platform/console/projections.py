@@ -1,12 +1,11 @@
 """The read side: how far each projection is behind, and its rebuild."""
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from app.platform.console.jobs import Job
-from app.platform.console.pages import action_in, console_of
+from app.platform.console.pages import console_of
 from app.platform.projections import lag
 from app.platform.projections.rebuild import AnyProjection
 from app.platform.projections.status import rebuild_states
@@ -31,10 +30,9 @@ async def start(request: Request) -> Response:
     """Begin a rebuild, or abandon one."""
     console = console_of(request)
     form = await console.form(request)
-    name, action = form.get("name", ""), action_in(form, ("rebuild", "abandon"))
+    action = form.choice("action", ("rebuild", "abandon"))
     entries: dict[str, AnyProjection] = {e.projection.name: e for e in console.service.projections}
-    if name not in entries:
-        raise HTTPException(400, f"there is no projection {name!r}")
+    name = form.choice("projection", entries)
 
     async def rebuild(job: Job) -> None:
         run = entries[name].rebuild(console.unlimited, BATCH)

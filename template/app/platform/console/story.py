@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.platform import story
-from app.platform.console.pages import Fields, console_of
+from app.platform.console.pages import console_of
+from app.platform.http.browser import Fields
 from app.platform.story import Step
 
 LOG = Path(".dev/app.log")

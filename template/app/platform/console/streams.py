@@ -6,11 +6,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.platform.bodies import MASK
-from app.platform.console.pages import Fields, console_of
+from app.platform.console.pages import console_of
 from app.platform.event_store.differences import changes, fields_of
 from app.platform.event_store.store import EventStore
 from app.platform.event_store.streams import Streams
 from app.platform.event_store.verification import UNREADABLE, load_each
+from app.platform.http.browser import Fields
 
 SHOWN = 100
 MOST_ID = 2**63  # of a bigint

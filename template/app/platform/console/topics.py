@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from app.platform.console.pages import NOTHING, Console, Fields, console_of, moment, text
+from app.platform.console.pages import NOTHING, Console, console_of, moment, text
+from app.platform.http.browser import Fields
 from app.platform.kafka import codec
 from app.platform.kafka.admin import POLL_SECONDS, TopicAdmin, reading
 from app.platform.kafka.codec import header

@@ -214,6 +214,12 @@ def is_orphaned(context: Context, letter: DeadLetter) -> bool:
     return topic is not None and topic.consumer not in readers(context, topic.origin)
 
 
+def takers(context: Context, found: Found) -> list[str]:
+    """Return the consumers to which waiting letters can go whose own consumer is gone."""
+    orphaned = [letter for letter in found.waiting if is_orphaned(context, letter)]
+    return sorted({name for letter in orphaned for name in readers(context, letter.origin)})
+
+
 def advice_on_orphaned(context: Context, waiting: Sequence[DeadLetter]) -> list[str]:
     """Say what can be done about letters that a replay cannot reach, a sentence for each consumer."""
     topics = (failure_topic(x.record.topic) for x in waiting if is_orphaned(context, x))

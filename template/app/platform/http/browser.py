@@ -1,11 +1,12 @@
-"""Pages in browsers: who is admitted, the policy of their content, and the token of their forms."""
+"""Pages in browsers: who is admitted, the policy of their content, and the fields of URLs and forms."""
 
 import hmac
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from http.cookies import SimpleCookie
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -113,6 +114,48 @@ def _is_address(host: str) -> bool:
     return True
 
 
+class Fields(dict[str, str]):
+    """Those fields of a URL or a form that are not empty.
+
+    Values of the wrong form raise HTTPException 400.
+    """
+
+    @classmethod
+    def of(cls, given: Mapping[str, str], *names: str) -> "Fields":
+        return cls({name: text for name in names if (text := given.get(name))})
+
+    def number(self, name: str) -> int | None:
+        """Return the number in a field; None without one."""
+        text = self.get(name)
+        if text and not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise HTTPException(400, f"{name} {text!r} is no number: use digits")
+        return int(text) if text else None
+
+    def time(self, name: str) -> datetime | None:
+        """Return the time in a field, in UTC unless it says; None without one."""
+        text = self.get(name)
+        try:
+            time = datetime.fromisoformat(text) if text else None
+        except ValueError:
+            raise HTTPException(400, f"{text!r} is no time: use 2030-12-31T23:59:59") from None
+        return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
+
+    def but(self, **changes: str | None) -> "Fields":
+        """Return the fields with `changes`; None removes one."""
+        return Fields({k: v for k, v in {**self, **changes}.items() if v is not None})
+
+    def url(self, **changes: str | None) -> str:
+        """Return the part of a URL after the question mark, with `changes`."""
+        return urlencode(self.but(**changes))
+
+    def choice(self, name: str, choices: Collection[str]) -> str:
+        """Return the value of a field that has one of `choices`. Raises HTTPException 400."""
+        value = self.get(name, "")
+        if value not in choices:
+            raise HTTPException(400, f"there is no {name} {value!r}")
+        return value
+
+
 class FormToken:
     """The token that forms carry and that the cookie `name` repeats: another site knows neither."""
 
@@ -137,7 +180,7 @@ class FormToken:
         morsel["httponly"], morsel["samesite"], morsel["path"] = True, "Strict", "/"
         return morsel.OutputString()
 
-    async def read_form(self, request: Request) -> dict[str, str]:
+    async def read_form(self, request: Request) -> Fields:
         """Return the fields of a form besides the token.
 
         Raises HTTPException 403 for a form of another site, 413 for a large one, 400 for one with NUL
@@ -154,4 +197,4 @@ class FormToken:
         expected, given = request.cookies.get(self.name, ""), fields.pop("token", "")
         if not expected or not hmac.compare_digest(expected.encode(), given.encode()):
             raise HTTPException(403, "the form has expired: go back, reload it, and try again")
-        return fields
+        return Fields.of(fields, *fields)
