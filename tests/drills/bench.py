@@ -146,6 +146,9 @@ class Bench:
         """Start `app relay`, in a service with the outbox."""
         return self._process("relay", name, environment)
 
+    def console(self, name: str, **environment: str) -> Process:
+        return self._process("console", name, environment)
+
     def replacement(self, dead: Process, name: str) -> Process:
         """Start another process of the role of `dead`."""
         return self._process(dead.role, name, {})

@@ -518,6 +518,34 @@ GUARDS = [
         EVENT_STORE,
         words="appended, and lost on the way to Kafka",
     ),
+    Guard(
+        "console-is-read-only",
+        "app/platform/console/pages.py",
+        "        if not self.settings.console_actions:\n",
+        "        if False:\n",
+        "test_a_console_changes_nothing_unless",
+        words="a read-only console acts",
+    ),
+    Guard(
+        "console-forms-carry-a-token",
+        "app/platform/http/browser.py",
+        "        if not expected or not hmac.compare_digest(expected.encode(), given.encode()):\n",
+        "        if False:\n",
+        "test_a_console_changes_nothing_unless",
+        words="a form of another site acts",
+    ),
+    Guard(
+        "console-reads-without-a-group",
+        "app/platform/kafka/admin.py",
+        'AIOKafkaConsumer(**consumer_options(settings), auto_offset_reset="earliest")',
+        "AIOKafkaConsumer(\n"
+        "        **consumer_options(settings) | {\"enable_auto_commit\": True},\n"
+        "        group_id=settings.kafka_group_id,\n"
+        '        auto_offset_reset="earliest",\n'
+        "    )",
+        "test_a_console_changes_nothing_unless",
+        words="the console left the groups",
+    ),
 ]
 
 

@@ -1,5 +1,6 @@
 """Dead letters in the console, on real servers: the same effects as `app dlq`."""
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from html import unescape
@@ -149,10 +150,15 @@ async def test_the_console_has_the_effects_of_the_command_line(
         assert f"{line.split()[0]} applied" in page.text
 
 
-async def test_letters_are_grouped_by_consumer_and_error(world: World, console: Open) -> None:
+async def test_letters_are_grouped_by_consumer_and_error(
+    world: World, console: Open, command: Callable[..., Awaitable[str]]
+) -> None:
     await fail(world, 5, FIRST)
     page = await (await console(FIRST)).get("/letters")
+    printed = await command("dlq", "groups", "--consumer", "first")
 
+    assert re.search("^3, 3 waiting  last 20.*  consumer=first error=PermanentError$", printed, re.M)
+    assert printed.endswith("5 dead letters, 5 waiting, 0 applied since\n")
     assert "5 dead letters, 5 waiting, 0 applied since." in page.text
     assert "first PermanentError 3 3" in page.text
     assert "first ValueError 2 2" in page.text

@@ -200,9 +200,9 @@ async def stream(browser: Browser, world: World, last_id: str) -> tuple[list[lis
         f"/topics/{world.topic}/stream", headers={"last-event-id": last_id}, timeout=30
     )
     assert answer.headers["content-type"].startswith("text/event-stream")
-    fields = [line.split(": ", 1) for line in answer.text.splitlines() if line and line[0] != ":"]
+    fields = [line.split(": ", 1) for line in answer.text.splitlines() if line]
     assert ["event", "ready"] in fields
-    rows = [json.loads(value) for name, value in fields if name == "data" and value != "1"]
+    rows = [row for name, value in fields if name == "data" for row in json.loads(value)]
     return rows, [value for name, value in fields if name == "id"][-1]
 
 

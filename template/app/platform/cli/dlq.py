@@ -77,6 +77,22 @@ def list_letters(
         say(advice)
 
 
+@group.command("groups")
+def list_groups(ctx: typer.Context, consumer: ConsumerName = None, topic: TopicName = None) -> None:
+    """Count the dead letters of each consumer by the type of their error, the most frequent first."""
+    from app.platform.cli import dlq_letters
+    from app.platform.dead_letters.groups import group as group_letters
+    from app.platform.kafka.dead_letters import Filter
+
+    found = dlq_letters.find(context_of(ctx), Filter(consumer, topic), undecodable=False)
+    for each in group_letters(found):
+        last = max(each.times, default=None)
+        failed = f"  last {last.isoformat(timespec='seconds')}" if last else ""
+        names = f"consumer={each.consumer} error={each.error or 'none'}"
+        say(f"{len(each.letters)}, {each.waiting} waiting{failed}  {names}")
+    say(dlq_letters.summary(found.letters, found.applied))
+
+
 @group.command()
 def show(
     ctx: typer.Context,

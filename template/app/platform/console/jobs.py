@@ -16,7 +16,10 @@ MOST_JOBS = 50
 
 @dataclass
 class Job:
-    """An action that was begun. `done` and `expected` count what it works on; `lines` tell its outcome."""
+    """An action that was begun. `done` and `expected` count what it works on; `lines` tell its outcome.
+
+    `refresh` brings them up to date, for an action that does not do so by itself.
+    """
 
     id: int
     title: str
@@ -26,6 +29,7 @@ class Job:
     expected: int = 0
     lines: list[str] = field(default_factory=list)
     state: str = "running"
+    refresh: Callable[[], None] = lambda: None
 
     def progress(self, done: int, expected: int) -> None:
         self.done, self.expected = done, expected
@@ -73,12 +77,15 @@ async def _run(job: Job, work: Callable[[Job], Awaitable[None]]) -> None:
         await work(job)
     except asyncio.CancelledError:
         job.state = "interrupted"
+        job.refresh()
         log.warning("console action interrupted", action=job.title, actor=job.actor)
         raise
     except Exception as error:  # shown on the job's page
         job.state = "failed"
+        job.refresh()
         job.lines.append(str(error) or type(error).__name__)
         log.exception("console action failed", action=job.title, actor=job.actor)
     else:
         job.state = "finished"
+        job.refresh()
         log.info("console action finished", action=job.title, actor=job.actor, result=job.lines)

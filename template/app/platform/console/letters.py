@@ -1,8 +1,7 @@
 """Dead letters: their groups, one letter, and the letters that an action would send."""
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from starlette.exceptions import HTTPException
@@ -13,12 +12,13 @@ from starlette.routing import Route
 from app.platform.console.jobs import Job
 from app.platform.console.pages import HEIGHT, WIDTH, Console, console_of
 from app.platform.dead_letters import selection, sending
-from app.platform.dead_letters.outcomes import Outcome, find_applied
+from app.platform.dead_letters.groups import group, times_of
+from app.platform.dead_letters.outcomes import find_applied
 from app.platform.dead_letters.selection import Found, SelectionRefused
 from app.platform.http.browser import Fields
 from app.platform.kafka import codec
 from app.platform.kafka.codec import header
-from app.platform.kafka.dead_letters import DeadLetter, Filter, decoder_of
+from app.platform.kafka.dead_letters import Filter, decoder_of
 
 # The messages of the failure topics that a page reads, and those that it lists besides the groups.
 NEWEST, LISTED = 1000, 200
@@ -56,7 +56,7 @@ async def _find(console: Console, given: Fields, newest: int) -> Found:
 async def show(request: Request) -> Response:
     console, given = console_of(request), Fields.of(request.query_params, *_FIELDS)
     found = await _find(console, given, NEWEST)
-    times = _times(found.letters)
+    times = times_of(found.letters)
     return console.render(
         request,
         "letters",
@@ -67,43 +67,10 @@ async def show(request: Request) -> Response:
         listed=found.letters[:LISTED],
         groups=group(found),
         times=times,
-        bars=bars(times, times),
+        bars=lambda some: bars(some, times),
         advice=selection.advice_on_orphaned(console.context, found.waiting),
         consumers=[each.name for each in console.context.subscriptions],
     )
-
-
-# Groups
-
-
-@dataclass(frozen=True)
-class Group:
-    """The letters of one consumer with one type of error."""
-
-    consumer: str
-    error: str
-    count: int
-    waiting: int
-    last: datetime | None
-    bars: Sequence[tuple[float, float]]
-
-
-def group(found: Found) -> list[Group]:
-    """Group the letters by consumer and type of error, the largest group first."""
-    members: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
-    for letter in found.letters:
-        members[letter.consumer, letter.error_type].append(letter)
-    span, groups = _times(found.letters), []
-    for key, letters in members.items():
-        waiting = sum(letter.identity not in found.applied for letter in letters)
-        times = _times(letters)
-        last = max(times, default=None)
-        groups.append(Group(*key, len(letters), waiting, last, bars(times, span)))
-    return sorted(groups, key=lambda each: (-each.count, each.consumer, each.error))
-
-
-def _times(letters: Sequence[DeadLetter]) -> list[datetime]:
-    return [letter.last_failed_at for letter in letters if letter.last_failed_at]
 
 
 def bars(times: Sequence[datetime], span: Sequence[datetime]) -> list[tuple[float, float]]:
@@ -185,7 +152,8 @@ async def start(request: Request) -> Response:
     letters = [x for x in _choose(console, given, action, found).letters if x.id in shown]
 
     async def work(job: Job) -> None:
-        progress = _JobProgress(letters, job, _ACTIONS[action], len(shown) - len(letters))
+        progress, missing = sending.Progress(letters), len(shown) - len(letters)
+        job.refresh = lambda: _show_progress(job, progress, _ACTIONS[action], missing)
         if action == "discard":
             await sending.discard(console.context, progress)
         else:
@@ -197,36 +165,19 @@ async def start(request: Request) -> Response:
     return console.begin(request, title, work)
 
 
-class _JobProgress(sending.Progress):
-    """Progress that the page of a job shows. `missing` letters of the plan are not among them."""
-
-    def __init__(self, letters: Sequence[DeadLetter], job: Job, done: str, missing: int) -> None:
-        super().__init__(letters)
-        self._job, self._done, self._missing = job, done, missing
-        self._show()
-
-    def on_sent(self, letter: DeadLetter) -> None:
-        self._show()
-
-    def on_skipped(self, letter: DeadLetter, reason: str) -> None:
-        self._show()
-
-    def report(self, outcome: Outcome) -> None:
-        super().report(outcome)
-        self._show()
-
-    def _show(self) -> None:
-        self._job.progress(len(self.sent) + len(self.skipped), len(self.letters))
-        lines = self.summary(self._done)
-        if self._missing:
-            lines.append(
-                f"{self._missing} of the page left out: since then they were applied, discarded, or failed"
-                " again"
-            )
-        lines += [f"skipped {x.id}: {reason}" for x, reason in self.skipped[:MOST_SKIPPED]]
-        if len(self.skipped) > MOST_SKIPPED:
-            lines.append(f"and {len(self.skipped) - MOST_SKIPPED} others skipped")
-        self._job.lines = [*lines, str(self.outcome)] if self.outcome else lines
+def _show_progress(job: Job, progress: sending.Progress, done: str, missing: int) -> None:
+    """Show the progress in the job. `missing` letters of the plan are not among those that are sent."""
+    job.progress(len(progress.sent) + len(progress.skipped), len(progress.letters))
+    job.lines = progress.summary(done)
+    if missing:
+        job.lines.append(
+            f"{missing} of the page left out: since then they were applied, discarded, or failed again"
+        )
+    job.lines += [f"skipped {x.id}: {reason}" for x, reason in progress.skipped[:MOST_SKIPPED]]
+    if len(progress.skipped) > MOST_SKIPPED:
+        job.lines.append(f"and {len(progress.skipped) - MOST_SKIPPED} others skipped")
+    if progress.outcome is not None:
+        job.lines.append(str(progress.outcome))
 
 
 def _choose(console: Console, given: Fields, action: str, found: Found) -> selection.Choice:

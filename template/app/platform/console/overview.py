@@ -26,6 +26,8 @@ async def show(request: Request) -> Response:
 async def show_job(request: Request) -> Response:
     console = console_of(request)
     job = console.jobs.find(request.path_params["id"])
+    if job and job.is_running:
+        job.refresh()
     return console.render(request, "job", job.title if job else "Action", job=job)
 
 

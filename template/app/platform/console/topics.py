@@ -1,11 +1,10 @@
 """Topics: their partitions, their messages, one message, and messages as they arrive."""
 
-import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -14,10 +13,10 @@ from starlette.routing import Route
 from app.platform.console.pages import NOTHING, Console, console_of, moment, text
 from app.platform.http.browser import Fields
 from app.platform.kafka import codec
-from app.platform.kafka.admin import POLL_SECONDS, TopicAdmin, reading
+from app.platform.kafka.admin import TopicAdmin, reading
 from app.platform.kafka.codec import header
 from app.platform.kafka.decoding import EventDecoder
-from app.platform.kafka.excerpts import Place, read_at, read_one, read_ranges
+from app.platform.kafka.excerpts import Place, follow_from, read_at, read_one, read_ranges
 from app.platform.kafka.topics import failure_topic
 from app.platform.terminal import one_line, printable
 
@@ -80,7 +79,8 @@ async def show_message(request: Request) -> Response:
     if record is None:
         reason = "there is no message: not yet, not any more, or a marker of a transaction"
         raise HTTPException(404, f"{place}: {reason}")
-    decoder, origin = EventDecoder(console.context.registry), _origin(console, record)
+    decoder = EventDecoder(console.context.registry)
+    origin = decoder.origin(record)
     return console.render(
         request,
         "message",
@@ -94,14 +94,6 @@ async def show_message(request: Request) -> Response:
     )
 
 
-def _origin(console: Console, record: ConsumerRecord) -> str:
-    """Return the topic that a message first came from."""
-    failures = failure_topic(record.topic)
-    if failures is None or console.context.registry.events_on(record.topic) is not None:
-        return str(record.topic)
-    return header(record.headers, codec.ORIGIN_TOPIC) or failures.origin
-
-
 # Following
 
 
@@ -113,54 +105,36 @@ async def show_following(request: Request) -> Response:
 async def follow(request: Request) -> Response:
     """Send messages as they arrive, as server-sent events, for a few seconds.
 
-    The id of each is where the next stream goes on, so that none is left out between two.
+    The id of each event is where the next stream goes on, so that none is left out between two.
     """
     name, streams = _known(request), request.app.state.streams
     if len(streams) >= MOST_STREAMS:
         raise HTTPException(503, f"{MOST_STREAMS} pages follow topics already: close one")
-    positions = request.headers.get("last-event-id", "")
-    events = _events(console_of(request), name, positions, streams)
+    try:
+        found = json.loads(request.headers.get("last-event-id") or "{}")
+        given = {int(partition): int(offset) for partition, offset in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        given = {}
+    events = _events(console_of(request), name, given, streams)
     return StreamingResponse(events, media_type="text/event-stream")
 
 
 async def _events(
-    console: Console, name: str, positions: str, streams: set[object]
+    console: Console, name: str, given: Mapping[int, int], streams: set[object]
 ) -> AsyncIterator[str]:
     me = object()
     streams.add(me)
     try:
         async with reading(console.context.kafka, [name]) as client:
-            reached = await _seek(client, positions)
-            # Not before the ends are known: whoever reads "following" misses nothing from then on.
-            yield f"retry: 300\nid: {json.dumps(reached)}\nevent: ready\ndata: 1\n\n"
-            loop = asyncio.get_running_loop()
-            ends_at = loop.time() + STREAM_SECONDS
-            while client.assignment() and loop.time() < ends_at:
-                fetched = await client.getmany(timeout_ms=int(POLL_SECONDS * 1000), max_records=100)
-                for record in (record for records in fetched.values() for record in records):
-                    reached[str(record.partition)] = record.offset + 1
-                    yield f"id: {json.dumps(reached)}\ndata: {json.dumps(_line(record))}\n\n"
-                yield ": still here\n\n"
+            async for reached, records in follow_from(client, given, STREAM_SECONDS):
+                kind = "" if records else "event: ready\n"
+                rows = json.dumps([_row(record) for record in records])
+                yield f"retry: 300\nid: {json.dumps(reached)}\n{kind}data: {rows}\n\n"
     finally:
         streams.discard(me)
 
 
-async def _seek(client: AIOKafkaConsumer, positions: str) -> dict[str, int]:
-    """Go on at `positions`, or at the end of a partition that it does not name."""
-    try:
-        found = json.loads(positions or "{}")
-        given = {str(int(partition)): int(offset) for partition, offset in found.items()}
-    except (ValueError, TypeError, AttributeError):
-        given = {}
-    reached = {}
-    for tp, (_, end) in (await read_ranges(client)).items():
-        offset = min(given.get(str(tp.partition), end), end)
-        client.seek(tp, max(0, offset))
-        reached[str(tp.partition)] = offset
-    return reached
-
-
-def _line(record: ConsumerRecord) -> list[str]:
+def _row(record: ConsumerRecord) -> list[str]:
     place = f"{record.partition}@{record.offset}"
     kind = header(record.headers, codec.CE_TYPE) or NOTHING
     return [moment(record.timestamp), place, one_line(text(record.key)), printable(kind)]

@@ -31,6 +31,7 @@ from app.platform.kafka.codec import (
 )
 from app.platform.kafka.envelopes import CloudEvents, is_binary
 from app.platform.kafka.errors import UndecodableMessage
+from app.platform.kafka.topics import failure_topic
 
 # Pydantic reads a larger number as milliseconds.
 _MOST_SECONDS = 20_000_000_000
@@ -96,6 +97,13 @@ class EventDecoder:
         """Return whether a message has no value, and is no event without data."""
         events = self._registry.events_on(origin)
         return record.value is None and not (events and self._is_event(record, events))
+
+    def origin(self, record: ConsumerRecord) -> str:
+        """Return the topic that a message first came from: of a failed one, not its failure topic."""
+        failures = failure_topic(record.topic)
+        if failures is None or self._registry.events_on(record.topic) is not None:
+            return str(record.topic)
+        return header(record.headers, names.ORIGIN_TOPIC) or failures.origin
 
     def identify(self, record: ConsumerRecord, origin: str) -> UUID | None:
         """Return the id that the inbox would have, of a topic with a decoder; None if it has none."""

@@ -239,3 +239,26 @@ async def _positions(client: AIOKafkaConsumer, place: Place) -> dict[TopicPartit
     moment = max(0, int(place.time.timestamp() * 1000))  # Kafka has no times before 1970
     found = await client.offsets_for_times(dict.fromkeys(partitions, moment))
     return {tp: at.offset for tp, at in found.items() if at is not None}
+
+
+async def follow_from(
+    client: AIOKafkaConsumer, given: Mapping[int, int], seconds: float
+) -> AsyncIterator[tuple[dict[int, int], list[ConsumerRecord]]]:
+    """Yield records of one topic as they arrive, for `seconds`, with the offsets that follow them.
+
+    They begin at the offsets `given` by partition, and at the ends of other partitions. The first list
+    is empty, and so is one whenever none has come for half a second.
+    """
+    reached = {}
+    for tp, (_, end) in (await read_ranges(client)).items():
+        reached[tp.partition] = min(given.get(tp.partition, end), end)
+        client.seek(tp, max(0, reached[tp.partition]))
+    yield reached, []
+    ends_at = time.monotonic() + seconds
+    while client.assignment() and time.monotonic() < ends_at:
+        fetched = await client.getmany(
+            timeout_ms=int(admin.POLL_SECONDS * 1000), max_records=_MAX_CHUNK
+        )
+        records = [record for part in fetched.values() for record in part]
+        reached |= {record.partition: record.offset + 1 for record in records}
+        yield reached, records

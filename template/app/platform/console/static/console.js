@@ -27,13 +27,15 @@ function follow(list) {
   source.addEventListener("ready", () => { state.textContent = "following"; });
   source.onerror = () => { state.textContent = "interrupted; trying again"; };
   source.onmessage = (event) => {
-    const row = document.createElement("tr");
-    for (const value of JSON.parse(event.data)) {
-      const cell = document.createElement("td");
-      cell.textContent = value; // text only: messages are not HTML
-      row.append(cell);
+    for (const values of JSON.parse(event.data)) {
+      const row = document.createElement("tr");
+      for (const value of values) {
+        const cell = document.createElement("td");
+        cell.textContent = value; // text only: messages are not HTML
+        row.append(cell);
+      }
+      list.prepend(row);
     }
-    list.prepend(row);
     while (list.children.length > 200) list.lastElementChild.remove();
   };
 }
