@@ -539,7 +539,7 @@ GUARDS = [
         "app/platform/kafka/admin.py",
         'AIOKafkaConsumer(**consumer_options(settings), auto_offset_reset="earliest")',
         "AIOKafkaConsumer(\n"
-        "        **consumer_options(settings) | {\"enable_auto_commit\": True},\n"
+        '        **consumer_options(settings) | {"enable_auto_commit": True},\n'
         "        group_id=settings.kafka_group_id,\n"
         '        auto_offset_reset="earliest",\n'
         "    )",

@@ -157,7 +157,9 @@ async def test_letters_are_grouped_by_consumer_and_error(
     page = await (await console(FIRST)).get("/letters")
     printed = await command("dlq", "groups", "--consumer", "first")
 
-    assert re.search("^3, 3 waiting  last 20.*  consumer=first error=PermanentError$", printed, re.M)
+    assert re.search(
+        "^3, 3 waiting  last 20.*  consumer=first error=PermanentError$", printed, re.M
+    )
     assert printed.endswith("5 dead letters, 5 waiting, 0 applied since\n")
     assert "5 dead letters, 5 waiting, 0 applied since." in page.text
     assert "first PermanentError 3 3" in page.text
