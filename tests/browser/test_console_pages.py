@@ -148,7 +148,19 @@ def test_the_keyboard_is_enough(browser: Browser, origin: str) -> None:
     assert browser.blocked == browser.errors == browser.console == []
 
 
-PATHS = ("", "topics", "letters", "outbox", "projections", "streams", "inbox", "story", "events")
+EVENT = "events/user.created"
+PATHS = (
+    "",
+    "topics",
+    "letters",
+    "outbox",
+    "projections",
+    "streams",
+    "inbox",
+    "story",
+    "events",
+    EVENT,
+)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

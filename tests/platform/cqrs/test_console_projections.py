@@ -123,5 +123,7 @@ async def test_unknown_projections_are_refused(browser: Browser) -> None:
     page = await browser.get("/projections")
     form = page.forms[0]
     url = str(page.response.url.join(form.action))
-    assert (await browser.post(url, form.fields | {"name": "x", "action": "rebuild"})).status == 400
+    assert (
+        await browser.post(url, form.fields | {"projection": "x", "action": "rebuild"})
+    ).status == 400
     assert (await browser.post(url, form.fields | {"action": "drop"})).status == 400
