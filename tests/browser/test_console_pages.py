@@ -148,19 +148,8 @@ def test_the_keyboard_is_enough(browser: Browser, origin: str) -> None:
     assert browser.blocked == browser.errors == browser.console == []
 
 
-EVENT = "events/user.created"
-PATHS = (
-    "",
-    "topics",
-    "letters",
-    "outbox",
-    "projections",
-    "streams",
-    "inbox",
-    "story",
-    "events",
-    EVENT,
-)
+PAGES = "topics letters outbox projections streams inbox story events events/user.created"
+PATHS = ("", *PAGES.split())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
