@@ -534,18 +534,6 @@ GUARDS = [
         "test_a_console_changes_nothing_unless",
         words="a form of another site acts",
     ),
-    Guard(
-        "console-reads-without-a-group",
-        "app/platform/kafka/admin.py",
-        'AIOKafkaConsumer(**consumer_options(settings), auto_offset_reset="earliest")',
-        "AIOKafkaConsumer(\n"
-        '        **consumer_options(settings) | {"enable_auto_commit": True},\n'
-        "        group_id=settings.kafka_group_id,\n"
-        '        auto_offset_reset="earliest",\n'
-        "    )",
-        "test_a_console_changes_nothing_unless",
-        words="the console left the groups",
-    ),
 ]
 
 
