@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from opentelemetry.context import Context, attach, detach
+from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.trace import (
     INVALID_SPAN,
     INVALID_SPAN_CONTEXT,
@@ -150,6 +150,13 @@ def caused_by(event_id: UUID) -> Iterator[Trace]:
 # The context
 
 
+class _Unsampled(Context):
+    """A context whose span is not sampled, so that its type tells this without a look at the span.
+
+    Nearly every request and batch has one, and each of their statements asks.
+    """
+
+
 class _RemoteSpan(NonRecordingSpan):
     """The span of a sender, whose headers are parsed when somebody asks for it."""
 
@@ -241,6 +248,24 @@ def is_sampled(context: Context | None = None) -> bool:
     return is_on() and get_current_span(context).get_span_context().trace_flags.sampled
 
 
+def is_recorded() -> bool:
+    """Return whether the current span is recorded."""
+    context = get_current()
+    return type(context) is not _Unsampled and get_current_span(context).is_recording()
+
+
+def is_unsampled(context: Context | None = None) -> bool:
+    """Return whether `context` (by default the current one) is of a trace that is not sampled.
+
+    Its children are not, either.
+    """
+    context = get_current() if context is None else context
+    if type(context) is _Unsampled:
+        return True
+    parent = get_current_span(context).get_span_context()
+    return parent.is_valid and not parent.trace_flags.sampled
+
+
 def span(
     name: str,
     kind: SpanKind = SpanKind.INTERNAL,
@@ -256,11 +281,13 @@ def span(
     context of the block.
     """
     tracer = _process.tracer
-    if tracer is None or _is_unsampled(parent):
+    if tracer is None:
         return _NO_SPAN if parent is None else _Attached(parent)
+    if is_unsampled(parent):
+        return _NO_SPAN if parent is None else _Attached(_Unsampled(parent))
     made = _start(tracer, name, kind, parent, links, attributes)
     context = set_span_in_context(made, parent)
-    return _recorded(made, context) if made.is_recording() else _Attached(context, made)
+    return _recorded(made, context) if made.is_recording() else _Attached(_Unsampled(context), made)
 
 
 def begin_span(
@@ -271,15 +298,17 @@ def begin_span(
     links: Sequence[Link] = (),
     attributes: Attributes | Callable[[], Attributes] | None = None,
     start_time: int | None = None,
+    trace: Trace | None = None,
 ) -> Span | None:
     """Begin a span that the caller ends, and that is not the current one.
 
     Return None where `span` makes none. `start_time` is in nanoseconds since the epoch, as of `time_ns`.
+    Its ids are those of `trace`, or of the current work.
     """
     tracer = _process.tracer
-    if tracer is None or _is_unsampled(parent):
+    if tracer is None or is_unsampled(parent):
         return None
-    begun = _start(tracer, name, kind, parent, links, attributes, start_time)
+    begun = _start(tracer, name, kind, parent, links, attributes, start_time, trace)
     return begun if begun.is_recording() else None
 
 
@@ -297,21 +326,15 @@ def unsampled() -> AbstractContextManager[object]:
         return _NO_SPAN
     ids = random.getrandbits(128) or 1, random.getrandbits(64) or 1
     span = NonRecordingSpan(SpanContext(*ids, is_remote=False))
-    return _Attached(set_span_in_context(span, _NO_CONTEXT))
+    return _Attached(_Unsampled(set_span_in_context(span, _NO_CONTEXT)))
 
 
 def exemplar() -> dict[str, str] | None:
     """Return the labels of an exemplar that leads to the current trace; None if it is not sampled."""
-    span = get_current_span()
-    if not (span.is_recording() and span.get_span_context().trace_flags.sampled):
+    if not is_recorded():
         return None
-    return {"trace_id": format_trace_id(span.get_span_context().trace_id)}
-
-
-def _is_unsampled(context: Context | None) -> bool:
-    """Return whether there is a parent that is not sampled, so that its children are not, either."""
-    parent = get_current_span(context).get_span_context()
-    return parent.is_valid and not parent.trace_flags.sampled
+    context = get_current_span().get_span_context()
+    return {"trace_id": format_trace_id(context.trace_id)} if context.trace_flags.sampled else None
 
 
 def _start(
@@ -322,13 +345,15 @@ def _start(
     links: Sequence[Link],
     attributes: Attributes | Callable[[], Attributes] | None,
     start_time: int | None = None,
+    trace: Trace | None = None,
 ) -> Span:
     own = attributes() if callable(attributes) else attributes
-    return tracer.start_span(name, parent, kind, {**(own or {}), **_ids()}, links, start_time)
+    ids = _ids(trace or _current.get())
+    return tracer.start_span(name, parent, kind, {**(own or {}), **ids}, links, start_time)
 
 
-def _ids() -> dict[str, str]:
-    if (trace := _current.get()) is None:
+def _ids(trace: Trace | None) -> dict[str, str]:
+    if trace is None:
         return {}
     ids = {
         "app.correlation_id": trace.correlation_id,

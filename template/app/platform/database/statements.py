@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from opentelemetry.trace import Span, SpanKind, get_current_span
+from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 from sqlalchemy import (
     Engine,
@@ -14,7 +14,7 @@ from sqlalchemy import (
     event,
 )
 
-from app.platform.tracing import Attributes, begin_span, fail_span, span
+from app.platform.tracing import Attributes, begin_span, fail_span, is_recorded, span
 
 # An INSERT of many rows repeats its placeholders for each of them.
 _MAX_CHARACTERS = 2_000
@@ -43,7 +43,7 @@ def _traced(engine: Engine, execute: _Execute, is_many: bool = False) -> _Execut
     def traced(
         cursor: object, statement: str, parameters: Any, context: ExecutionContext | None = None
     ) -> None:
-        if context is None or not get_current_span().is_recording():
+        if context is None or not is_recorded():
             execute(cursor, statement, parameters, context)
             return
         attributes = _attributes(engine, statement, len(parameters) if is_many else 1)
@@ -61,7 +61,7 @@ def _trace_commits(engine: Engine) -> None:
     commit = engine.dialect.do_commit
 
     def do_commit(connection: PoolProxiedConnection) -> None:
-        if not get_current_span().is_recording():
+        if not is_recorded():
             return commit(connection)
         with span(
             "COMMIT", SpanKind.CLIENT, attributes=_target(engine) | {"db.operation.name": "COMMIT"}

@@ -75,7 +75,8 @@ class TracingMiddleware:
                 seconds = time.perf_counter() - started
                 active_requests.add(method, -1)
                 labels = route_of(scope), method, status
-                request_duration.observe(labels, seconds, exemplar=tracing.exemplar())
+                exemplar = tracing.exemplar() if span.is_recording() else None
+                request_duration.observe(labels, seconds, exemplar=exemplar)
                 if not is_polled:
                     log.info(
                         "request",

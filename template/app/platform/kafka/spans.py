@@ -90,7 +90,7 @@ def links_to(contexts: Iterable[Context]) -> list[Link]:
 
 def creating(event: BaseEvent, registry: EventRegistry) -> AbstractContextManager[object]:
     """Return the span of a message's creation, in which `event` has to be encoded."""
-    if not tracing.is_on():
+    if not tracing.is_on() or tracing.is_unsampled():
         return nullcontext()
     topic = registry.topic(type(event))
 
