@@ -372,6 +372,62 @@ def test_events_of_one_id_have_an_attempt_each(spans: Spans) -> None:
     assert [place(span) for span in attempts(spans)] == [(1, 1), (2, 2)]
 
 
+async def test_an_attempt_in_a_batch_repeats_nothing(spans: Spans) -> None:
+    """The span of the batch has the consumer's group, and that of the creation the key."""
+
+    async def handle(events: Sequence[MeterRead], uow: UnitOfWork) -> None: ...
+
+    event = meter_read("m-1")
+    await Billing(handle, batch=True).process(sent(1, event=event), sent(2, "00"))
+
+    assert dict(spans.named(f"process {TOPIC}").attributes or {}) == {
+        "messaging.system": "kafka",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": TOPIC,
+        "messaging.destination.partition.id": "0",
+        "messaging.kafka.offset": 1,
+        "messaging.message.id": str(event.event_id),
+        "app.consumer": "billing",
+        "app.correlation_id": "story-1",
+    }
+    batch = spans.named("process batch billing")
+    assert (batch.attributes or {})["messaging.consumer.group.name"] == "shop.billing"
+
+
+def delivered(*records: ConsumerRecord) -> list[Delivery]:
+    return [Delivery(each, meter_read(), uuid4()) for each in records]
+
+
+def test_handlers_of_one_transaction_attempt_their_own_messages(spans: Spans) -> None:
+    records = [sent(number) for number in range(1, 5)]
+    deliveries = delivered(*records)
+    own = ConsumerSpans("billing", None, {TOPIC: TOPIC})
+    with own.fetch(records, None), own.transaction(deliveries):
+        with own.handling(deliveries[:2]):
+            assert attempts(spans) == []
+        assert [place(span) for span in attempts(spans)] == [(1, 1), (2, 2)]
+        with own.handling(deliveries[2:]):
+            pass
+    assert [place(span) for span in attempts(spans)] == [(n, n) for n in range(1, 5)]
+
+
+def test_a_batch_of_several_topics_names_none(spans: Spans) -> None:
+    headers = sent(2).headers
+    records = [sent(1), record(body(meter_read()), topic=DELAYED, headers=headers)]
+    own = ConsumerSpans("billing", None, {TOPIC: TOPIC, DELAYED: TOPIC})
+    lane = delivered(records[0], records[0])
+    with own.fetch(records, None):
+        with own.transaction(delivered(*records)):
+            pass
+        with own.transaction(lane):
+            pass
+
+    batches = [*[spans.named("receive billing")], *spans.finished()[1:]]
+    topics = [(batch.attributes or {}).get("messaging.destination.name") for batch in batches]
+    assert topics == [None, None, TOPIC]
+
+
 @pytest.mark.parametrize("malformed", ["", "00-no-context-01", "x" * 54 + "1"])
 async def test_a_malformed_context_begins_a_trace(spans: Spans, malformed: str) -> None:
     message = sent(1)

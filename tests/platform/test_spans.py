@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from opentelemetry import baggage, propagate
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.propagators.textmap import (
     CarrierT,
     Getter,
@@ -30,6 +30,7 @@ from opentelemetry.trace import (
     TraceFlags,
     format_trace_id,
     get_current_span,
+    set_span_in_context,
 )
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -54,7 +55,9 @@ from app.platform.tracing import (
     bind_trace,
     carrier_of,
     context_of_traceparent,
+    is_recorded,
     is_sampled,
+    is_unsampled,
     link_of,
     span,
     traceparent_of,
@@ -208,6 +211,46 @@ def test_unsampled_work_sends_no_sampled_context(spans: Spans) -> None:
             pass
     assert sent.endswith("-00")
     assert spans.names() == ["elsewhere"]
+
+
+def test_unsampled_work_is_known_as_such(dropping: Spans) -> None:
+    unsampled = context_of_traceparent(UNSAMPLED)
+    scopes = [tracing.unsampled(), span("dropped"), span("passed on", parent=unsampled)]
+    assert (is_recorded(), is_unsampled()) == (False, False)
+    for scope in scopes:
+        with scope:
+            assert (is_recorded(), is_unsampled()) == (False, True)
+        assert (is_recorded(), is_unsampled()) == (False, False)
+
+
+def test_a_recorded_span_inside_of_unsampled_work_is_found(spans: Spans) -> None:
+    recorded = spans.tracer.start_span("recorded", context_of_traceparent(PARENT))
+    with tracing.unsampled(), bind_trace(Trace("story"), set_span_in_context(recorded)):
+        assert (is_recorded(), is_unsampled()) == (True, False)
+        assert (tracing.exemplar() or {})["trace_id"] in PARENT
+
+
+def test_a_value_beside_an_unsampled_span_does_not_hide_it(spans: Spans) -> None:
+    with tracing.unsampled():
+        token = attach(baggage.set_baggage("name", "value"))
+        assert (is_recorded(), is_unsampled()) == (False, True)
+        detach(token)
+
+
+def test_without_tracing_a_sampled_caller_stays_sampled() -> None:
+    with span("work", parent=context_of_traceparent(PARENT)):
+        assert (is_recorded(), is_unsampled()) == (False, False)
+
+
+def test_a_span_may_have_the_ids_of_other_work(spans: Spans) -> None:
+    with bind_trace(Trace("batch", command_id="command")):
+        begun = begin_span("work", trace=Trace("story", causation_id="event"))
+        assert begun is not None
+        begun.end()
+    assert attributes(spans.named("work")) == {
+        "app.correlation_id": "story",
+        "app.causation_id": "event",
+    }
 
 
 def linked(flags: int, trace_id: int) -> Link:

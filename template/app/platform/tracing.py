@@ -206,6 +206,7 @@ def traceparent_of(context: Context | None = None) -> str | None:
 def carrier_of(context: Context | None = None) -> dict[str, str]:
     """Return `traceparent` and `tracestate` of `context`, by default of the current one, if it is valid."""
     carrier: dict[str, str] = {}
+    context = get_current() if context is None else context
     if get_current_span(context) is not INVALID_SPAN:
         _W3C.inject(carrier, context)
     return carrier
@@ -283,10 +284,11 @@ def span(
     tracer = _process.tracer
     if tracer is None:
         return _NO_SPAN if parent is None else _Attached(parent)
-    if is_unsampled(parent):
-        return _NO_SPAN if parent is None else _Attached(_Unsampled(parent))
-    made = _start(tracer, name, kind, parent, links, attributes)
-    context = set_span_in_context(made, parent)
+    outer = get_current() if parent is None else parent
+    if is_unsampled(outer):
+        return _NO_SPAN if parent is None else _Attached(_Unsampled(outer))
+    made = _start(tracer, name, kind, outer, links, attributes)
+    context = set_span_in_context(made, outer)
     return _recorded(made, context) if made.is_recording() else _Attached(_Unsampled(context), made)
 
 
@@ -306,9 +308,10 @@ def begin_span(
     Its ids are those of `trace`, or of the current work.
     """
     tracer = _process.tracer
-    if tracer is None or is_unsampled(parent):
+    outer = get_current() if parent is None else parent
+    if tracer is None or is_unsampled(outer):
         return None
-    begun = _start(tracer, name, kind, parent, links, attributes, start_time, trace)
+    begun = _start(tracer, name, kind, outer, links, attributes, start_time, trace)
     return begun if begun.is_recording() else None
 
 
@@ -341,7 +344,7 @@ def _start(
     tracer: Tracer,
     name: str,
     kind: SpanKind,
-    parent: Context | None,
+    parent: Context,
     links: Sequence[Link],
     attributes: Attributes | Callable[[], Attributes] | None,
     start_time: int | None = None,

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NamedTuple
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
@@ -44,7 +43,9 @@ class _Fetch:
 
     context: Context  # of the span of the fetch; empty without one
     traced: Mapping[int, Context]  # of the messages whose attempts have spans, usually few
-    topic: str | None = None  # of all messages, if it is one
+    topic: str | None  # of all messages, if it is one
+    size: int
+    places: Sequence[int]  # of the traced messages in the fetch
     attempts: dict[int, SpanContext] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)  # in a transaction that is the attempt itself
 
@@ -54,7 +55,9 @@ class _Fetch:
 
     def traced_of(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Return those of `deliveries` whose attempts have spans."""
-        # Every message of a batch passes here, so it is one pass without a call for each.
+        if len(deliveries) == self.size:  # all messages, in their order
+            return [deliveries[place] for place in self.places]
+        # Every message of a lane passes here, so it is one pass without a call for each.
         traced = self.traced
         return [each for each in deliveries if id(each.record) in traced] if traced else []
 
@@ -63,16 +66,8 @@ class _Fetch:
             self.attempts[id(record)] = attempt.get_span_context()
 
 
-class _Transaction(NamedTuple):
-    """The messages of a transaction: how many, and those whose attempts have spans."""
-
-    size: int
-    traced: Sequence[Delivery]
-
-
 # Unset while tracing is off. The lanes of a fetch share it.
 _fetch: ContextVar[_Fetch | None] = ContextVar("fetch", default=None)
-_transaction: ContextVar[_Transaction | None] = ContextVar("transaction", default=None)
 
 
 def last_attempt(record: ConsumerRecord) -> str | None:
@@ -102,18 +97,26 @@ class ConsumerSpans:
         if not tracing.is_on():
             yield
             return
-        traced = {
-            id(record): tracing.context_of(record.headers)
-            for record in records
+        places = [
+            place
+            for place, record in enumerate(records)
             if sampling_of(record.headers) is not False
-        }
-        topic = _topic_of(records) if traced else None
-        context = self._receive(len(records), topic, links_to(traced.values()), began)
-        token = _fetch.set(_Fetch(context, traced, topic))
+        ]
+        token = _fetch.set(self._fetched(records, places, began))
         try:
             yield
         finally:
             _fetch.reset(token)
+
+    def _fetched(
+        self, records: Sequence[ConsumerRecord], places: Sequence[int], began: int | None
+    ) -> _Fetch:
+        traced = {
+            id(records[place]): tracing.context_of(records[place].headers) for place in places
+        }
+        topic = _topic_of(records) if traced else None
+        context = self._receive(len(records), topic, links_to(traced.values()), began)
+        return _Fetch(context, traced, topic, len(records), places)
 
     def _receive(
         self, messages: int, topic: str | None, links: Sequence[Link], began: int | None
@@ -144,29 +147,14 @@ class ConsumerSpans:
         links = links_to(fetch.traced[id(each.record)] for each in traced)
         if not links:
             return tracing.unsampled()
-        return self._batch(fetch, deliveries, traced, links)
-
-    @contextmanager
-    def _batch(
-        self,
-        fetch: _Fetch,
-        deliveries: Sequence[Delivery],
-        traced: Sequence[Delivery],
-        links: Sequence[Link],
-    ) -> Iterator[None]:
         topic = fetch.topic or _topic_of([delivery.record for delivery in deliveries])
-        token = _transaction.set(_Transaction(len(deliveries), traced))
-        try:
-            with tracing.span(
-                f"process batch {self._consumer}",
-                SpanKind.CONSUMER,
-                parent=fetch.context,
-                links=links,
-                attributes=self._attributes_of_batch("process", len(deliveries), topic),
-            ):
-                yield
-        finally:
-            _transaction.reset(token)
+        return tracing.span(
+            f"process batch {self._consumer}",
+            SpanKind.CONSUMER,
+            parent=fetch.context,
+            links=links,
+            attributes=self._attributes_of_batch("process", len(deliveries), topic),
+        )
 
     def _attributes_of_batch(self, operation: str, messages: int, topic: str | None) -> Attributes:
         found = attributes_of(operation, topic)
@@ -261,13 +249,8 @@ class ConsumerSpans:
 
         Two events from different sources may have one id.
         """
-        transaction, batch = _transaction.get(), self._links_to_batch()
-        if transaction is not None and transaction.size == len(deliveries):
-            traced = transaction.traced  # of the same messages, so they need not be searched again
-        else:
-            traced = fetch.traced_of(deliveries)
-        spans = []
-        for delivery in traced:
+        spans, batch = [], self._links_to_batch()
+        for delivery in fetch.traced_of(deliveries):
             event_id, record = delivery.event.event_id, delivery.record
             attributes = self._attributes_in_batch(record, str(event_id))
             trace = trace_of(record.headers, None)
