@@ -1,8 +1,9 @@
 """Envelopes of Debezium: the changes of a table's rows, and the events of an outbox."""
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from json import JSONEncoder
 from typing import Any
 
 from pydantic_core import from_json
@@ -13,6 +14,7 @@ from app.platform.kafka.envelopes import Body, Finder, as_object, parse_object
 
 # Of a change's source, what another delivery of the same change may have differently.
 _NOT_POSITION = {"version", "connector", "name", "ts_ms", "ts_us", "ts_ns", "snapshot", "sequence"}
+_json_of = JSONEncoder().encode
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,10 @@ class DebeziumChanges:
         source = change.get("source")
         if "op" not in change or not isinstance(source, dict):
             raise ValueError("not a change event of Debezium: no op or no source")
-        position = {name: source[name] for name in sorted(source.keys() - _NOT_POSITION)}
-        key = message.key
         return Envelope(
             change,
             type=None if self.type is None else self.type(change, message),
-            id=None if key is None else json.dumps([position, change["op"], key.hex()]),
+            id=None if message.key is None else _id(source, change["op"], message.key),
             source=f"debezium:{source.get('name')}",
             time=_time(source),
         )
@@ -72,6 +72,29 @@ class DebeziumOutbox:
             {"type": "object", "properties": headers, "required": [self.id]},
             "An event of Debezium's outbox event router.",
         )
+
+
+def _id(source: Body, op: Any, key: bytes) -> str:
+    """Return the position, `op` and `key` as a list in JSON, exactly as `json.dumps` writes it.
+
+    The inbox has ids that were made of that text. Here it takes half the time, of which `json.dumps`
+    needs most to begin.
+    """
+    position = ", ".join(
+        [f"{name}: {_value(source[field])}" for field, name in _position_fields(tuple(source))]
+    )
+    return "[{" + position + "}, " + _value(op) + ', "' + key.hex() + '"]'
+
+
+def _value(value: Any) -> str:
+    """Return `value` in JSON. Most are texts, which the encoder has a short way for, or numbers."""
+    return str(value) if type(value) is int else _json_of(value)
+
+
+@lru_cache(maxsize=1024)
+def _position_fields(fields: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return those of a source's fields that are its position, in order, each also in JSON."""
+    return [(field, _json_of(field)) for field in sorted({*fields} - _NOT_POSITION)]
 
 
 def _payload(value: bytes) -> tuple[Any, str | None]:
