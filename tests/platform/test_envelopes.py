@@ -283,7 +283,7 @@ JSON_VALUES = st.recursive(
     max_leaves=4,
 )
 SOURCES = st.dictionaries(
-    st.sampled_from(["name", "ts_ms", "sequence", "db", "lsn", "txId", "xmin", "é\"\n"])
+    st.sampled_from(["name", "ts_ms", "sequence", "db", "lsn", "txId", "xmin", 'é"\n'])
     | st.text(max_size=4),
     JSON_VALUES,
     max_size=6,
