@@ -43,12 +43,15 @@ def extended(
     assert "wrote   app/shipments/router.py" in said
     assert "changed app/wiring.py" in said
     entity("line_items")
-    service.run("app", "new", "event", "shipment.lost", "--field", "day:date", settings=paths)
+    said = service.run("app", "new", "event", "shipment.lost", "--field", "day:date", settings=paths)
+    assert "changed app/shipments/events.py" in said
+    assert "wrote   tests/contracts/shipment.lost.json" in said
     service.run("app", "new", "event", "line_item.dropped", settings=paths)
     entity("series_of_tests", "--field", "children:int", "--singular", "series")
     foreign = ("--service", "billing", "--slice", "shipments", "--field", "amount:decimal")
     service.run("app", "new", "event", "invoice.paid", *foreign, settings=paths)
-    service.run("app", "new", "consumer", "paid-shipments", "invoice.paid", settings=paths)
+    said = service.run("app", "new", "consumer", "paid-shipments", "invoice.paid", settings=paths)
+    assert "handle_paid_shipments in app/shipments/handlers.py" in said
     return service
 
 

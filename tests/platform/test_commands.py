@@ -23,11 +23,12 @@ from typer.testing import CliRunner
 from app import wiring
 from app.platform import logs
 from app.platform.cli import command_line, run
-from app.platform.cli.base import counted
+from app.platform.cli.base import advice, counted
 from app.platform.cli.dlq import _utc
 from app.platform.cli.dlq_letters import describe, summary
 from app.platform.cli.event_messages import show
 from app.platform.cli.topics import _line as topic_line
+from app.platform.database.engine import DatabaseSettings
 from app.platform.dead_letters.selection import skipped_undecodable
 from app.platform.dev.servers import MockBroker
 from app.platform.events import schemas
@@ -650,3 +651,51 @@ def test_what_a_decoder_cannot_read_is_not_sent(options: list[str], reason: str)
 
     assert result.exit_code == 1
     assert reason in result.output
+
+
+def test_a_file_without_an_event_is_for_a_topic_with_a_decoder() -> None:
+    for options in ([], ["--topic", "Meters"]):
+        refused = runner.invoke(estate, ["events", "send", "-", *options], input='{"count": 3}')
+
+        assert refused.exit_code == 1
+        assert "with an event_type, or name its topic with --topic Meters.v1" in refused.output
+
+
+def test_a_traceback_of_a_dead_letter_has_lines() -> None:
+    shown = show(letter(raised("broken\x1b[2J")).record)
+
+    assert "\n  error-traceback:\n      File " in shown
+    assert "\\n" not in shown
+    assert "\x1b" not in shown
+
+
+def raised(text: str) -> ValueError:
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("new", "entity", "things"), ("new", "event", "thing.lost"), ("schemas", "check")],
+)
+def test_another_folder_than_the_services_is_named(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = runner.invoke(cli, arguments)
+
+    assert refused.exit_code == 1
+    assert f"{tmp_path} has no " in refused.output
+    assert "run this in the service's folder" in refused.output
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_unreachable_server_may_be_that_of_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert "start `uv run app dev` in this folder" in advice(DatabaseSettings, "DATABASE_URL")
+    monkeypatch.chdir(tmp_path)
+    assert "run this in the service's folder" in advice(DatabaseSettings, "DATABASE_URL")

@@ -34,7 +34,13 @@ from app.platform.events.compatibility import obstacles
 from app.platform.events.event import VERSION_PATTERN, BaseEvent, EventType
 from app.platform.events.json_schema import ExactJsonSchema
 from app.platform.events.keywords import Schema
-from app.platform.events.schemas import IncompatibleChange, check_compatible, export, history
+from app.platform.events.schemas import (
+    IncompatibleChange,
+    check_compatible,
+    export,
+    history,
+    stored_versions,
+)
 from app.platform.service import Component, Service
 
 MODES = ("serialization", "validation")
@@ -386,3 +392,26 @@ def test_the_command_names_every_event_that_breaks(tmp_path: Path) -> None:
     assert checked.exit_code == 1
     assert 'error: thing.sold 1.0.0:\n  status: was "new" or "paid", is string\n' in checked.output
     assert "error: thing.lent 1.0.0:\n  thing_id: was integer, is string\n" in checked.output
+
+
+def test_a_field_that_is_not_written_as_it_is_read_is_explained(tmp_path: Path) -> None:
+    class Scanned(BaseEvent):
+        key_field: ClassVar[str] = "parcel"
+        event_type: Literal["parcel.scanned"] = "parcel.scanned"
+        parcel: str = Field(alias="parcelNo")
+
+    class ScannedAsRead(Scanned):
+        model_config = ConfigDict(serialize_by_alias=True)
+
+    entry = EventType(Scanned, service="logistics")
+    export([entry], tmp_path)
+    with pytest.raises(IncompatibleChange, match="ConfigDict\\(serialize_by_alias=True\\)"):
+        check_compatible(entry, tmp_path)
+
+    (tmp_path / "parcel.scanned.json").unlink()
+    entry = EventType(ScannedAsRead, service="logistics")
+    export([entry], tmp_path)
+    check_compatible(entry, tmp_path)
+    stored = stored_versions("parcel.scanned", tmp_path)["1.0.0"]
+    assert "parcelNo" in stored["schema"]["properties"]
+    assert "parcelNo" in stored["sample"]

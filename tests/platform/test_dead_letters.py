@@ -189,6 +189,25 @@ async def test_a_replay_waits_for_the_outcome_of_each_message(
     assert len(await world.effects()) == 1
 
 
+async def test_letters_are_replayed_and_discarded_by_their_ids(
+    world: World, command: Command
+) -> None:
+    async with world.running(REFUSING):
+        await world.send(*counted(3))
+        await world.dead_letters("counter", 3)
+    listed = await command([REFUSING], "dlq", "list")
+    first, second, third = (line.split()[0] for line in listed.splitlines()[:3])
+
+    refused = await command([REFUSING], "dlq", "discard", first, f"{first}0")
+    assert f"error: there is no dead letter {first}0 " in refused
+    assert "discarded 1 of 1" in await command([REFUSING], "dlq", "discard", first)
+    said = await command([REFUSING], "dlq", "replay", third, third, "--dry-run")
+    assert f"would replay {third}" in said
+    assert "1 dead letter, 1 waiting" in said
+    assert "sent 1 of 1" in await command([REFUSING], "dlq", "replay", third)
+    assert second in await command([REFUSING], "dlq", "list")
+
+
 async def test_only_the_newest_letters_are_read_if_asked_for(world: World) -> None:
     context = Context(world.settings, world.registry, [REFUSING])
     async with world.running(REFUSING):

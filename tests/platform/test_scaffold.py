@@ -309,11 +309,13 @@ def test_what_cannot_be_undone_is_listed(project: Path, monkeypatch: pytest.Monk
 
 
 def test_missing_file_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "wiring.py").write_bytes((PROJECT / "app" / "wiring.py").read_bytes())
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(command_line(lambda: wiring.service), ["new", "entity", "crates"])
     assert result.exit_code == 1
     assert result.output == "error: [Errno 2] No such file or directory: '{}'\n".format(
-        tmp_path / "app" / "wiring.py"
+        tmp_path / "pyproject.toml"
     )
 
 

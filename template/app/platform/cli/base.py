@@ -39,7 +39,11 @@ def load(settings: type[S]) -> S:
 def advice(settings: "type[EnvSettings]", name: str) -> str:
     """Return a hint for an unreachable server if the setting `name` is not set."""
     named = name.lower() in load(settings).model_fields_set
-    return "" if named else f"; start `uv run app dev` in this folder, or set {name}"
+    if named:
+        return ""
+    if not Path("app/wiring.py").is_file():
+        return f"; run this in the service's folder, beside its `uv run app dev`, or set {name}"
+    return f"; start `uv run app dev` in this folder, or set {name}"
 
 
 async def on_database(work: "Callable[[Database], Awaitable[T]]") -> T:

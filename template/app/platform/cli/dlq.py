@@ -35,6 +35,14 @@ Until = Annotated[
 Undecodable = Annotated[
     bool, typer.Option("--undecodable", help="Only letters that this version cannot decode.")
 ]
+LetterIds = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[letter_id]...",
+        help="Only these letters, by the ids that `app dlq list` prints.",
+        show_default=False,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the letters, and change nothing.")]
 Rate = Annotated[float | None, typer.Option(help="The maximum of messages a second.", min=0.001)]
 To = Annotated[
@@ -110,6 +118,7 @@ def show(
 @group.command()
 def replay(
     ctx: typer.Context,
+    letter_ids: LetterIds = None,
     consumer: ConsumerName = None,
     topic: TopicName = None,
     error: ErrorType = None,
@@ -135,7 +144,7 @@ def replay(
 
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
     context = context_of(ctx)
-    found = dlq_letters.find(context, only, undecodable, to)
+    found = dlq_letters.find(context, only, undecodable, to, letter_ids or ())
     say(dlq_letters.summary(found.letters, found.applied))
     chosen = selection.choose(context, found, to, undecodable)
     for reason in chosen.reasons:
@@ -150,6 +159,7 @@ def replay(
 @group.command()
 def discard(
     ctx: typer.Context,
+    letter_ids: LetterIds = None,
     consumer: ConsumerName = None,
     topic: TopicName = None,
     error: ErrorType = None,
@@ -168,10 +178,10 @@ def discard(
     from app.platform.kafka.dead_letters import Filter
 
     only = Filter(consumer, topic, error, key, _utc(since), _utc(until))
-    if only == Filter() and not (undecodable or every):
-        raise failure("no letters selected: use --undecodable, --error, … or --all")
+    if only == Filter() and not (letter_ids or undecodable or every):
+        raise failure("no letters selected: use their ids, --undecodable, --error, … or --all")
     context = context_of(ctx)
-    found = dlq_letters.find(context, only, undecodable)
+    found = dlq_letters.find(context, only, undecodable, ids=letter_ids or ())
     say(dlq_letters.summary(found.letters, found.applied))
     verb = "would discard" if dry_run else "discarding"
     for letter in found.letters:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from app.platform.cli.base import counted, failure, on_database
 from app.platform.dead_letters import selection
@@ -21,8 +22,17 @@ def refusals_as_errors() -> Iterator[None]:
         raise failure(str(refused)) from refused
 
 
-def find(context: Context, only: Filter, undecodable: bool, to: str | None = None) -> Found:
-    """Find the letters, or end the command if the selection or the way `to` a consumer is refused."""
+def find(
+    context: Context,
+    only: Filter,
+    undecodable: bool,
+    to: str | None = None,
+    ids: Sequence[str] = (),
+) -> Found:
+    """Find the letters, of all or of `ids`.
+
+    Ends the command if the selection or the way `to` a consumer is refused.
+    """
 
     async def run() -> Found:
         if to is not None:
@@ -32,7 +42,20 @@ def find(context: Context, only: Filter, undecodable: bool, to: str | None = Non
         )
 
     with refusals_as_errors():
-        return asyncio.run(run())
+        found = asyncio.run(run())
+        return _named(found, ids) if ids else found
+
+
+def _named(found: Found, ids: Sequence[str]) -> Found:
+    """Keep the letters with these ids. Raises SelectionRefused if one is not among them."""
+    letters = {letter.id: letter for letter in found.letters}
+    for letter_id in ids:
+        if letter_id not in letters:
+            raise SelectionRefused(
+                f"there is no dead letter {letter_id} to choose, or it failed again since and has"
+                " another id: run `app dlq list` with the same options"
+            )
+    return replace(found, letters=[letters[letter_id] for letter_id in dict.fromkeys(ids)])
 
 
 def describe(letter: DeadLetter, applied: bool) -> str:

@@ -21,6 +21,7 @@ from app.platform.events.event import BaseEvent
 from app.platform.kafka.admin import follow, reading, seek_to
 from app.platform.kafka.codec import (
     CE_SOURCE,
+    ERROR_TRACEBACK,
     ORIGIN_TIMESTAMP,
     Message,
     decode,
@@ -67,6 +68,12 @@ async def show_messages(context: Context, topic: str, place: Place, limit: int) 
     say(note)
 
 
+def topics_with_decoder(context: Context) -> list[str]:
+    """Return the topics whose messages are in another format than this service's."""
+    topics = {context.registry.topic(each.model) for each in context.registry}
+    return sorted(topic for topic in topics if has_decoder(context, topic))
+
+
 def has_decoder(context: Context, topic: str) -> bool:
     """Return whether messages of `topic` are in another format than this service's."""
     events = context.registry.events_on(topic)
@@ -110,7 +117,7 @@ def send_event(
     context: Context, file: str, topic: str | None, keep_id: bool
 ) -> tuple[BaseEvent, Message]:
     """Send the event of `file`, with a new id and time unless told to keep them."""
-    payload = read_event(file)
+    payload = _read_own(context, file)
     topic = topic_of(context, payload, topic)
     if has_decoder(context, topic):
         raise failure(f"{topic} has a decoder: send a message in its format with --topic {topic}")
@@ -127,6 +134,20 @@ def send_event(
     return event, message
 
 
+def _read_own(context: Context, file: str) -> dict[str, Any]:
+    """Read an event in this service's format."""
+    try:
+        return read_event(file)
+    except NoEvent as error:
+        others = topics_with_decoder(context)
+        hint = f", or name its topic with --topic {' or '.join(others)}" if others else ""
+        raise failure(f"{error}{hint}") from error
+
+
+class NoEvent(Exception):
+    """A file that has no event in this service's format."""
+
+
 def read_event(file: str) -> dict[str, Any]:
     """Read an event, or the newest sample of a file that `app schemas export` wrote."""
     try:
@@ -137,7 +158,7 @@ def read_event(file: str) -> dict[str, Any]:
         samples = [entry["sample"] for entry in found.values() if "sample" in _mapping(entry)]
         found = samples[-1] if samples else found
     if not isinstance(found, dict) or "event_type" not in found:
-        raise failure(f"{file} has no event: write a JSON object with an event_type")
+        raise NoEvent(f"{file} has no event: write a JSON object with an event_type")
     return found
 
 
@@ -186,10 +207,18 @@ def show(record: ConsumerRecord) -> str:
     when = _time(record.timestamp)
     key = "none" if record.key is None else record.key.decode("utf-8", "backslashreplace")
     lines = [f"{when}  {record.topic}[{record.partition}]@{record.offset}  key={key}"]
-    lines += [f"  {name}: {_header(name, value)}" for name, value in record.headers]
+    for name, value in record.headers:
+        lines += _header_lines(name, _header(name, value))
     if body := format_body(record.value):
         lines += [f"  {line}" for line in body.split("\n")]
     return "\n".join(printable(line) for line in lines)
+
+
+def _header_lines(name: str, text: str) -> list[str]:
+    """A traceback has a line for each of its own, further in than any header."""
+    if name != ERROR_TRACEBACK:
+        return [f"  {name}: {text}"]
+    return [f"  {name}:", *(f"    {line}" for line in text.rstrip("\n").split("\n"))]
 
 
 def _header(name: str, value: bytes | None) -> str:

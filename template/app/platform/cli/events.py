@@ -110,6 +110,7 @@ def export_schemas(ctx: typer.Context, folder: Folder = KEPT_SCHEMAS) -> None:
         has_sample,
     )
 
+    _require_folder(folder)
     events = service_of(ctx).events
     try:
         without = [entry for entry in events if not has_sample(entry, folder)]
@@ -132,12 +133,22 @@ def check(ctx: typer.Context, folder: Folder = KEPT_SCHEMAS) -> None:
     """Exit with code 1 if a schema is not exported, or is incompatible with an earlier one."""
     from app.platform.events.schemas import problem_of
 
+    _require_folder(folder)
     problems = [text for entry in service_of(ctx).events if (text := problem_of(entry, folder))]
     for text in problems:
         say_block(f"error: {text}", err=True)
     if problems:
         raise typer.Exit(1)
     say("all schemas are exported and compatible")
+
+
+def _require_folder(folder: Path) -> None:
+    """End the command in another folder than the service's, where nothing is stored yet."""
+    if folder == KEPT_SCHEMAS and not Path("app").is_dir():
+        raise failure(
+            f"{Path.cwd()} has no {KEPT_SCHEMAS}: run this in the service's folder, or name the folder of the"
+            " schemas"
+        )
 
 
 @commands.command()

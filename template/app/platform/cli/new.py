@@ -1,6 +1,6 @@
 """Writing new parts of the service: `app new …`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +41,14 @@ Singular = Annotated[
 ]
 
 
+def _project() -> Path:
+    """Return the folder of the service, which is the present one. Ends the command in any other."""
+    here = Path.cwd()
+    if not (here / "app" / "wiring.py").is_file():
+        raise failure(f"{here} has no app/wiring.py: run this in the service's folder")
+    return here
+
+
 @contextmanager
 def _failures() -> Iterator[None]:
     """End the command with one line if nothing could be written."""
@@ -51,6 +59,11 @@ def _failures() -> Iterator[None]:
         yield
     except (OSError, ScaffoldFailed, ScaffoldRefused) as error:
         raise failure(str(error)) from error
+
+
+def _say_done(done: Mapping[Path, str]) -> None:
+    for path, action in done.items():
+        say(f"{action:<7} {path.as_posix()}")
 
 
 @group.command()
@@ -69,13 +82,13 @@ def entity(
     require_development("app new")
     from app.platform.dev.scaffold import Entity, first_request, write_entity
 
+    project = _project()
     with _failures():
         new = Entity.parse(
             name, singular, field or (), projection=projection, streamed=event_sourced
         )
-        done = write_entity(Path.cwd(), new, service_of(ctx))
-    for file, action in done.items():
-        say(f"{action:<7} {file.as_posix()}")
+        done = write_entity(project, new, service_of(ctx))
+    _say_done(done)
     path, body = first_request(new)
     say("")
     say(f"Test it:  uv run pytest tests/{new.plural} tests/contracts")
@@ -97,12 +110,12 @@ def event(
     require_development("app new")
     from app.platform.dev.additions import NewEvent, write_event
 
+    project = _project()
     with _failures():
-        changed = write_event(
-            Path.cwd(), NewEvent.parse(name, slice, field or (), service), service_of(ctx)
+        done = write_event(
+            project, NewEvent.parse(name, slice, field or (), service), service_of(ctx)
         )
-    for path in changed:
-        say(f"changed {path.as_posix()}")
+    _say_done(done)
 
 
 @group.command()
@@ -118,8 +131,11 @@ def consumer(
     require_development("app new")
     from app.platform.dev.additions import NewConsumer, write_consumer
 
+    project = _project()
     with _failures():
         new = NewConsumer.parse(name, event, slice, service_of(ctx))
-        changed = write_consumer(Path.cwd(), new)
-    for path in changed:
-        say(f"changed {path.as_posix()}")
+        done = write_consumer(project, new)
+    _say_done(done)
+    say("")
+    say(f"Fill in:  {new.function} in {new.path.as_posix()}; until then it accepts every event")
+    say("          and does nothing. A running `app dev` without --reload needs a restart.")

@@ -61,8 +61,8 @@ class NewEvent:
         return Path("app") / self.slice / "events.py"
 
 
-def write_event(project: Path, event: NewEvent, service: Service) -> list[Path]:
-    """Declare `event` in its slice; return the paths that changed.
+def write_event(project: Path, event: NewEvent, service: Service) -> dict[Path, str]:
+    """Declare `event` in its slice; return the paths with "wrote" or "changed".
 
     Raises ScaffoldRefused and ScaffoldFailed; then nothing has changed.
     """
@@ -80,11 +80,12 @@ def write_event(project: Path, event: NewEvent, service: Service) -> list[Path]:
     item = f"EventType({event.model}{owner})"
     text = _edited(project, event.path, _EVENT_IMPORTS, definition, "EVENTS", item)
     _require_listed(project, event.path, "EVENTS")
-    changed = [event.path, Path("tests/contracts") / f"{event.name}.json"]
-    with undone_on_failure(project, changed):
+    paths = [event.path, Path("tests/contracts") / f"{event.name}.json"]
+    done = {path: "changed" if (project / path).exists() else "wrote" for path in paths}
+    with undone_on_failure(project, paths):
         write(project, {event.path: text})
         export_schemas(project)
-    return changed
+    return done
 
 
 @dataclass(frozen=True)
@@ -118,29 +119,34 @@ class NewConsumer:
     def path(self) -> Path:
         return Path("app") / self.slice / "handlers.py"
 
+    @property
+    def function(self) -> str:
+        """The name of its handler."""
+        return f"handle_{self.name.replace('-', '_')}"
+
 
 def slice_of(event: EventType) -> str:
     """Return the slice that declares `event`."""
     return event.model.__module__.split(".")[1]
 
 
-def write_consumer(project: Path, consumer: NewConsumer) -> list[Path]:
-    """Declare `consumer` in its slice; return the paths that changed.
+def write_consumer(project: Path, consumer: NewConsumer) -> dict[Path, str]:
+    """Declare `consumer` in its slice; return the paths with "wrote" or "changed".
 
     Raises ScaffoldRefused and ScaffoldFailed; then nothing has changed.
     """
     model = consumer.event.model
-    function = f"handle_{consumer.name.replace('-', '_')}"
-    definition = render("consumer", function=function, model=model.__name__)
+    definition = render("consumer", function=consumer.function, model=model.__name__)
     imports = f"{_CONSUMER_IMPORTS}from {model.__module__} import {model.__name__}\n"
-    handlers = "".join(["{", f"{model.__name__}: {function}", "}"])
+    handlers = "".join(["{", f"{model.__name__}: {consumer.function}", "}"])
     item = f'Subscription("{consumer.name}", {handlers})'
     text = _edited(project, consumer.path, imports, definition, "SUBSCRIPTIONS", item)
     _require_listed(project, consumer.path, "SUBSCRIPTIONS")
     _require_layer(project, consumer.slice, slice_of(consumer.event))
+    done = {consumer.path: "changed" if (project / consumer.path).exists() else "wrote"}
     with undone_on_failure(project, [consumer.path]):
         write(project, {consumer.path: text})
-    return [consumer.path]
+    return done
 
 
 def _edited(

@@ -144,5 +144,7 @@ def checked_name(name: str, place: str, reserved: Iterable[str]) -> str:
             f" letter, at most {_LONGEST} characters"
         )
     if keyword.iskeyword(name) or name in reserved:
-        raise ScaffoldRefused(f"{place}: {name} means something else here; choose another name")
+        raise ScaffoldRefused(
+            f"{place}: {name} is reserved, by Python or by the code that is written: choose another name"
+        )
     return name

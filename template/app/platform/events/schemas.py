@@ -153,7 +153,19 @@ def _problems_of(event_type: EventType, sample: Any) -> Iterator[str]:
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_context=False, include_input=False):
             path = ".".join(str(part) for part in problem["loc"]) or "event"
-            yield f"its sample cannot be read: {path}: {problem['msg']}"
+            hint = _alias_hint(event_type, path, sample) if problem["type"] == "missing" else ""
+            yield f"its sample cannot be read: {path}: {problem['msg']}{hint}"
+
+
+def _alias_hint(event_type: EventType, missing: str, sample: Any) -> str:
+    """Say how to mend a field that is read under its alias and written under its own name."""
+    for name, field in event_type.model.model_fields.items():
+        if field.validation_alias == missing and name in sample:
+            return (
+                f", because the event writes it as {name}: give the field an `alias`, and the event"
+                " `model_config = ConfigDict(serialize_by_alias=True)`"
+            )
+    return ""
 
 
 def _check_version(event_type: EventType, stored: dict[str, dict[str, Any]], folder: Path) -> None:
