@@ -43,7 +43,9 @@ def extended(
     assert "wrote   app/shipments/router.py" in said
     assert "changed app/wiring.py" in said
     entity("line_items")
-    said = service.run("app", "new", "event", "shipment.lost", "--field", "day:date", settings=paths)
+    said = service.run(
+        "app", "new", "event", "shipment.lost", "--field", "day:date", settings=paths
+    )
     assert "changed app/shipments/events.py" in said
     assert "wrote   tests/contracts/shipment.lost.json" in said
     service.run("app", "new", "event", "line_item.dropped", settings=paths)

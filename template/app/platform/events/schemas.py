@@ -17,6 +17,7 @@ from app.platform.events.compatibility import obstacles
 from app.platform.events.event import EventType
 from app.platform.events.json_schema import ExactJsonSchema
 from app.platform.events.keywords import Obstacle, Schema, described
+from app.platform.events.sample_problems import problems_of
 
 # They may change in a published version.
 _TEXTS = {"title", "description", "examples"}
@@ -106,7 +107,7 @@ def _check_readable(
         found.setdefault(obstacle.path, f"{obstacle.as_change_of_reader()} (in older messages)")
     problems = list(found.values())
     if not problems and "sample" in stored:
-        problems += _problems_of(event_type, stored["sample"])
+        problems += problems_of(event_type, stored["sample"])
     if problems:
         raise IncompatibleChange(
             _listed(event_type, version, problems) + _mending(event_type, folder)
@@ -145,27 +146,6 @@ def _unreadable(event_type: EventType, stored: Schema) -> Iterator[Obstacle]:
     read = _schema(event_type, "validation")
     unknown = {found.path for found in obstacles(schema_of(event_type), read)}
     return (found for found in obstacles(stored, read) if found.path not in unknown)
-
-
-def _problems_of(event_type: EventType, sample: Any) -> Iterator[str]:
-    try:
-        event_type.model.model_validate_json(json.dumps(sample))
-    except ValidationError as error:
-        for problem in error.errors(include_url=False, include_context=False, include_input=False):
-            path = ".".join(str(part) for part in problem["loc"]) or "event"
-            hint = _alias_hint(event_type, path, sample) if problem["type"] == "missing" else ""
-            yield f"its sample cannot be read: {path}: {problem['msg']}{hint}"
-
-
-def _alias_hint(event_type: EventType, missing: str, sample: Any) -> str:
-    """Say how to mend a field that is read under its alias and written under its own name."""
-    for name, field in event_type.model.model_fields.items():
-        if field.validation_alias == missing and name in sample:
-            return (
-                f", because the event writes it as {name}: give the field an `alias`, and the event"
-                " `model_config = ConfigDict(serialize_by_alias=True)`"
-            )
-    return ""
 
 
 def _check_version(event_type: EventType, stored: dict[str, dict[str, Any]], folder: Path) -> None:
