@@ -662,6 +662,38 @@ def test_other_files_are_left_to_alembic(tmp_path: Path, files: dict[str, object
     assert not migrations.read_heads(write_migrations(tmp_path, **files))
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"a1": None, "again": "revision = 'a1'\ndown_revision = None\n"},
+            "a1.py and again.py both",
+        ),
+        ({"a1": None, "a3": "a2"}, "a3.py follows the migration a2, which is not in"),
+    ],
+)
+def test_migrations_that_contradict_each_other_are_named(
+    tmp_path: Path, files: dict[str, object], said: str
+) -> None:
+    with pytest.raises(migrations.InconsistentRevisions, match=said):
+        migrations.check_revisions(write_migrations(tmp_path, **files))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"a1": None, "a2": "a1", "b1": None, "a3": ("a2", "b1")},
+        {"a2": "a1", "computed": "revision = 'a' + str(1)\ndown_revision = None\n"},
+        {"a2": "a1", "broken": "revision = \n"},
+    ],
+)
+def test_consistent_or_unknown_migrations_are_accepted(
+    tmp_path: Path, files: dict[str, object]
+) -> None:
+    migrations.check_revisions(write_migrations(tmp_path, **files))
+
+
 async def test_a_complete_database_is_found_without_alembic(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,10 @@ class UnknownRevision(ConfigurationError):
         )
 
 
+class InconsistentRevisions(ConfigurationError):
+    """Two migrations have one name, or one follows a migration that is not there."""
+
+
 class UnknownTarget(ConfigurationError):
     """The target of a downgrade is no revision of this service."""
 
@@ -159,7 +163,7 @@ def read_heads(folder: Path) -> frozenset[str]:
 
     There are none if the files do not assign all revisions as literals: then only Alembic knows.
     """
-    files = [f for f in (folder / "versions").glob("*.py") if not f.name.startswith((".#", "__"))]
+    files = _revision_files(folder)
     try:
         found = [_assigned_literals(file) for file in files]
         revisions = {each["revision"] for each in found}
@@ -168,6 +172,42 @@ def read_heads(folder: Path) -> frozenset[str]:
         return frozenset()
     is_whole = len(revisions) == len(files) and followed < revisions
     return frozenset(revisions - followed if is_whole else ())
+
+
+def check_revisions(folder: Path) -> None:
+    """Raise InconsistentRevisions where Alembic would fail with a traceback of its own.
+
+    It is what a merge of two branches leaves behind, each with a migration of the same number.
+    """
+    files: dict[str, Path] = {}
+    followed: dict[str, Path] = {}
+    for file in _revision_files(folder):
+        try:
+            found = _assigned_literals(file)
+            names = [*_names(found.get("down_revision"))]
+        except (OSError, SyntaxError, ValueError):
+            return  # only Alembic can say what is declared
+        revision = found.get("revision")
+        if not isinstance(revision, str):
+            return
+        if revision in files:
+            raise InconsistentRevisions(
+                f"{files[revision].name} and {file.name} both are the migration {revision}: give the"
+                " one that has not run anywhere the next free number (its file's name and `revision`)"
+                f" and a `down_revision` that follows the other, such as {revision}"
+            )
+        files[revision] = file
+        followed |= dict.fromkeys(names, file)
+    for name in sorted(followed.keys() - files.keys()):
+        raise InconsistentRevisions(
+            f"{followed[name].name} follows the migration {name}, which is not in"
+            f" {folder / 'versions'}: bring its file back from git, or correct `down_revision`"
+        )
+
+
+def _revision_files(folder: Path) -> list[Path]:
+    found = (folder / "versions").glob("*.py")
+    return sorted(file for file in found if not file.name.startswith((".#", "__")))
 
 
 def _assigned_literals(file: Path) -> dict[str, Any]:
@@ -222,6 +262,7 @@ def alembic_config() -> "Config":
     from alembic.config import Config
 
     folder = migrations_folder()
+    check_revisions(folder)
     config = Config(attributes={})
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     return config

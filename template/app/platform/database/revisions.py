@@ -18,7 +18,11 @@ from sqlalchemy.pool import NullPool
 
 from app.platform.config import ConfigurationError
 from app.platform.database.engine import open_engine
-from app.platform.database.migrations import alembic_config, migrations_folder
+from app.platform.database.migrations import (
+    alembic_config,
+    check_revisions,
+    migrations_folder,
+)
 
 # The service's own branch. A module's migrations are a branch of the template's.
 BRANCH = "core"
@@ -76,6 +80,7 @@ async def create_revision(
     project = folder.parent / "pyproject.toml"
     if not project.is_file():
         raise RevisionError(f"{folder} is not in a project's folder; run `app db revision` in one")
+    check_revisions(folder)
     # The settings in pyproject.toml contain the hooks that format the file.
     config = Config(toml_file=project, cmd_opts=Namespace(quiet=True), attributes={})
     engine = open_engine(database_url, pooler=pooler, poolclass=NullPool)
@@ -96,6 +101,11 @@ def _create_revision(
     connection.rollback()
     if {*run} != {*folder.get_heads()}:
         raise RevisionError("migrations are pending; run `app db upgrade` first")
+    if len(own := _own_heads(folder)) > 1:
+        raise RevisionError(
+            f"the migrations {' and '.join(sorted(own))} both are the newest: let `down_revision` of"
+            " one that has not run anywhere name the other"
+        )
     config.attributes["connection"] = connection
     written = command.revision(
         config,
@@ -112,8 +122,12 @@ def next_revision() -> tuple[str, str | None]:
     """Return the names of the service's next migration, and of the one that it follows."""
     scripts = ScriptDirectory.from_config(alembic_config())
     names = [script.revision for script in scripts.walk_revisions()]
-    own = [head for head in scripts.get_heads() if head.startswith(f"{BRANCH}_")]
+    own = _own_heads(scripts)
     return _next_revision_id(names), own[0] if own else None
+
+
+def _own_heads(scripts: ScriptDirectory) -> list[str]:
+    return [head for head in scripts.get_heads() if head.startswith(f"{BRANCH}_")]
 
 
 def _next_revision_id(revisions: Iterable[str]) -> str:
