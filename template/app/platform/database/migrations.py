@@ -193,8 +193,8 @@ def check_revisions(folder: Path) -> None:
         if revision in files:
             raise InconsistentRevisions(
                 f"{files[revision].name} and {file.name} both are the migration {revision}: give the"
-                " one that has not run anywhere the next free number (its file's name and `revision`)"
-                f" and a `down_revision` that follows the other, such as {revision}"
+                " one that has not run anywhere the next free number (its file's name and `revision`),"
+                " and the newest of the others as its `down_revision`"
             )
         files[revision] = file
         followed |= dict.fromkeys(names, file)
