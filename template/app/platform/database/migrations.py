@@ -177,7 +177,7 @@ def read_heads(folder: Path) -> frozenset[str]:
 def check_revisions(folder: Path) -> None:
     """Raise InconsistentRevisions where Alembic would fail with a traceback of its own.
 
-    It is what a merge of two branches leaves behind, each with a migration of the same number.
+    A merge of two branches leaves that behind, if each has a migration of the same number.
     """
     files: dict[str, Path] = {}
     followed: dict[str, Path] = {}

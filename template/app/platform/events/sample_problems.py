@@ -1,4 +1,4 @@
-"""What makes a stored sample unreadable."""
+"""The reasons why a stored sample is unreadable."""
 
 import json
 from collections.abc import Iterator
