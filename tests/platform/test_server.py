@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -133,3 +135,19 @@ async def test_a_request_on_a_fresh_connection_survives_the_stop(
     assert received.startswith(b"HTTP/1.1 404 ") is sends
     await asyncio.wait_for(serving, 20)
     writer.close()
+
+
+def test_no_collection_interrupts_the_largest_batch() -> None:
+    """2,000 events are about 54,000 objects."""
+    hold_a_batch = """
+import gc
+from app.platform.http.server import tune_garbage_collector
+tune_garbage_collector()
+before = [generation["collections"] for generation in gc.get_stats()]
+batch = [[number] for number in range(60_000)]
+assert [generation["collections"] for generation in gc.get_stats()] == before
+"""
+    python = (sys.executable, "-c", hold_a_batch)
+    done = subprocess.run(python, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
