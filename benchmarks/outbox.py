@@ -4,7 +4,7 @@ All sides work on the same rows of 200 and some bytes, one real Kafka and one re
 
 - *one row, one send, one commit*: the relay of the usual guide.
 - *relay*: the service's, from its start to an empty outbox; *relay processes* are `app relay`, one to
-  four of them, from the commit that makes the rows visible.
+  four of them, from the commit that makes the rows visible, and notifies them as a service's does.
 - *faststream-outbox*: its relay to Kafka as its documentation shows it (one worker, ten rows at a
   time), and with 32 workers that fetch 500 rows and delete 100 at once. It decodes and encodes the
   body, and keeps no order by key.
@@ -54,7 +54,7 @@ from app.platform.outbox.model import HEADER_COLUMNS, OutboxRow, as_message
 from app.platform.outbox.publisher import OutboxPublisher
 from app.platform.outbox.relay import Relay
 from app.platform.outbox.settings import OutboxSettings
-from app.platform.outbox.wakeup import notifying
+from app.platform.outbox.wakeup import CHANNEL, notifying
 
 SEND_SECONDS = 60.0
 SEED_ROWS = 1_000
@@ -242,7 +242,7 @@ def relay_processes(count: int, prepare: str = "", **environment: str) -> Measur
                     for _ in range(count)
                 ]
                 await stage.connection.execute(
-                    f"INSERT INTO outbox ({COLUMNS}) SELECT {COLUMNS} FROM kept"
+                    f"INSERT INTO outbox ({COLUMNS}) SELECT {COLUMNS} FROM kept; NOTIFY {CHANNEL}"
                 )
                 watch = Watch(*relays)
                 await full.until_empty()

@@ -3,7 +3,7 @@
 Each side is a process of the service as its commands start it, on one real Kafka and one real
 PostgreSQL. They take turns.
 
-- *relay*: `app relay`, from the commit that makes rows visible to an empty outbox.
+- *relay*: `app relay`, from the commit that makes rows visible, and notifies it, to an empty outbox.
 - *group commit*, *batch handler*: a process like `app worker` with one consumer, one lane.
 - *POST /orders*: `app api` with the module outbox, from eight clients, each at once after its last
   answer.
@@ -67,7 +67,7 @@ class How(NamedTuple):
 
 
 class Sink(NamedTuple):
-    """The process that takes the spans."""
+    """A path of the process that takes the spans."""
 
     address: str
 
@@ -88,14 +88,14 @@ class Sink(NamedTuple):
 
 
 @asynccontextmanager
-async def receiving() -> AsyncIterator[Sink]:
+async def receiving() -> AsyncIterator[str]:
     port = free_port()
     started = psutil.Popen([sys.executable, str(SINK), str(port)])
     try:
         while not await answers(port):
             assert started.poll() is None, "the sink has ended"
             await asyncio.sleep(0.05)
-        yield Sink(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
     finally:
         started.terminate()
         started.wait()
@@ -135,7 +135,9 @@ async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
     bench = Bench(stage)
     rows = max(SEED_ROWS, int(30_000 * scale) // SEED_ROWS * SEED_ROWS)
     async with AsyncExitStack() as stack:
-        sink = await stack.enter_async_context(receiving())
+        receiver = await stack.enter_async_context(receiving())
+        # The processes that serve requests run all the time, and may send their spans at any.
+        sink, sink_of_api = Sink(f"{receiver}/worker"), Sink(f"{receiver}/api")
         ways = [How("last release", "before", {})] if (VARIANTS / "before").is_dir() else []
         ways += [How("off", "outbox", {}), How(SAMPLED, "outbox", sink.settings())]
 
@@ -149,11 +151,13 @@ async def plan(stage: Stage, scale: float) -> AsyncIterator[list[Side]]:
             return checked(lambda: measure(bench, count), sink, how)
 
         async def of_api(how: How) -> Measure:
+            if how.settings:
+                how = how._replace(settings=sink_of_api.settings())
             serving = process(stage, how.rendering, [*APP, "api"], **how.environment)
             api = await stack.enter_async_context(serving)
             await generated(api.port, 0.5)
             if how.settings:
-                await until_sampled(api.port, sink)
+                await until_sampled(api.port, sink_of_api)
 
             async def measure() -> Figures:
                 watch = Watch(api)
