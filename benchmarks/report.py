@@ -25,7 +25,7 @@ Topics have three partitions and one replica, unless an area says otherwise, and
 system, as by default.
 
 ```
-nox -s bench                                    # everything; a quarter of an hour with --scale 0.35
+nox -s bench                                    # everything; half an hour with --rounds 5 --scale 0.35
 nox -s bench -- --area consume --rounds 5 --scale 0.5
 nox -s bench -- --area soak --rounds 1          # an hour at 500 events/s, to see what grows: a section of its own
 nox -s bench -- --quick                         # a check that everything works: the figures mean nothing
