@@ -9,9 +9,16 @@ from uuid import uuid4
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanKind, StatusCode, get_current_span
+from opentelemetry.trace import (
+    SpanKind,
+    StatusCode,
+    format_span_id,
+    format_trace_id,
+    get_current_span,
+)
 from samples import REGISTRY, TOPIC, FakeUnits, MeterRead, body, meter_read, record
 from spans import Spans, id_of, linked, place
+from structlog.testing import capture_logs
 
 from app.platform import tracing
 from app.platform.database.errors import DatabaseUnavailable
@@ -253,6 +260,22 @@ async def test_a_retry_in_place_links_to_the_attempt_before(spans: Spans) -> Non
     )
     assert first.attributes is not None
     assert first.attributes["error.type"] == "ValueError"
+
+
+async def test_lines_of_a_failure_lead_to_its_attempt(spans: Spans) -> None:
+    with capture_logs() as logs:
+        await Billing(failing(2)).process(sent(1))
+
+    first, second = [
+        format_span_id(span.context.span_id) for span in attempts(spans) if span.context
+    ]
+    lines = [line for line in logs if line["log_level"] == "warning"]
+    assert [(line["event"], line["span_id"]) for line in lines] == [
+        ("handling failed", first),
+        ("handling failed", second),
+        ("message delayed", second),
+    ]
+    assert {line["trace_id"] for line in lines} == {format_trace_id(1)}
 
 
 async def test_an_attempt_alone_links_to_that_of_the_batch(spans: Spans) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
@@ -17,7 +17,7 @@ from app.platform.database.errors import MAX_TRANSACTION_ATTEMPTS, DatabaseUnava
 from app.platform.database.unit_of_work import UnitOfWork
 from app.platform.kafka import codec as names
 from app.platform.kafka import metrics
-from app.platform.kafka.codec import header
+from app.platform.kafka.codec import header, header_time
 from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.fake_producer import FakeProducer
 from app.platform.kafka.offsets import OffsetTracker
@@ -500,17 +500,51 @@ STORY: tuple[tuple[str, bytes | None], ...] = (
 
 async def test_a_dead_letter_is_logged_with_ids_and_traceback() -> None:
     world = World(failing_for(lambda event: True, ValueError("thirteen")))
+    event = meter_read()
     with capture_logs() as logs:
-        await world.process(record(body(meter_read()), headers=STORY))
+        await world.process(record(body(event), headers=STORY))
 
     attempts = [line for line in logs if line["event"] == "handling failed"]
     (given_up,) = [line for line in logs if line["event"] == "message dead-lettered"]
     assert len(attempts) == 3
     for line in [*attempts, given_up]:
         assert line["correlation_id"] == "story-1"
-        assert line["event_id"] == "7"
+        assert line["event_id"] == str(event.event_id)
+    assert [line["attempt"] for line in [*attempts, given_up]] == [1, 2, 3, 3]
     assert not any("exc_info" in line for line in attempts)
     assert str(given_up["exc_info"]) == "thirteen"
+
+
+async def test_lines_of_a_failure_lead_to_its_sender() -> None:
+    """Without ids in the headers, as in the messages of others, the event's id stands for them."""
+    world = World(failing_for(lambda event: True, ValueError("thirteen")))
+    event, parent = meter_read(), b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+    with capture_logs() as logs:
+        await world.process(record(body(event), headers=[(names.TRACEPARENT, parent)]))
+
+    lines = [line for line in logs if line["log_level"] in {"warning", "error"}]
+    assert len(lines) == 4
+    for line in lines:
+        assert line["event_id"] == line["correlation_id"] == str(event.event_id)
+        assert line["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+        assert line["span_id"] == "b7ad6b7169203331"
+
+
+async def test_a_letter_has_the_time_of_its_first_failure() -> None:
+    times: list[datetime] = []
+
+    async def handle(event: MeterRead, uow: UnitOfWork) -> None:
+        times.append(datetime.now(UTC))
+        raise ValueError("broken")
+
+    world = World(handle)
+    await world.process(record(body(meter_read())))
+    (letter,) = world.producer.on(DLQ)
+    first = header_time(letter.headers, names.FIRST_FAILED_AT)
+    last = header_time(letter.headers, names.LAST_FAILED_AT)
+
+    assert first and last
+    assert times[0] <= first <= times[1] < times[2] <= last
 
 
 async def test_a_permanent_error_is_logged_once_without_a_traceback() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 import structlog
-from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
+from opentelemetry.trace import SpanContext, format_span_id, format_trace_id, get_current_span
 from structlog.stdlib import ProcessorFormatter, filter_by_level
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
@@ -77,11 +77,15 @@ def configure(
 
 def _add_span(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
     """Add the ids of the current span, which may be that of a caller."""
-    span = get_current_span().get_span_context()
-    if span.is_valid:
-        event["trace_id"] = format_trace_id(span.trace_id)
-        event["span_id"] = format_span_id(span.span_id)
+    event.update(ids_of(get_current_span().get_span_context()))
     return event
+
+
+def ids_of(span: SpanContext) -> dict[str, str]:
+    """Return the fields that lead to `span`; none if it is of no trace."""
+    if not span.is_valid:
+        return {}
+    return {"trace_id": format_trace_id(span.trace_id), "span_id": format_span_id(span.span_id)}
 
 
 def _replace_handlers(handlers: list[logging.Handler]) -> None:

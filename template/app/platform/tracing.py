@@ -109,9 +109,9 @@ def bind_trace(trace: Trace, context: Context | None = None) -> AbstractContextM
 
 
 def trace_from(correlation_id: str | None, causation_id: str | None = None) -> Trace:
-    """Continue a trace from outside. A missing or malformed correlation id is replaced."""
+    """Continue a trace. A missing or malformed correlation id becomes the cause's id, or a new one."""
     if correlation_id is None or not _CORRELATION_ID.fullmatch(correlation_id):
-        correlation_id = str(uuid4())
+        correlation_id = causation_id or str(uuid4())
     return Trace(correlation_id, causation_id)
 
 

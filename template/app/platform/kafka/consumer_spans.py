@@ -34,6 +34,7 @@ from app.platform.kafka.spans import (
     place_attributes,
     sampling_of,
 )
+from app.platform.logs import ids_of
 from app.platform.tracing import Trace
 
 
@@ -77,6 +78,15 @@ def last_attempt(record: ConsumerRecord) -> str | None:
     if attempt is None:
         return None
     return tracing.traceparent_of(set_span_in_context(NonRecordingSpan(attempt)))
+
+
+def ids_of_attempt(record: ConsumerRecord) -> dict[str, str]:
+    """Return the ids for log lines about a message: of its last attempt, or else of its sender."""
+    fetch = _fetch.get()
+    attempt = None if fetch is None else fetch.attempts.get(id(record))
+    if attempt is None:
+        attempt = get_current_span(tracing.context_of(record.headers)).get_span_context()
+    return ids_of(attempt)
 
 
 class ConsumerSpans:
@@ -253,7 +263,7 @@ class ConsumerSpans:
         for delivery in fetch.traced_of(deliveries):
             event_id, record = delivery.event.event_id, delivery.record
             attributes = self._attributes_in_batch(record, str(event_id))
-            trace = trace_of(record.headers, None)
+            trace = Trace(_trace_of(delivery).correlation_id)
             span = self._begin_attempt(fetch, record, batch, attributes, trace)
             if span is not None:
                 spans.append((event_id, span))

@@ -1,14 +1,15 @@
 """Forwarding failed messages: to the next delay topic, or to the dead letter topic."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 
 import structlog
-from aiokafka import ConsumerRecord
 
 from app.platform.backoff import Backoff
 from app.platform.database.errors import summary
 from app.platform.kafka import metrics
 from app.platform.kafka.codec import Message
+from app.platform.kafka.delivery import Delivery, Undecodable
 from app.platform.kafka.errors import MessageRejected, MessageTooLarge, SendError
 from app.platform.kafka.producer import Producer
 from app.platform.kafka.reporting import Reporter
@@ -45,29 +46,43 @@ class Forwarder:
         self._status = status
         self._reporter = reporter
 
-    async def give_up(self, record: ConsumerRecord, error: Exception, attempts: int) -> None:
-        """Move the message to the next delay topic, or to the dead letter topic."""
+    async def give_up(
+        self,
+        failed: Delivery | Undecodable,
+        error: Exception,
+        attempts: int,
+        first_failed_at: datetime | None = None,
+    ) -> None:
+        """Move the message to the next delay topic, or to the dead letter topic.
+
+        `attempts` are all so far. `first_failed_at` is the time of the first one, if there were several.
+        """
+        record = failed.record
         origin = self._source_topics[record.topic]
         delay = None
         if not self._reporter.is_permanent(error):
             delay = next_delay(self._subscription, origin, record.topic)
         if delay is not None:
-            message = delayed_message(record, self._subscription, origin, delay, attempts, error)
+            message = delayed_message(
+                record, self._subscription, origin, delay, attempts, error, first_failed_at
+            )
             if await self._forward(message):
                 metrics.messages_retried.labels(self._name, origin, "delay_topic").inc()
                 log.warning(
                     "message delayed",
                     to=message.topic,
-                    **self._reporter.final_error_fields(error, record),
+                    **self._reporter.final_failure_fields(error, failed, attempts),
                 )
                 return
-        message = dead_letter_message(record, self._subscription, origin, attempts, error)
+        message = dead_letter_message(
+            record, self._subscription, origin, attempts, error, first_failed_at
+        )
         await self._forward_reduced(message)
         metrics.messages_dead_lettered.labels(self._name, origin).inc()
         log.error(
             "message dead-lettered",
             to=message.topic,
-            **self._reporter.final_error_fields(error, record),
+            **self._reporter.final_failure_fields(error, failed, attempts),
         )
 
     async def _forward_reduced(self, letter: Message) -> None:

@@ -6,6 +6,7 @@ after that commit, or once Kafka has confirmed it in a delay topic or dead lette
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from uuid import UUID
 
@@ -223,29 +224,36 @@ class Processor:
         backoff = policy.backoff()
         delayed = due_at(delivery.record, self._origin(delivery.record)) is not None
         in_place = 1 if delayed else policy.attempts
+        first_failed_at: datetime | None = None
         for attempt in range(1, in_place + 1):
-            error = await self._attempt(delivery)
+            error = await self._attempt(delivery, attempts + attempt)
             if error is None:
                 self._record_success()
                 return
             if self._reporter.is_permanent(error) or attempt == in_place:
-                await self._give_up(delivery, error, attempts + attempt)
+                await self._give_up(delivery, error, attempts + attempt, first_failed_at)
                 return
+            first_failed_at = first_failed_at or datetime.now(UTC)
             metrics.messages_retried.labels(self._name, delivery.record.topic, "in_place").inc()
             await self._status.wait(backoff.next())
 
     def _origin(self, record: ConsumerRecord) -> str:
         return self._source_topics[record.topic]
 
-    async def _give_up(self, delivery: Delivery, error: Exception, attempts: int) -> None:
+    async def _give_up(
+        self, delivery: Delivery, error: Exception, attempts: int, first_failed_at: datetime | None
+    ) -> None:
         # A permanent error concerns this message only, and predicts nothing about the next ones.
         if not self._reporter.is_permanent(error) and self._is_overloaded(delivery.record, error):
-            await self._probe(delivery, attempts)
+            await self._probe(delivery, attempts, first_failed_at or datetime.now(UTC))
         else:
-            await self._forwarder.give_up(delivery.record, error, attempts)
+            await self._forwarder.give_up(delivery, error, attempts, first_failed_at)
 
-    async def _attempt(self, delivery: Delivery) -> Exception | None:
-        """Apply one message once, waiting out outages; return the error of its handler, if any."""
+    async def _attempt(self, delivery: Delivery, number: int) -> Exception | None:
+        """Apply one message once, waiting out outages; return the error of its handler, if any.
+
+        `number` counts the attempts at it, from 1.
+        """
         try:
             await self._forwarder.retry_while_unavailable(
                 lambda: retry_transaction(lambda: self._apply_in_transaction([delivery])),
@@ -255,7 +263,7 @@ class Processor:
             raise
         except Exception as error:
             kind = "permanent" if self._reporter.is_permanent(error) else "transient"
-            self._reporter.record_failure(delivery.record, error, kind)
+            self._reporter.record_failure(delivery, error, kind, number)
             return error
         return None
 
@@ -263,14 +271,16 @@ class Processor:
         self._status.check_draining()
         self._spans.fail(entry)
         # Neither throttled nor a sign of overload, because waiting cannot help.
-        self._reporter.record_failure(entry.record, entry.error, "permanent")
+        attempts = previous_attempts(entry.record, self._origin(entry.record)) + 1
+        self._reporter.record_failure(entry, entry.error, "permanent", attempts)
         metrics.messages_undecodable.labels(self._name, entry.record.topic).inc()
-        attempts = previous_attempts(entry.record, self._origin(entry.record))
-        await self._forwarder.give_up(entry.record, entry.error, attempts + 1)
+        await self._forwarder.give_up(entry, entry.error, attempts)
 
     # Overload
 
-    async def _probe(self, delivery: Delivery, attempts: int) -> None:
+    async def _probe(
+        self, delivery: Delivery, attempts: int, first_failed_at: datetime | None = None
+    ) -> None:
         """Retry the message with growing waits, until it succeeds or has used up its probes."""
         error: Exception | None = None
         async with self._probing:
@@ -278,17 +288,18 @@ class Processor:
                 if not self._breaker.is_open:
                     break
                 await self._status.wait(self._breaker.probe_wait())
-                error = await self._attempt(delivery)
                 attempts += 1
+                error = await self._attempt(delivery, attempts)
                 if error is None:
                     self._record_success()
                     return
                 if self._reporter.is_permanent(error):
                     break
+                first_failed_at = first_failed_at or datetime.now(UTC)
         if error is None:  # another message closed the breaker meanwhile
             await self._apply_alone(delivery)
         else:
-            await self._forwarder.give_up(delivery.record, error, attempts)
+            await self._forwarder.give_up(delivery, error, attempts, first_failed_at)
 
     def _is_overloaded(self, record: ConsumerRecord, error: Exception) -> bool:
         """Count a failed message; return whether the subscription is paused now."""

@@ -9,8 +9,9 @@ from aiokafka import ConsumerRecord
 
 from app.platform.database.errors import error_message
 from app.platform.kafka import metrics
-from app.platform.kafka.codec import CE_ID, CORRELATION_ID, header
-from app.platform.kafka.delivery import Delivery
+from app.platform.kafka.codec import CE_ID, CORRELATION_ID, header, trace_of
+from app.platform.kafka.consumer_spans import ids_of_attempt
+from app.platform.kafka.delivery import Delivery, Undecodable
 from app.platform.kafka.errors import PermanentError
 from app.platform.kafka.subscription import Subscription
 
@@ -31,10 +32,13 @@ class Reporter:
         """Return whether every further attempt would fail, too."""
         return isinstance(error, (PermanentError, *self._subscription.retry.permanent))
 
-    def record_failure(self, record: ConsumerRecord, error: Exception, kind: str) -> None:
-        metrics.messages_failed.labels(self._name, record.topic, kind).inc()
+    def record_failure(
+        self, message: Delivery | Undecodable, error: Exception, kind: str, attempt: int
+    ) -> None:
+        """Count an attempt that failed, and log it. `attempt` counts from 1, in all topics."""
+        metrics.messages_failed.labels(self._name, message.record.topic, kind).inc()
         if kind == "transient":  # a permanent error is logged with the dead letter
-            log.warning("handling failed", **self.error_fields(error, record))
+            log.warning("handling failed", **self.failure_fields(error, message, attempt))
 
     def count_consumed(self, deliveries: Sequence[Delivery], fresh: Sequence[Delivery]) -> None:
         """Count consumed messages; those that are not in `fresh` are duplicates."""
@@ -53,22 +57,37 @@ class Reporter:
             log.info("events applied", consumer=self._name, events=len(applied))
             return
         for delivery in applied:
-            fields = self.record_fields(delivery.record) | {
-                "event_id": str(delivery.event.event_id)
-            }
-            log.info("event applied", **fields)
+            log.info("event applied", **self._fields_of(delivery))
 
-    def error_fields(
-        self, error: Exception, record: ConsumerRecord | None = None
+    def error_fields(self, error: Exception) -> dict[str, object]:
+        return {"consumer": self._name, **error_fields(error)}
+
+    def failure_fields(
+        self, error: Exception, message: Delivery | Undecodable, attempt: int
     ) -> dict[str, object]:
-        fields = {} if record is None else self.record_fields(record)
-        return {"consumer": self._name, **fields, **error_fields(error)}
+        """Return the log fields of a failed attempt, with the ids of its span."""
+        record = message.record
+        known = (
+            self._fields_of(message)
+            if isinstance(message, Delivery)
+            else self.record_fields(record)
+        )
+        return {**known, **ids_of_attempt(record), "attempt": attempt, **error_fields(error)}
 
-    def final_error_fields(self, error: Exception, record: ConsumerRecord) -> dict[str, object]:
-        """Return the log fields of the error for which a message is given up."""
+    def final_failure_fields(
+        self, error: Exception, message: Delivery | Undecodable, attempt: int
+    ) -> dict[str, object]:
+        """Return the log fields of the attempt after which a message is given up."""
         # The traceback once for each message; a permanent error explains itself.
         traceback = {} if self.is_permanent(error) else {"exc_info": error}
-        return {**self.error_fields(error, record), **traceback}
+        return {**self.failure_fields(error, message, attempt), **traceback}
+
+    def _fields_of(self, delivery: Delivery) -> dict[str, object]:
+        """Return the log fields of a message with its ids, which a foreign one has in no header."""
+        event_id = delivery.event.event_id
+        trace = trace_of(delivery.record.headers, event_id)
+        ids = {"event_id": str(event_id), "correlation_id": trace.correlation_id}
+        return self.record_fields(delivery.record) | ids
 
     def record_fields(self, record: ConsumerRecord) -> dict[str, object]:
         return {

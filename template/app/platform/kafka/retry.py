@@ -55,11 +55,13 @@ def delayed_message(
     delay: timedelta,
     attempts: int,
     error: BaseException,
+    first_failed_at: datetime | None = None,
 ) -> Message:
     """Build the message that takes `record` to a delay topic."""
     now = datetime.now(UTC)
     topic = retry_topic(origin, subscription.name, delay)
-    history = _history(record, subscription, origin, attempts, error, now)
+    first = first_failed_at or now
+    history = _history(record, subscription, origin, attempts, error, first, now)
     history[names.DUE_AT] = (now + delay).isoformat()
     return Message(
         topic, record.key, _value(record), _headers(record, origin, history), forwarded=True
@@ -72,9 +74,15 @@ def dead_letter_message(
     origin: str,
     attempts: int,
     error: BaseException,
+    first_failed_at: datetime | None = None,
 ) -> Message:
-    """Build the message that takes `record`, with its key, bytes and headers, to the dead letters."""
-    history = _history(record, subscription, origin, attempts, error, datetime.now(UTC))
+    """Build the message that takes `record`, with its key, bytes and headers, to the dead letters.
+
+    It failed for the first time now, or at `first_failed_at`, or when its headers say so.
+    """
+    now = datetime.now(UTC)
+    first = first_failed_at or now
+    history = _history(record, subscription, origin, attempts, error, first, now)
     history[names.ERROR_TRACEBACK] = _traceback(error)
     history |= dict.fromkeys(
         (names.DUE_AT, names.DISCARDS, names.DISCARDS_TIMESTAMP, names.OMITTED_BYTES)
@@ -211,6 +219,7 @@ def _history(
     origin: str,
     attempts: int,
     error: BaseException,
+    first: datetime,
     now: datetime,
 ) -> dict[str, str | None]:
     first_hop = record.topic == origin
@@ -231,7 +240,7 @@ def _history(
             names.ORIGIN_TIMESTAMP: str(record.timestamp),
         }
     if first_hop or header(record.headers, names.FIRST_FAILED_AT) is None:
-        history[names.FIRST_FAILED_AT] = now.isoformat()
+        history[names.FIRST_FAILED_AT] = first.isoformat()
     if first_hop:
         history |= {names.REPLAYED_AT: None, names.REPLAYS: None}
     return history
