@@ -137,13 +137,13 @@ def test_missing_and_different_topics_say_what_to_do() -> None:
 
 
 def test_edited_platform_files_are_warnings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / ".copier-answers.yml").write_text("_commit: 1.2.3\n_src_path: /somewhere\n")
+    (folder / ".copier-answers.yml").write_text("_commit: '8487468'\n_src_path: /somewhere\n")
 
     def edited(_project: Path) -> Mapping[Path, Change]:
         return {Path("app/platform/health.py"): Change.EDITED}
 
     monkeypatch.setattr(changes, "find_changes", edited)
-    assert of("template")[0].text.startswith("1.2.3; ")
+    assert of("template")[0].text.startswith("8487468; ")
     (finding,) = of("platform")
     assert finding.level is Level.WARNING
     assert finding.text.startswith("app/platform/health.py is edited")
@@ -160,6 +160,12 @@ def test_a_template_that_cannot_be_rendered_is_a_warning(
     monkeypatch.setattr(changes, "find_changes", unavailable)
     (finding,) = of("template")
     assert (finding.level, finding.text) == (Level.WARNING, "not compared: no network")
+
+
+def test_a_service_without_its_answers_is_not_compared(folder: Path) -> None:
+    (finding,) = of("template")
+    assert finding.level is Level.WARNING
+    assert finding.text.startswith("not compared: there is no .copier-answers.yml here")
 
 
 def test_an_image_is_not_compared_with_the_template(monkeypatch: pytest.MonkeyPatch) -> None:

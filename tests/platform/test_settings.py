@@ -10,6 +10,7 @@ from app import wiring
 from app.platform.config import ConfigurationError, EnvSettings, Settings, load
 from app.platform.database.engine import DatabaseSettings
 from app.platform.http.app import create_app
+from app.platform.runtime import Configuration
 from app.platform.service import Component, Role, Service
 
 SECRET = "tr0ub4dor-3"
@@ -95,6 +96,30 @@ def test_the_message_shows_each_wrong_variable(
     assert "(it is 'LOUD')" in message
     assert "LOG_FORMAT: " in message
     assert "(it is 'xml')" in message
+
+
+class GreetingSettings(EnvSettings):
+    greeting_limit: int = 1
+
+
+def test_a_process_names_all_wrong_settings_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {
+        "LOG_LEVEL": "loud",
+        "KAFKA_SEND_TIMEOUT_SECONDS": "0",
+        "DATABASE_POOL_SIZE": "ten",
+        "GREETING_LIMIT": "many",
+    }
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigurationError) as raised:
+        Configuration.from_environment([GreetingSettings])
+
+    message = str(raised.value)
+    assert message.count("wrong configuration") == 1
+    for name, value in wrong.items():
+        assert f"{name}: " in message
+        assert f"(it is {value!r})" in message
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ async def get_source(
     min_version: Annotated[QueryId | None, Query(description="The id of a heartbeat")] = None,
 ) -> SourceResponse:
     """With `min_version` the response waits briefly until that heartbeat of the source is known
-    here; then 503 with `Retry-After`. So one reads what one has written."""
+    here; then 503 with `Retry-After`. So a client reads its own writes."""
     found = await wait_for_version(
         lambda: find_source(runtime.database.sessions, source),
         lambda row: row.heartbeat_id,

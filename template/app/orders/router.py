@@ -193,7 +193,7 @@ async def get_order(
     min_version: MinVersion = None,
 ) -> OrderResponse:
     """With `min_version` the response waits briefly until the order has reached that version; then
-    503 with `Retry-After`. So one reads what one has written."""
+    503 with `Retry-After`. So a client reads its own writes."""
     order = await wait_for_version(
         lambda: queries.get(order_id), _version, min_version, "order", order_id, wait_seconds
     )

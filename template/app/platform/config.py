@@ -1,13 +1,17 @@
 """Settings, read from the environment and from `.env`. A component defines its own beside its code."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app import SERVICE_NAME
 
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+_WRONG = "wrong configuration: "
 _HTTP_URL = r"^https?://\S+$"
 
 
@@ -27,7 +31,7 @@ class Settings(EnvSettings):
     """Settings of the service as a whole."""
 
     service_name: str = Field(SERVICE_NAME, pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=80)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: LogLevel = "INFO"
     log_format: Literal["auto", "pretty", "json"] = "auto"
     listen_host: str = Field("127.0.0.1", min_length=1)
     listen_port: int | None = Field(None, ge=1, le=65535)
@@ -36,7 +40,8 @@ class Settings(EnvSettings):
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper_case(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
+        known = isinstance(value, str) and value.upper() in get_args(LogLevel)
+        return str(value).upper() if known else value
 
 
 class HttpSettings(EnvSettings):
@@ -87,7 +92,18 @@ def load(settings: type[S], **given: Any) -> S:
     except ValidationError as error:
         raise ConfigurationError(_error_message(settings, error)) from None
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"wrong configuration: .env is not UTF-8: {error}") from None
+        raise ConfigurationError(f"{_WRONG}.env is not UTF-8: {error}") from None
+
+
+def whole_error(kinds: Iterable[type[EnvSettings]]) -> ConfigurationError:
+    """Return the error of several settings of which at least one is wrong, to mend them at once."""
+    wrong = []
+    for kind in kinds:
+        try:
+            load(kind)
+        except ConfigurationError as error:
+            wrong.append(str(error).removeprefix(_WRONG))
+    return ConfigurationError(_WRONG + "; ".join(dict.fromkeys(wrong)))
 
 
 def _error_message(settings: type[EnvSettings], error: ValidationError) -> str:
@@ -101,7 +117,7 @@ def _error_message(settings: type[EnvSettings], error: ValidationError) -> str:
         shown = "" if secret or problem["type"] == "missing" else f" (it is {value!r})"
         message = problem["msg"].removeprefix("Value error, ")  # added by pydantic
         lines.append(f"{name.upper()}: {message}{shown}" if name else message)
-    return "wrong configuration: " + "; ".join(lines)
+    return _WRONG + "; ".join(lines)
 
 
 def _arguments(annotation: object) -> tuple[object, ...]:

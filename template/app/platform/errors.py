@@ -81,7 +81,7 @@ class ServiceError(Exception):
 
 class NotFound(ServiceError):
     status = 404
-    title = "There is no such thing"
+    title = "There is no such resource"
 
     def __init__(self, kind: str, id: object) -> None:
         super().__init__(f"there is no {kind} {id}")
@@ -98,7 +98,7 @@ class VersionConflict(ServiceError):
     """The resource is not at the version that the caller expects."""
 
     status = 412
-    title = "The thing has changed meanwhile"
+    title = "The resource has changed meanwhile"
 
     def __init__(self, kind: str, id: object) -> None:
         super().__init__(

@@ -1,6 +1,6 @@
 """The parts of a running process. `http/app.py` builds them; lifespans and dependencies receive them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from app.platform.config import (
     Settings,
     TelemetrySettings,
     load,
+    whole_error,
 )
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.unit_of_work import UnitOfWorkFactory
@@ -37,9 +38,18 @@ class Configuration:
     telemetry: TelemetrySettings = field(default_factory=lambda: load(TelemetrySettings))
 
     @classmethod
-    def from_environment(cls) -> "Configuration":
-        """Load all settings. Raises ConfigurationError."""
-        return cls(load(Settings), load(KafkaSettings), load(DatabaseSettings), load(HttpSettings))
+    def from_environment(cls, others: Iterable[type[EnvSettings]] = ()) -> "Configuration":
+        """Load all settings.
+
+        Raises ConfigurationError, which also names what is wrong in `others`.
+        """
+        try:
+            return cls(
+                load(Settings), load(KafkaSettings), load(DatabaseSettings), load(HttpSettings)
+            )
+        except ConfigurationError:
+            kinds: list[type[EnvSettings]] = [Settings, KafkaSettings, DatabaseSettings]
+            raise whole_error([*kinds, HttpSettings, TelemetrySettings, *others]) from None
 
 
 @dataclass(frozen=True)

@@ -196,12 +196,12 @@ def _check_template() -> Iterator[Finding]:
     from app.platform.dev.changes import TemplateUnavailable, find_changes
 
     try:
-        answers = ANSWERS_FILE.read_text(encoding="utf-8")
         changed = find_changes(Path.cwd())
+        answers = ANSWERS_FILE.read_text(encoding="utf-8")
     except (OSError, TemplateUnavailable) as error:
         yield Finding(Level.WARNING, "template", f"not compared: {error}")
         return
-    version = re.search(r"^_commit: (.+)$", answers, re.MULTILINE)
+    version = re.search(r"^_commit: '?(.+?)'?$", answers, re.MULTILINE)
     shown = version[1] if version else "of an unknown version"
     yield Finding(Level.OK, "template", f"{shown}; `copier check-update` looks for a newer one")
     for path, change in changed.items():

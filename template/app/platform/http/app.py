@@ -52,7 +52,7 @@ def create_app(
     Raises ConfigurationError before anything starts, also for settings of components and for files
     of certificates.
     """
-    configuration = configuration or Configuration.from_environment()
+    configuration = configuration or Configuration.from_environment(service.settings)
     client_options(configuration.kafka)  # reads the files of certificates
     settings = {kind: load(kind) for kind in service.settings}
     tracer_provider = tracer_provider or telemetry.tracer_provider(

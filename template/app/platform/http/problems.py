@@ -37,7 +37,7 @@ class Problem(BaseModel):
     """Problem details (RFC 9457)."""
 
     type: str = Field("about:blank", examples=["urn:problem-type:version-conflict"])
-    title: str = Field(examples=["The thing has changed meanwhile"])
+    title: str = Field(examples=["The resource has changed meanwhile"])
     status: int = Field(examples=[412])
     detail: str | None = Field(None, examples=["it is not at the expected version"])
     instance: str | None = Field(None, examples=["/path/of/the/request"])
