@@ -543,7 +543,8 @@ async def test_a_letter_has_the_time_of_its_first_failure() -> None:
     first = header_time(letter.headers, names.FIRST_FAILED_AT)
     last = header_time(letter.headers, names.LAST_FAILED_AT)
 
-    assert first and last
+    assert first
+    assert last
     assert times[0] <= first <= times[1] < times[2] <= last
 
 
