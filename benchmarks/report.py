@@ -73,7 +73,9 @@ row in Python, because a projection may compute anything; it cannot be as fast a
 newer rows in place, costs more than its floor's COPY, mostly in the encoding of arrays.""",
     "tracing": """\
 Off, a message costs the look-up of a switch. On, one that is not sampled costs its context, which is read, passed on and
-written, and no span. A sampled one costs several spans and its share of an export, in a thread of the same process.""",
+written, and no span. A sampled one costs several spans and its share of an export, in a thread of the same process. A
+batch handler shows it most: it spends 9 us on a message, and OpenTelemetry's SDK 130 us on a sampled one, which is
+1.3 us for each of a hundred.""",
     "commands": """\
 Nearly all of it is imports: Typer, Rich and pydantic for a help text, and the libraries of the whole service for a
 command that reads its events and consumers: SQLAlchemy, aiokafka and pydantic, with the tables and events of the slices.""",
