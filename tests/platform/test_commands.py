@@ -28,6 +28,7 @@ from app.platform.cli.dlq import _utc
 from app.platform.cli.dlq_letters import describe, summary
 from app.platform.cli.event_messages import show
 from app.platform.cli.topics import _line as topic_line
+from app.platform.config import ConfigurationError
 from app.platform.database.engine import DatabaseSettings
 from app.platform.dead_letters.selection import skipped_undecodable
 from app.platform.dev.servers import MockBroker
@@ -651,6 +652,14 @@ def test_what_a_decoder_cannot_read_is_not_sent(options: list[str], reason: str)
 
     assert result.exit_code == 1
     assert reason in result.output
+
+
+def test_a_process_is_refused_with_all_its_wrong_settings() -> None:
+    wrong = {"LOG_LEVEL": "loud", "DATABASE_POOL_SIZE": "ten", "KAFKA_SEND_TIMEOUT_SECONDS": "0"}
+    refused = runner.invoke(estate, ["api"], env=wrong)
+
+    assert isinstance(refused.exception, ConfigurationError)
+    assert all(f"{name}: " in str(refused.exception) for name in wrong)
 
 
 def test_a_file_without_an_event_is_for_a_topic_with_a_decoder() -> None:

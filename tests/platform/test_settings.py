@@ -10,7 +10,6 @@ from app import wiring
 from app.platform.config import ConfigurationError, EnvSettings, Settings, load
 from app.platform.database.engine import DatabaseSettings
 from app.platform.http.app import create_app
-from app.platform.runtime import Configuration
 from app.platform.service import Component, Role, Service
 
 SECRET = "tr0ub4dor-3"
@@ -112,8 +111,9 @@ def test_a_process_names_all_wrong_settings_at_once(monkeypatch: pytest.MonkeyPa
     for name, value in wrong.items():
         monkeypatch.setenv(name, value)
 
+    service = Service([Component("greetings", settings=[GreetingSettings])])
     with pytest.raises(ConfigurationError) as raised:
-        Configuration.from_environment([GreetingSettings])
+        create_app(service, {Role.API})
 
     message = str(raised.value)
     assert message.count("wrong configuration") == 1

@@ -95,15 +95,16 @@ def load(settings: type[S], **given: Any) -> S:
         raise ConfigurationError(f"{_WRONG}.env is not UTF-8: {error}") from None
 
 
-def whole_error(kinds: Iterable[type[EnvSettings]]) -> ConfigurationError:
-    """Return the error of several settings of which at least one is wrong, to mend them at once."""
+def check(kinds: Iterable[type[EnvSettings]]) -> None:
+    """Raise ConfigurationError with all that is wrong in several settings, to be mended at once."""
     wrong = []
     for kind in kinds:
         try:
             load(kind)
         except ConfigurationError as error:
             wrong.append(str(error).removeprefix(_WRONG))
-    return ConfigurationError(_WRONG + "; ".join(dict.fromkeys(wrong)))
+    if wrong:
+        raise ConfigurationError(_WRONG + "; ".join(dict.fromkeys(wrong))) from None
 
 
 def _error_message(settings: type[EnvSettings], error: ValidationError) -> str:

@@ -1,6 +1,7 @@
 """The parts of a running process. `http/app.py` builds them; lifespans and dependencies receive them."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,8 +12,8 @@ from app.platform.config import (
     HttpSettings,
     Settings,
     TelemetrySettings,
+    check,
     load,
-    whole_error,
 )
 from app.platform.database.engine import Database, DatabaseSettings
 from app.platform.database.unit_of_work import UnitOfWorkFactory
@@ -38,18 +39,20 @@ class Configuration:
     telemetry: TelemetrySettings = field(default_factory=lambda: load(TelemetrySettings))
 
     @classmethod
-    def from_environment(cls, others: Iterable[type[EnvSettings]] = ()) -> "Configuration":
-        """Load all settings.
+    def from_environment(cls) -> "Configuration":
+        """Load all settings. Raises ConfigurationError."""
+        return cls(load(Settings), load(KafkaSettings), load(DatabaseSettings), load(HttpSettings))
 
-        Raises ConfigurationError, which also names what is wrong in `others`.
-        """
-        try:
-            return cls(
-                load(Settings), load(KafkaSettings), load(DatabaseSettings), load(HttpSettings)
-            )
-        except ConfigurationError:
-            kinds: list[type[EnvSettings]] = [Settings, KafkaSettings, DatabaseSettings]
-            raise whole_error([*kinds, HttpSettings, TelemetrySettings, *others]) from None
+
+@contextmanager
+def naming_all_wrong_settings(service: Service) -> Iterator[None]:
+    """Make a ConfigurationError of the block name everything that is wrong in a process's settings."""
+    try:
+        yield
+    except ConfigurationError:
+        kinds: list[type[EnvSettings]] = [Settings, KafkaSettings, DatabaseSettings, HttpSettings]
+        check([*kinds, TelemetrySettings, *service.settings])
+        raise
 
 
 @dataclass(frozen=True)

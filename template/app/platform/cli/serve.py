@@ -71,15 +71,16 @@ def serve_as(ctx: typer.Context, role: str, host: str | None, port: int | None) 
     from app.platform.config import HttpSettings, Settings
     from app.platform.database.engine import DatabaseSettings
     from app.platform.http.server import serve
-    from app.platform.runtime import Configuration
+    from app.platform.runtime import Configuration, naming_all_wrong_settings
     from app.platform.service import Role
 
     service = service_of(ctx)
-    context = context_of(ctx)  # also checks events and consumers
-    settings = load(Settings)
-    configuration = Configuration(
-        settings, context.kafka, load(DatabaseSettings), load(HttpSettings)
-    )
+    with naming_all_wrong_settings(service):
+        context = context_of(ctx)  # also checks events and consumers
+        settings = load(Settings)
+        configuration = Configuration(
+            settings, context.kafka, load(DatabaseSettings), load(HttpSettings)
+        )
     where = host or settings.listen_host, port or settings.listen_port or _PORTS[role]
     serve(service, {Role(role)}, configuration, *where)
 

@@ -31,7 +31,7 @@ from app.platform.kafka.lag import GroupLagMeter
 from app.platform.kafka.producer import KafkaProducer, Producer
 from app.platform.kafka.settings import client_options
 from app.platform.metrics import describe_process, measuring_event_loop
-from app.platform.runtime import Configuration, Resources, Runtime
+from app.platform.runtime import Configuration, Resources, Runtime, naming_all_wrong_settings
 from app.platform.service import Role, Service, installed_version
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ def create_app(
     Raises ConfigurationError before anything starts, also for settings of components and for files
     of certificates.
     """
-    configuration = configuration or Configuration.from_environment(service.settings)
+    with naming_all_wrong_settings(service):
+        configuration = configuration or Configuration.from_environment()
+        settings = {kind: load(kind) for kind in service.settings}
     client_options(configuration.kafka)  # reads the files of certificates
-    settings = {kind: load(kind) for kind in service.settings}
     tracer_provider = tracer_provider or telemetry.tracer_provider(
         configuration.service.service_name, configuration.telemetry
     )
