@@ -11,19 +11,26 @@ from pathlib import Path
 
 import pytest
 
+from tests import matrix
 from tests.generated.conftest import Service
+from tests.generated.workspace import Workspace
 from tests.shell import environment
 
 pytestmark = pytest.mark.xdist_group("image")
 
 
 @pytest.fixture(scope="module")
-def image(base: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image(
+    base: Service, workspace: Workspace, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    # Tests of `app dev --reload` edit the files of the base meanwhile.
+    rendered = workspace.render(matrix.codes()[0], repository, "image")
+    shutil.copy(base.path / "uv.lock", rendered)
     root = tmp_path_factory.mktemp("image") / "service"
     root.mkdir()
-    for line in (base.path / ".dockerignore").read_text().splitlines():
+    for line in (rendered / ".dockerignore").read_text().splitlines():
         if line.startswith("!"):
-            source = base.path / line.removeprefix("!")
+            source = rendered / line.removeprefix("!")
             if source.is_dir():
                 shutil.copytree(source, root / source.name)
             else:
