@@ -2,10 +2,11 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import APART, AREAS, PAGE, RESULTS, render_files
+from benchmarks.__main__ import APART, AREAS, PAGE, RESULTS, render_files, with_published
 from benchmarks.generation_peers import cost_of_a_file
 from benchmarks.plot import svg
 from benchmarks.report import LIMITS, render_report
@@ -100,6 +101,22 @@ def test_the_report_names_goals_met_and_growth_beyond_linear() -> None:
     assert "| outbox | missed | 0.50 | >= 2 | **missed** |" in output
     assert "| 10 times the rows | 8 | 4 | rows/s | 2.00 | better than linear" in output
     assert "| 100 times the rows | 4 | 8 | rows/s | 0.50 | no longer linear" in output
+
+
+def test_a_soak_keeps_its_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each run replaces its own results only, and the page has both."""
+    monkeypatch.setattr("benchmarks.__main__.RESULTS", tmp_path)
+    latest = tmp_path / "latest.json"
+    everything, soak = found(area(a=[1])), found(area(b=[2]))
+    latest.write_text(json.dumps(everything))
+    both = {**everything, "apart": soak}
+    assert with_published(soak, apart=True) == json.loads(json.dumps(both))
+    latest.write_text(json.dumps(both))
+    assert with_published(everything, apart=False)["apart"] == json.loads(json.dumps(soak))
+
+    assert render_report(both).count("## The <outbox>") == 2
+    assert "\nA run of its own: 2026-01-31, `abcdefabcdef`.\n" in render_report(both)
+    assert "A run of its own" not in render_report(everything)
 
 
 def test_loads_are_linear_when_an_event_costs_the_same() -> None:

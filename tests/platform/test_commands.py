@@ -654,9 +654,10 @@ def test_what_a_decoder_cannot_read_is_not_sent(options: list[str], reason: str)
     assert reason in result.output
 
 
-def test_a_process_is_refused_with_all_its_wrong_settings() -> None:
+@pytest.mark.parametrize("command", ["api", "worker", "console", "dev"])
+def test_a_process_is_refused_with_all_its_wrong_settings(command: str) -> None:
     wrong = {"LOG_LEVEL": "loud", "DATABASE_POOL_SIZE": "ten", "KAFKA_SEND_TIMEOUT_SECONDS": "0"}
-    refused = runner.invoke(estate, ["api"], env=wrong)
+    refused = runner.invoke(estate, [command], env=wrong)
 
     assert isinstance(refused.exception, ConfigurationError)
     assert all(f"{name}: " in str(refused.exception) for name in wrong)

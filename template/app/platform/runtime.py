@@ -1,6 +1,6 @@
 """The parts of a running process. `http/app.py` builds them; lifespans and dependencies receive them."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -45,13 +45,13 @@ class Configuration:
 
 
 @contextmanager
-def naming_all_wrong_settings(service: Service) -> Iterator[None]:
-    """Make a ConfigurationError of the block name everything that is wrong in a process's settings."""
+def naming_all_wrong_settings(others: Iterable[type[EnvSettings]] = ()) -> Iterator[None]:
+    """Make a ConfigurationError of the block name all that is wrong in a process's settings and `others`."""
     try:
         yield
     except ConfigurationError:
         kinds: list[type[EnvSettings]] = [Settings, KafkaSettings, DatabaseSettings, HttpSettings]
-        check([*kinds, TelemetrySettings, *service.settings])
+        check([*kinds, TelemetrySettings, *others])
         raise
 
 

@@ -24,10 +24,13 @@ def console(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
     from app.platform.console.app import create_console, serve_console
     from app.platform.database.engine import DatabaseSettings
     from app.platform.http.server import configure_logs
+    from app.platform.runtime import naming_all_wrong_settings
 
-    service, context = service_of(ctx), context_of(ctx)
-    general, settings = load(Settings), load(ConsoleSettings)
+    service = service_of(ctx)
+    with naming_all_wrong_settings([ConsoleSettings]):
+        context, database = context_of(ctx), load(DatabaseSettings)
+        general, settings = load(Settings), load(ConsoleSettings)
     configure_logs(general)
     processes = listed(settings.console_processes)
-    app = create_console(service, context, load(DatabaseSettings), settings, processes)
+    app = create_console(service, context, database, settings, processes)
     serve_console(app, host or settings.console_host, port or general.listen_port or 8003)

@@ -75,7 +75,7 @@ def serve_as(ctx: typer.Context, role: str, host: str | None, port: int | None) 
     from app.platform.service import Role
 
     service = service_of(ctx)
-    with naming_all_wrong_settings(service):
+    with naming_all_wrong_settings(service.settings):
         context = context_of(ctx)  # also checks events and consumers
         settings = load(Settings)
         configuration = Configuration(

@@ -129,7 +129,7 @@ class SchemaCheck:
         self._complete = False
 
     async def check(self) -> None:
-        """Raise MigrationsPending, MigrationsNotFound, or the driver's errors.
+        """Raise MigrationsPending, MigrationsNotFound, InconsistentRevisions, or the driver's errors.
 
         After a success the database is not asked again.
         """

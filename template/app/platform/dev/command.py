@@ -41,6 +41,7 @@ from app.platform.dev.signals import StopRequested, StopSignals, handling_stop_s
 from app.platform.dev.training import train_in_background
 from app.platform.http.server import PortInUse, listen, run
 from app.platform.kafka.settings import KafkaSettings
+from app.platform.runtime import naming_all_wrong_settings
 from app.platform.service import Service
 from app.platform.terminal import say_block
 
@@ -80,7 +81,8 @@ def run_dev(
     `explain` returns the message for an error that a user can correct. Exits with one line if it
     cannot start, and with code 1 if a server ends by itself.
     """
-    settings = load(Settings)
+    with naming_all_wrong_settings():
+        settings = load(Settings)
     logs.configure(settings.log_level, settings.log_format)
     # With --reload a service that cannot be loaded yet is no reason to end.
     service = load_service() if mode is not Mode.RELOAD else None
@@ -124,7 +126,8 @@ def _configure_servers(options: ServerOptions) -> Servers:
 
     Raises KafkaNotShared.
     """
-    settings, database, kafka = load(Settings), load(DatabaseSettings), load(KafkaSettings)
+    with naming_all_wrong_settings():
+        settings, database, kafka = load(Settings), load(DatabaseSettings), load(KafkaSettings)
     given_url = "database_url" in database.model_fields_set
     given_kafka = "kafka_bootstrap_servers" in kafka.model_fields_set
     host = options.kafka_of or settings.dev_kafka_of

@@ -52,7 +52,7 @@ def create_app(
     Raises ConfigurationError before anything starts, also for settings of components and for files
     of certificates.
     """
-    with naming_all_wrong_settings(service):
+    with naming_all_wrong_settings(service.settings):
         configuration = configuration or Configuration.from_environment()
         settings = {kind: load(kind) for kind in service.settings}
     client_options(configuration.kafka)  # reads the files of certificates
