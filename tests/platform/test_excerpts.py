@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 
 from app.platform.kafka import excerpts
 from app.platform.kafka.admin import provision, reading
-from app.platform.kafka.excerpts import Newest, read_newest, read_one
+from app.platform.kafka.excerpts import Newest, Place, read_at, read_newest, read_one
 from app.platform.kafka.settings import KafkaSettings, client_options
 from app.platform.kafka.topics import Topic
 
@@ -147,3 +147,11 @@ async def test_one_record_is_read_by_its_offset(kafka_settings: KafkaSettings, t
     assert found is not None
     assert numbers([found]) == [4]
     assert missing == [None, None, None]
+
+
+@pytest.mark.parametrize("place", [Place(), Place(partition=0), Place(key="k"), Place(offset=0)])
+async def test_a_topic_that_is_missing_is_named(
+    kafka_settings: KafkaSettings, place: Place
+) -> None:
+    async with reading(kafka_settings, ["never.made"]) as client:
+        assert await read_at(client, place, 10) == ([], "The topic is not on the broker.")

@@ -215,9 +215,10 @@ async def read_at(
 
     The client is left on the partitions of `place`, paused. Raises BrokerUnavailable.
     """
-    chosen = [tp for tp in client.assignment() if place.partition in (None, tp.partition)]
+    assigned = client.assignment()
+    chosen = [tp for tp in assigned if place.partition in (None, tp.partition)]
     if not chosen:
-        return [], "It has no such partition."
+        return [], "It has no such partition." if assigned else "The topic is not on the broker."
     client.assign(chosen)
     if place.key is not None:
         newest = await read_newest(client, SEARCHED, MAX_BYTES)
